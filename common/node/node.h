@@ -1,0 +1,201 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* A node is something with a size that can be read and written at byte
+ * offsets: a local file or block device (file.c), an NBD export
+ * (nbd.c), a QED image over another node (../qed).  Formats are written
+ * against this interface and never against file descriptors.
+ * Specification: block-layer.md, "Nodes".
+ *
+ * All functions but node_start and node_close may be called from any
+ * thread at the same time.  Offsets and counts are in bytes.  Functions
+ * that return int return 0, or -1 with errno set after a message that
+ * names node, offset and cause; node_zero with NODE_FAST and functions
+ * that a node lacks fail with ENOTSUP and without a message.
+ */
+
+#ifndef BLOCKDRIVERS_NODE_H
+#define BLOCKDRIVERS_NODE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct node;
+
+/* Flags of writes, zeroes and discards. */
+#define NODE_MAY_TRIM 1         /* zero: space may be given back */
+#define NODE_FAST     2         /* zero: ENOTSUP, with nothing changed,
+                                   rather than writing zeroes out */
+
+/* What stands at an offset, and for how many bytes from there (at least
+ * one).  ZERO: reads as zeroes.  HOLE: takes no space.  MAPPED: offset
+ * says where in the node "where" the bytes are.
+ */
+#define EXTENT_ZERO   1
+#define EXTENT_HOLE   2
+#define EXTENT_MAPPED 4
+
+struct extent {
+  uint64_t length;
+  unsigned flags;
+  unsigned depth;               /* backing images between asked and found */
+  const struct node *where;     /* the node which decided, borrowed */
+  uint64_t offset;              /* in it; only with MAPPED */
+};
+
+struct node_ops {
+  const char *type;             /* "file", "nbd", "qed" */
+
+  /* Start background threads; may be NULL.  Until it is called the node
+   * works, but only for one thread at a time, so that it can be opened
+   * before a server forks.
+   */
+  int (*start) (struct node *n);
+  int (*close) (struct node *n);
+
+  int (*pread) (struct node *n, void *buf, size_t count, uint64_t offset);
+  int (*pwritev) (struct node *n, const struct iovec *iov, int iovcnt,
+                  size_t count, uint64_t offset);
+  int (*flush) (struct node *n);
+  int (*extents) (struct node *n, uint64_t count, uint64_t offset,
+                  struct extent *ret);
+
+  /* Any of these may be NULL; node.c then answers ENOTSUP, writes
+   * zeroes for zero, and does nothing for discard and cache.
+   */
+  int (*zero) (struct node *n, uint64_t count, uint64_t offset,
+               unsigned flags);
+  int (*discard) (struct node *n, uint64_t count, uint64_t offset);
+  int (*cache) (struct node *n, uint64_t count, uint64_t offset);
+  int (*resize) (struct node *n, uint64_t size);
+  int64_t (*allocated_size) (struct node *n);
+};
+
+/* The common part of every node; a driver's own struct begins with it.
+ * All but size are constant once the node is open.
+ */
+struct node {
+  const struct node_ops *ops;
+  char *name;                   /* as the user knows it */
+  _Atomic uint64_t size;        /* bytes; changes only in resize */
+  bool read_only;
+  bool fixed_size;              /* cannot grow: block device, NBD export.
+                                   Other nodes grow by zeroes */
+  bool can_fast_zero;           /* zero with NODE_FAST can succeed */
+  uint32_t align;               /* offset and count of each request must
+                                   be multiples (power of two); 1 from
+                                   node_open */
+  uint32_t preferred;           /* preferred request size, power of two */
+};
+
+/* Which of QEMU's image locks to take on a local file (qed.md,
+ * invariant 8).
+ */
+enum node_lock {
+  NODE_LOCK_NONE,
+  NODE_LOCK_IMAGE,              /* as a writer, or reader if read_only */
+  NODE_LOCK_BACKING,            /* an image below another one */
+};
+
+struct node_open_options {
+  bool read_only;
+  enum node_lock lock;
+  bool from_file;               /* the name came out of a file, not from
+                                   the user: NBD URIs may not refer to
+                                   local key files */
+};
+
+/* Is this name an NBD URI (of the kinds in interfaces.md), rather than
+ * a path?
+ */
+extern bool node_is_uri (const char *name);
+
+/* Open a local file, block device or NBD URI, which must exist.  A node
+ * whose server wants aligned requests is wrapped so that the caller
+ * need not.  Returns NULL with errno after a message.
+ */
+extern struct node *node_open (const char *name,
+                               const struct node_open_options *options);
+
+/* Open, and first create if missing, a local regular file for writing
+ * with the locks of a writer.  *created says whether it is new.
+ */
+extern struct node *node_create_file (const char *name, bool *created);
+
+/* Device and inode of a local file, for finding the same file under
+ * two names.  Returns false where there is no such thing.
+ */
+extern bool node_identity (const struct node *n, dev_t *dev, ino_t *ino);
+
+/* Start the threads of the node and of those below it.  Call it once,
+ * after the last fork; the node then takes requests from many threads.
+ */
+extern int node_start (struct node *n);
+
+/* Close and free; NULL is ignored.  The node is gone also when -1 is
+ * returned, which means that something could not be written back.
+ */
+extern int node_close (struct node *n);
+
+static inline uint64_t
+node_size (const struct node *n)
+{
+  return atomic_load_explicit (&n->size, memory_order_acquire);
+}
+
+/* All of offset..offset+count must lie inside the node (EIO, "beyond
+ * the end", otherwise).  What has been written survives the death of
+ * this process when the call returns, and power loss after the next
+ * node_flush.
+ */
+extern int node_pread (struct node *n, void *buf, size_t count,
+                       uint64_t offset);
+extern int node_pwrite (struct node *n, const void *buf, size_t count,
+                        uint64_t offset);
+extern int node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+                         uint64_t offset);
+
+/* Make the range read as zeroes. */
+extern int node_zero (struct node *n, uint64_t count, uint64_t offset,
+                      unsigned flags);
+
+/* Give space back if that is possible; the range then reads as zeroes
+ * or as before, sector by sector.
+ */
+extern int node_discard (struct node *n, uint64_t count, uint64_t offset);
+
+/* What was written before becomes durable.  A failure stays: all later
+ * flushes of a local file fail too, since the kernel may have dropped
+ * what it could not write.
+ */
+extern int node_flush (struct node *n);
+
+/* One extent from offset, at most count bytes (count > 0). */
+extern int node_extents (struct node *n, uint64_t count, uint64_t offset,
+                         struct extent *ret);
+
+/* Read ahead. */
+extern int node_cache (struct node *n, uint64_t count, uint64_t offset);
+
+/* Grow (by zeroes) or cut. */
+extern int node_resize (struct node *n, uint64_t size);
+
+/* Bytes that the node takes where it is stored; -1 if unknown (no
+ * message).
+ */
+extern int64_t node_allocated_size (struct node *n);
+
+/* For drivers. */
+extern struct node *file_node_open (const char *name,
+                                    const struct node_open_options *options,
+                                    int open_flags);
+extern struct node *nbd_node_open (const char *uri,
+                                   const struct node_open_options *options);
+
+#endif /* BLOCKDRIVERS_NODE_H */
