@@ -89,8 +89,8 @@ struct node {
                                    Other nodes grow by zeroes */
   bool can_fast_zero;           /* zero with NODE_FAST can succeed */
   uint32_t align;               /* offset and count of each request must
-                                   be multiples (power of two); 1 from
-                                   node_open */
+                                   be multiples of it (power of two,
+                                   mostly 1; see ../request/align.h) */
   uint32_t preferred;           /* preferred request size, power of two */
 };
 
@@ -116,9 +116,8 @@ struct node_open_options {
  */
 extern bool node_is_uri (const char *name);
 
-/* Open a local file, block device or NBD URI, which must exist.  A node
- * whose server wants aligned requests is wrapped so that the caller
- * need not.  Returns NULL with errno after a message.
+/* Open a local file, block device or NBD URI, which must exist.
+ * Returns NULL with errno after a message.
  */
 extern struct node *node_open (const char *name,
                                const struct node_open_options *options);

@@ -20,4 +20,8 @@
  */
 extern struct node *align_node (struct node *inner);
 
+/* node_open, and align_node where that is needed: what formats use. */
+extern struct node *align_open (const char *name,
+                                const struct node_open_options *options);
+
 #endif /* BLOCKDRIVERS_ALIGN_H */

@@ -29,7 +29,6 @@ struct flusher {
                                    flushing; a leaf lock */
   pthread_cond_t done;
   bool running;                 /* somebody is in flush () */
-  uint64_t rounds;              /* flushes that have ended */
   uint64_t failed;              /* last generation covered by a flush that
                                    failed, 0 if none did */
   int failed_errno;             /* its error */

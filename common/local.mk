@@ -1,0 +1,39 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The library under the modules, the tools and the unit tests.  It is
+# linked into each of them and not installed.  Lower rooms first.
+
+noinst_LTLIBRARIES += common/libblockdrivers.la
+common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS)
+common_libblockdrivers_la_SOURCES = \
+	common/utils/bitmap.c \
+	common/utils/bitmap.h \
+	common/utils/cleanup.h \
+	common/utils/iszero.h \
+	common/utils/message.c \
+	common/utils/message.h \
+	common/utils/rounding.h \
+	common/utils/sizes.c \
+	common/utils/sizes.h \
+	common/node/file.c \
+	common/node/lock.c \
+	common/node/lock.h \
+	common/node/nbd.c \
+	common/node/node.c \
+	common/node/node.h \
+	common/request/align.c \
+	common/request/align.h \
+	common/request/claim.c \
+	common/request/claim.h \
+	common/request/drain.c \
+	common/request/drain.h \
+	common/request/flush.c \
+	common/request/flush.h \
+	common/request/job.c \
+	common/request/job.h \
+	common/qed/format.c \
+	common/qed/format.h \
+	common/qed/image.h \
+	common/qed/qed.h

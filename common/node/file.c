@@ -1,0 +1,404 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The node of a local regular file or block device.
+ *
+ * A flush that fails stays failed: the kernel has perhaps dropped the
+ * pages that it could not write, so the next fdatasync would tell of
+ * success without their being on the medium.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "lock.h"
+#include "message.h"
+#include "node.h"
+#include "rounding.h"
+
+struct file_node {
+  struct node node;
+  int fd;
+  dev_t dev;                    /* identity */
+  ino_t ino;
+  bool is_block_device;
+  _Atomic int flush_errno;      /* of the flush that failed, or 0 */
+  atomic_bool no_zero_range;    /* the file system cannot do it */
+  atomic_bool no_punch_hole;
+};
+
+static int
+file_close (struct node *n)
+{
+  struct file_node *f = (struct file_node *) n;
+  int r = 0;
+
+  if (f->fd >= 0 && close (f->fd) == -1) {
+    msg_error ("%s: close: %m", n->name);
+    r = -1;
+  }
+  free (n->name);
+  free (f);
+  return r;
+}
+
+static int
+file_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  while (count > 0) {
+    const ssize_t r = pread (f->fd, buf, count, offset);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1) {
+      msg_error ("%s: read of %zu bytes at offset %" PRIu64 ": %m",
+                 n->name, count, offset);
+      return -1;
+    }
+    if (r == 0) {
+      msg_error ("%s: read of %zu bytes at offset %" PRIu64 ": "
+                 "unexpected end of file", n->name, count, offset);
+      errno = EIO;
+      return -1;
+    }
+    buf = (char *) buf + r;
+    count -= r;
+    offset += r;
+  }
+  return 0;
+}
+
+/* Write what is left of a vector of which the first "done" bytes have
+ * been written; the vector has at most UIO_MAXIOV elements.
+ */
+static ssize_t
+write_rest (int fd, const struct iovec *iov, int iovcnt, size_t done,
+            uint64_t offset)
+{
+  struct iovec first;
+
+  while (done >= iov->iov_len) {
+    done -= iov->iov_len;
+    iov++;
+    iovcnt--;
+  }
+  if (done == 0)
+    return pwritev (fd, iov, iovcnt, offset);
+
+  first.iov_base = (char *) iov->iov_base + done;
+  first.iov_len = iov->iov_len - done;
+  return pwritev (fd, &first, 1, offset);
+}
+
+static int
+file_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+  size_t done = 0;
+
+  while (done < count) {
+    ssize_t r;
+
+    if (iovcnt == 1)
+      r = pwrite (f->fd, (char *) iov->iov_base + done, count - done,
+                  offset + done);
+    else
+      r = write_rest (f->fd, iov, iovcnt, done, offset + done);
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1) {
+      msg_error ("%s: write of %zu bytes at offset %" PRIu64 ": %m",
+                 n->name, count - done, offset + done);
+      return -1;
+    }
+    done += r;
+  }
+  return 0;
+}
+
+static int
+file_flush (struct node *n)
+{
+  struct file_node *f = (struct file_node *) n;
+  const int earlier = atomic_load (&f->flush_errno);
+
+  if (earlier) {
+    errno = earlier;
+    msg_error ("%s: flush: an earlier flush failed and data may have been "
+               "lost; mend the cause and open the image again: %m", n->name);
+    return -1;
+  }
+  if (fdatasync (f->fd) == -1) {
+    msg_error ("%s: flush: %m", n->name);
+    atomic_store (&f->flush_errno, errno);
+    return -1;
+  }
+  return 0;
+}
+
+/* fallocate, with "cannot do that here" told apart by ENOTSUP and no
+ * message.
+ */
+static int
+allocate (struct file_node *f, int mode, uint64_t count, uint64_t offset)
+{
+  int r;
+
+  do
+    r = fallocate (f->fd, mode, offset, count);
+  while (r == -1 && errno == EINTR);
+
+  if (r == 0)
+    return 0;
+  /* Block devices say EINVAL for ranges that are no whole sectors. */
+  if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ||
+      (f->is_block_device && errno == EINVAL))
+    errno = ENOTSUP;
+  else
+    msg_error ("%s: zeroing %" PRIu64 " bytes at offset %" PRIu64 ": %m",
+               f->node.name, count, offset);
+  return -1;
+}
+
+static int
+punch_hole (struct file_node *f, uint64_t count, uint64_t offset)
+{
+  int r;
+
+  if (atomic_load (&f->no_punch_hole)) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  r = allocate (f, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, count, offset);
+  if (r == -1 && errno == ENOTSUP && !f->is_block_device)
+    atomic_store (&f->no_punch_hole, true);
+  return r;
+}
+
+static int
+file_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  if (flags & NODE_MAY_TRIM) {
+    if (punch_hole (f, count, offset) == 0)
+      return 0;
+    if (errno != ENOTSUP)
+      return -1;
+  }
+
+  if (!atomic_load (&f->no_zero_range)) {
+    if (allocate (f, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                  count, offset) == 0)
+      return 0;
+    if (errno != ENOTSUP)
+      return -1;
+    if (!f->is_block_device)
+      atomic_store (&f->no_zero_range, true);
+  }
+
+  /* tmpfs has no ZERO_RANGE, but a new hole can be filled again. */
+  if (!f->is_block_device && punch_hole (f, count, offset) == 0)
+    return allocate (f, FALLOC_FL_KEEP_SIZE, count, offset);
+  return -1;
+}
+
+static int
+file_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  if (punch_hole (f, count, offset) == -1 && errno != ENOTSUP)
+    return -1;
+  return 0;
+}
+
+static int
+file_extents (struct node *n, uint64_t count, uint64_t offset,
+              struct extent *ret)
+{
+  struct file_node *f = (struct file_node *) n;
+  off_t data, hole;
+
+  *ret = (struct extent) {
+    .length = count, .where = n, .offset = offset, .flags = EXTENT_MAPPED
+  };
+  if (f->is_block_device)
+    return 0;
+
+  data = lseek (f->fd, offset, SEEK_DATA);
+  if (data == -1 && errno == ENXIO) {   /* a hole up to the end */
+    ret->flags |= EXTENT_HOLE | EXTENT_ZERO;
+    return 0;
+  }
+  if (data == -1)
+    return 0;                   /* not known here: data */
+  if ((uint64_t) data > offset) {
+    ret->flags |= EXTENT_HOLE | EXTENT_ZERO;
+    ret->length = MIN (count, data - offset);
+    return 0;
+  }
+  hole = lseek (f->fd, offset, SEEK_HOLE);
+  if (hole > data)
+    ret->length = MIN (count, hole - offset);
+  return 0;
+}
+
+static int
+file_cache (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+  const int err = posix_fadvise (f->fd, offset, count, POSIX_FADV_WILLNEED);
+
+  if (err == 0)
+    return 0;
+  errno = err;
+  msg_error ("%s: read-ahead at offset %" PRIu64 ": %m", n->name, offset);
+  return -1;
+}
+
+static int
+file_resize (struct node *n, uint64_t size)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  if (f->is_block_device) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  if (size > INT64_MAX || ftruncate (f->fd, size) == -1) {
+    if (size > INT64_MAX)
+      errno = EFBIG;
+    msg_error ("%s: changing the length to %" PRIu64 " bytes: %m",
+               n->name, size);
+    return -1;
+  }
+  atomic_store_explicit (&n->size, size, memory_order_release);
+  return 0;
+}
+
+static int64_t
+file_allocated_size (struct node *n)
+{
+  struct file_node *f = (struct file_node *) n;
+  struct stat st;
+
+  if (fstat (f->fd, &st) == -1)
+    return -1;
+  return (int64_t) st.st_blocks * 512;
+}
+
+static const struct node_ops file_ops = {
+  .type = "file",
+  .close = file_close,
+  .pread = file_pread,
+  .pwritev = file_pwritev,
+  .flush = file_flush,
+  .extents = file_extents,
+  .zero = file_zero,
+  .discard = file_discard,
+  .cache = file_cache,
+  .resize = file_resize,
+  .allocated_size = file_allocated_size,
+};
+
+/* Find out kind, size and identity. */
+static int
+identify (struct file_node *f)
+{
+  struct stat st;
+  uint64_t size;
+
+  if (fstat (f->fd, &st) == -1) {
+    msg_error ("%s: fstat: %m", f->node.name);
+    return -1;
+  }
+  if (S_ISREG (st.st_mode))
+    size = st.st_size;
+  else if (S_ISBLK (st.st_mode)) {
+    f->is_block_device = true;
+    f->node.fixed_size = true;
+    if (ioctl (f->fd, BLKGETSIZE64, &size) == -1) {
+      msg_error ("%s: size of the block device: %m", f->node.name);
+      return -1;
+    }
+  }
+  else {
+    errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;
+    msg_error ("%s: neither a regular file nor a block device",
+               f->node.name);
+    return -1;
+  }
+  f->dev = st.st_dev;
+  f->ino = st.st_ino;
+  atomic_init (&f->node.size, size);
+  return 0;
+}
+
+struct node *
+file_node_open (const char *name, const struct node_open_options *options,
+                int open_flags)
+{
+  struct file_node *f = calloc (1, sizeof *f);
+
+  if (f == NULL || (f->node.name = strdup (name)) == NULL) {
+    msg_error ("%s: open: %m", name);
+    free (f);
+    return NULL;
+  }
+  f->node.ops = &file_ops;
+  f->node.read_only = options->read_only;
+  f->node.can_fast_zero = true;
+  f->node.align = 1;
+  f->node.preferred = 4096;
+
+  /* A fifo would wait here for its other end without O_NONBLOCK. */
+  f->fd = open (name, (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC |
+                O_NOCTTY | O_NONBLOCK | open_flags, 0666);
+  if (f->fd == -1) {
+    msg_error ("%s: open%s: %m", name,
+               options->read_only ? "" : " for writing");
+    goto error;
+  }
+  if (identify (f) == -1 ||
+      image_lock (f->fd, name, options->lock, options->read_only) == -1)
+    goto error;
+  return &f->node;
+
+ error:
+  {
+    const int err = errno;
+
+    file_close (&f->node);
+    errno = err;
+  }
+  return NULL;
+}
+
+bool
+node_identity (const struct node *n, dev_t *dev, ino_t *ino)
+{
+  const struct file_node *f = (const struct file_node *) n;
+
+  if (n->ops != &file_ops)
+    return false;
+  *dev = f->dev;
+  *ino = f->ino;
+  return true;
+}

@@ -1,0 +1,300 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The inside of an open QED image; only for the files of this folder.
+ *
+ *   open.c      opening and closing, chains of backing images
+ *   cache.c     L2 slices in memory, lookups without a lock
+ *   map.c       where the bytes of the disk are; block status
+ *   read.c      reads
+ *   write.c     writes, zero requests, trims
+ *   alloc.c     space, the order of metadata updates
+ *   settle.c    NEED_CHECK and the file's length, when writes pause
+ *   scan.c      reading all tables, and what is wrong with them
+ *   check.c     check and repair
+ *   create.c    new images
+ *   format.c    the header on disk
+ *
+ * Locks, in the order in which they are taken:
+ *
+ *   requests (drain)      every request of a client, from begin to end
+ *   allocations (drain)   every update of metadata, inside a request
+ *   claims                on clusters of the disk that change their
+ *                         mapping; at most one at a time a thread
+ *   header_lock, table_lock, cache.lock, update_lock, space_lock
+ *                         leaf locks except where their comments say
+ *
+ * A mapping only ever changes from unallocated or zero to something
+ * else while an image is served (a trim leaves a hole in the file under
+ * the same mapping).  So whoever has looked up a data cluster may use
+ * it without holding anything, and only what allocates needs claims.
+ */
+
+#ifndef BLOCKDRIVERS_QED_IMAGE_H
+#define BLOCKDRIVERS_QED_IMAGE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../node/node.h"
+#include "../request/claim.h"
+#include "../request/drain.h"
+#include "../request/flush.h"
+#include "../request/job.h"
+#include "../utils/bitmap.h"
+#include "format.h"
+#include "qed.h"
+
+/* A slice is what the cache holds and what an update writes: a piece of
+ * an L2 table that never straddles two tables, since tables are at
+ * least this long.
+ */
+#define SLICE_ENTRIES 512
+#define SLICE_LEN (SLICE_ENTRIES * QED_ENTRY_LEN)
+#define SLICE_BITS 9
+
+/* One update of entries of a slice: n entries from index become value,
+ * value + stride, ...
+ */
+struct l2_update {
+  unsigned index, n;
+  uint64_t value, stride;
+
+  /* For alloc.c, under update_lock. */
+  struct l2_update *next;
+  bool done;
+  int error;                    /* errno of the update if it failed */
+  pthread_cond_t changed;
+};
+
+struct slice {
+  /* What lookups read without a lock.  sequence is odd while the slice
+   * is being replaced, and another number afterwards.
+   */
+  _Atomic uint64_t sequence;
+  _Atomic uint64_t key;         /* slice number + 1, or 0 */
+  _Atomic (_Atomic uint64_t *) entries; /* SLICE_ENTRIES, or NULL */
+  atomic_bool used;             /* since the clock hand last passed */
+
+  /* Under cache.lock. */
+  unsigned pins;                /* users that keep it from being replaced */
+  uint64_t loading;             /* the key that is being read, or 0 */
+
+  /* Under update_lock. */
+  bool writing;                 /* somebody writes it to the file */
+  struct l2_update *pending;    /* updates that wait for the next write */
+};
+
+/* A set-associative cache of L2 slices (cache.c). */
+struct slice_cache {
+  struct slice *slices;         /* nr_sets * nr_ways */
+  uint64_t nr_sets;             /* power of two */
+  unsigned nr_ways;
+
+  pthread_mutex_t lock;         /* see struct slice; not held during I/O */
+  pthread_cond_t changed;       /* a slice was loaded or unpinned */
+  unsigned hand;                /* of the clock, under lock */
+};
+
+/* What a scan has found wrong (scan.c): what reads must not follow. */
+struct damage {
+  struct bitmap tables;         /* clusters of header and tables */
+  struct bitmap shared;         /* data clusters mapped more than once */
+  struct bitmap l1;             /* L1 entries that cannot be used */
+
+  pthread_mutex_t lock;         /* protects reported; a leaf lock */
+  struct bitmap reported;       /* clusters of the disk told of already */
+};
+
+struct qed {
+  struct node node;             /* the disk; first, so that a node of
+                                   ours is a struct qed */
+  struct node *file;            /* what holds the image */
+  struct node *backing;         /* NULL if none */
+  struct qed_options options;   /* its strings are not used after open */
+
+  struct qed_header header;     /* changes only under header_lock */
+  pthread_mutex_t header_lock;  /* held while the header is written and
+                                   flushed */
+  unsigned cluster_bits, table_bits;
+  uint64_t cluster_size, table_entries;
+
+  /* L1 entries that image_size needs.  Entries change from 0 to the
+   * offset of a table, once that is linked in the file.
+   */
+  _Atomic uint64_t *l1;
+  uint64_t nr_l1;
+  pthread_mutex_t table_lock;   /* held while a table is made and linked;
+                                   space_lock inside */
+
+  struct slice_cache cache;
+  pthread_mutex_t update_lock;  /* see struct slice; not held during I/O */
+
+  struct damage *damage;        /* NULL if the scan found none */
+
+  struct drain requests;
+  struct drain allocations;
+  struct claims claims;
+  struct flusher flusher;
+
+  /* Space: where the next cluster goes (alloc.c). */
+  pthread_mutex_t space_lock;   /* protects these, held while the file's
+                                   length is changed */
+  uint64_t end;                 /* end of the last cluster in use, bytes */
+  uint64_t *freed;              /* offsets of clusters given back */
+  size_t nr_freed;
+  bool tail_cut;                /* what stood behind end is gone */
+
+  /* Is data flushed before the metadata that refers to it?  Then the
+   * tables in the file are good at any moment.  If not, NEED_CHECK
+   * covers them, since what they refer to then reads as zeroes at worst.
+   */
+  bool ordered;
+
+  /* NEED_CHECK and the file's length (settle.c). */
+  atomic_bool unsettled;        /* allocations since the last settle */
+  _Atomic int64_t last_allocation; /* CLOCK_MONOTONIC, milliseconds */
+  atomic_bool metadata_failed;  /* an update failed: NEED_CHECK stays */
+  struct job *settle_job;       /* NULL before node_start */
+};
+
+static inline struct qed *
+qed_of_node (struct node *n)
+{
+  return (struct qed *) n;
+}
+
+/* Are QED nodes what this node is one of? */
+extern const struct node_ops qed_node_ops;
+
+/* ---- map.c */
+
+enum map_kind { MAP_UNALLOCATED, MAP_ZERO, MAP_DATA };
+
+/* A run of bytes of the disk with one kind of mapping in this layer;
+ * for data, one after the other in the file.
+ */
+struct mapping {
+  enum map_kind kind;
+  uint64_t length;              /* bytes, at least 1 */
+  uint64_t file_offset;         /* only for data */
+};
+
+/* Look up the run that begins at offset, at most count bytes of it.
+ * Fails with EIO, after a message the first time, if the mapping of the
+ * first byte is damaged.
+ */
+extern int qed_map (struct qed *s, uint64_t count, uint64_t offset,
+                    struct mapping *m);
+extern int qed_extents (struct node *n, uint64_t count, uint64_t offset,
+                        struct extent *ret);
+
+/* Is this a place where a data cluster (a table) can be? */
+extern bool qed_cluster_offset_ok (const struct qed *s, uint64_t offset);
+extern bool qed_table_offset_ok (const struct qed *s, uint64_t offset);
+
+/* ---- cache.c */
+
+extern int cache_init (struct slice_cache *cache, uint64_t max_bytes);
+extern void cache_destroy (struct slice_cache *cache);
+
+/* The L2 entry of a cluster of the disk, whose table stands at
+ * table_offset in the file.  A hit takes no lock.
+ */
+extern int cache_lookup (struct qed *s, uint64_t cluster,
+                         uint64_t table_offset, uint64_t *entry);
+
+/* The slice that holds this entry, in memory until cache_unpin.  NULL
+ * with errno after a message.  A thread that holds a pin must not wait
+ * for another one.
+ */
+extern struct slice *cache_pin (struct qed *s, uint64_t cluster,
+                                uint64_t table_offset);
+extern void cache_unpin (struct qed *s, struct slice *slice);
+
+/* ---- read.c */
+
+extern int qed_pread (struct node *n, void *buf, size_t count,
+                      uint64_t offset);
+
+/* Read what this layer does not have; zeroes behind the backing image's
+ * end.
+ */
+extern int qed_read_backing (struct qed *s, void *buf, size_t count,
+                             uint64_t offset);
+
+/* How many bytes from offset, at most count, does the backing image
+ * hold that may be other than zero; *skip is the number of zero bytes
+ * before them.
+ */
+extern int qed_backing_data (struct qed *s, uint64_t count, uint64_t offset,
+                             uint64_t *skip, uint64_t *length);
+extern int qed_cache (struct node *n, uint64_t count, uint64_t offset);
+
+/* ---- write.c */
+
+extern int qed_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+                        size_t count, uint64_t offset);
+extern int qed_zero (struct node *n, uint64_t count, uint64_t offset,
+                     unsigned flags);
+extern int qed_discard (struct node *n, uint64_t count, uint64_t offset);
+
+/* Copy clusters up from the backing image, if they are unallocated. */
+extern int qed_copy_up (struct qed *s, uint64_t count, uint64_t offset);
+
+/* ---- alloc.c */
+
+/* Bracket an update of metadata: nothing is settled meanwhile, and
+ * NEED_CHECK is on the medium where it has to be.
+ */
+extern int allocation_begin (struct qed *s);
+extern void allocation_end (struct qed *s);
+
+/* Reserve n clusters, one after the other: *offset in the file.  They
+ * read as zeroes if the file is not of fixed size.  give_back returns
+ * them, if nothing refers to them.
+ */
+extern int space_reserve (struct qed *s, uint64_t n, uint64_t *offset);
+extern void space_give_back (struct qed *s, uint64_t n, uint64_t offset);
+
+/* Map clusters of the disk, all in one slice: the first of n to value,
+ * the next to value + stride, ...  Makes the L2 table if there is none.
+ * With data set, what value refers to was just written.
+ */
+extern int metadata_map (struct qed *s, uint64_t cluster, unsigned n,
+                         uint64_t value, uint64_t stride);
+
+extern int header_write (struct qed *s);
+
+/* ---- settle.c */
+
+extern void settle_note_allocation (struct qed *s);
+extern int settle_start (struct qed *s);
+
+/* Now: make all durable, cut the file, clear NEED_CHECK. */
+extern int settle (struct qed *s);
+
+/* ---- scan.c */
+
+struct scan;                    /* see scan.h */
+
+/* ---- open.c */
+
+/* Open the image alone: header, geometry and L1 table, without backing
+ * image, cache and scan.  For check.c and open.c.
+ */
+extern struct qed *qed_open_bare (const char *name,
+                                  const struct node_open_options *options);
+extern void qed_free_bare (struct qed *s);
+
+/* Trace, where the flag is set. */
+#define TRACE_IO(...)                           \
+  do { if (qed_debug_io) msg_debug (__VA_ARGS__); } while (0)
+#define TRACE_META(...)                         \
+  do { if (qed_debug_meta) msg_debug (__VA_ARGS__); } while (0)
+
+#endif /* BLOCKDRIVERS_QED_IMAGE_H */

@@ -1,0 +1,114 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * A writer counts up "written" when its write is complete.  Whoever
+ * wants to be durable notes "written" (its target) and waits until
+ * "durable" has come that far.  At most one of those who wait is in
+ * flush () at a time: it notes "written" at the start, and if the flush
+ * succeeds all up to there is durable.  Those that came too late for
+ * this round elect one for the next; so n waiters cost at most two
+ * flushes.
+ *
+ * When a flush fails nobody knows what has reached the medium, and a
+ * later flush that succeeds says nothing about the writes before the
+ * one that failed.  So everybody whose target the failed round covered
+ * gets the error, however late he asks, until newer writes have been
+ * made durable; and since a metadata update may have been the only one
+ * to see it, the error is kept until a client has been told.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stddef.h>
+
+#include "cleanup.h"
+#include "flush.h"
+
+void
+flusher_init (struct flusher *f, int (*flush) (void *), void *opaque)
+{
+  f->flush = flush;
+  f->opaque = opaque;
+  atomic_init (&f->written, 0);
+  atomic_init (&f->durable, 0);
+  pthread_mutex_init (&f->lock, NULL);
+  pthread_cond_init (&f->done, NULL);
+  f->running = false;
+  f->failed = 0;
+  f->failed_errno = 0;
+  f->unreported = false;
+}
+
+void
+flusher_destroy (struct flusher *f)
+{
+  pthread_mutex_destroy (&f->lock);
+  pthread_cond_destroy (&f->done);
+}
+
+void
+flusher_written (struct flusher *f)
+{
+  atomic_fetch_add (&f->written, 1);
+}
+
+bool
+flusher_has_failed (struct flusher *f)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  return f->failed_errno != 0;
+}
+
+/* Flush once, for all that wait.  Called and returns with the lock. */
+static void
+run_round (struct flusher *f)
+{
+  const uint64_t covers = atomic_load (&f->written);
+  int r, err;
+
+  f->running = true;
+  pthread_mutex_unlock (&f->lock);
+  r = f->flush (f->opaque);
+  err = errno;
+  pthread_mutex_lock (&f->lock);
+  f->running = false;
+
+  if (r == 0)
+    atomic_store (&f->durable, covers);
+  else {
+    f->failed = covers;
+    f->failed_errno = err ? err : EIO;
+    f->unreported = true;
+  }
+  pthread_cond_broadcast (&f->done);
+}
+
+int
+flusher_flush (struct flusher *f, enum flush_for whom)
+{
+  const uint64_t target = atomic_load (&f->written);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+
+  while (atomic_load (&f->durable) < target &&
+         !(f->failed_errno && f->failed >= target)) {
+    if (f->running)
+      pthread_cond_wait (&f->done, &f->lock);
+    else
+      run_round (f);
+  }
+
+  if ((whom == FLUSH_FOR_CLIENT && f->unreported) ||
+      atomic_load (&f->durable) < target) {
+    if (whom == FLUSH_FOR_CLIENT)
+      f->unreported = false;
+    errno = f->failed_errno;
+    return -1;
+  }
+  return 0;
+}
