@@ -33,7 +33,20 @@ common_libblockdrivers_la_SOURCES = \
 	common/request/flush.h \
 	common/request/job.c \
 	common/request/job.h \
+	common/qed/alloc.c \
+	common/qed/cache.c \
+	common/qed/chain.c \
+	common/qed/chain.h \
+	common/qed/check.c \
+	common/qed/create.c \
 	common/qed/format.c \
 	common/qed/format.h \
 	common/qed/image.h \
-	common/qed/qed.h
+	common/qed/map.c \
+	common/qed/open.c \
+	common/qed/qed.h \
+	common/qed/read.c \
+	common/qed/scan.c \
+	common/qed/scan.h \
+	common/qed/settle.c \
+	common/qed/write.c

@@ -12,7 +12,7 @@
  *   write.c     writes, zero requests, trims
  *   alloc.c     space, the order of metadata updates
  *   settle.c    NEED_CHECK and the file's length, when writes pause
- *   scan.c      reading all tables, and what is wrong with them
+ *   scan.c      reading all tables, and what is wrong with them (scan.h)
  *   check.c     check and repair
  *   create.c    new images
  *   format.c    the header on disk
@@ -156,6 +156,8 @@ struct qed {
   bool ordered;
 
   /* NEED_CHECK and the file's length (settle.c). */
+  atomic_bool need_check;       /* NEED_CHECK is on the medium */
+  bool keep_need_check;         /* it was there and nobody has checked */
   atomic_bool unsettled;        /* allocations since the last settle */
   _Atomic int64_t last_allocation; /* CLOCK_MONOTONIC, milliseconds */
   atomic_bool metadata_failed;  /* an update failed: NEED_CHECK stays */
@@ -263,7 +265,8 @@ extern void space_give_back (struct qed *s, uint64_t n, uint64_t offset);
 
 /* Map clusters of the disk, all in one slice: the first of n to value,
  * the next to value + stride, ...  Makes the L2 table if there is none.
- * With data set, what value refers to was just written.
+ * What value refers to has been written, and where s->ordered asks for
+ * it been made durable.
  */
 extern int metadata_map (struct qed *s, uint64_t cluster, unsigned n,
                          uint64_t value, uint64_t stride);
@@ -277,10 +280,6 @@ extern int settle_start (struct qed *s);
 
 /* Now: make all durable, cut the file, clear NEED_CHECK. */
 extern int settle (struct qed *s);
-
-/* ---- scan.c */
-
-struct scan;                    /* see scan.h */
 
 /* ---- open.c */
 

@@ -1,0 +1,360 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * Repairs never assume which of two users of a cluster is right: the
+ * later one is given a copy, so that both read as before.  Only entries
+ * that point to where nothing can be are cleared.
+ *
+ * A repair works in rounds, each of which begins with a scan.  First come
+ * rounds that make copies, until nothing is shared any more: a table
+ * that was given a copy may bring new findings to light.  Only then are
+ * other entries cleared, since what looks like a table full of nonsense
+ * may be somebody's data, before it has got its copy.  In each round
+ * copies are made and flushed, then entries are changed and flushed.
+ * Killed at any point, the image is as before or has some entries
+ * repaired, and unused clusters at its end; the next repair goes on from
+ * there.
+ *
+ * A file can ask for far more copies than it has clusters only if
+ * somebody made it so; it is refused then, or a small file could fill
+ * the disk.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "cleanup.h"
+#include "message.h"
+#include "rounding.h"
+#include "scan.h"
+
+/* Findings that one round deals with; the next takes more. */
+#define MAX_FINDINGS 65536
+
+#define COPY_PIECE ((uint64_t) 1024 * 1024)
+
+struct repair {
+  struct qed *s;
+  void (*report) (void *opaque, const char *line);
+  void *opaque;
+
+  enum { LOOK, MAKE_COPIES, CLEAR } phase;
+  struct finding *findings;     /* of this phase; NULL when looking */
+  size_t nr;
+  uint64_t budget;              /* clusters that may still be copied */
+};
+
+/* Does the finding say that two users share a cluster, so that one must
+ * have a copy?  What points into header or L1 table shares nothing.
+ */
+static bool
+wants_copy (const struct qed *s, const struct finding *f)
+{
+  const uint64_t bytes = f->kind == TABLE_OVERLAPS
+    ? qed_table_bytes (&s->header) : s->cluster_size;
+  const uint64_t l1 = s->header.l1_table_offset;
+
+  if (f->kind != TABLE_OVERLAPS && f->kind != DATA_IN_TABLE &&
+      f->kind != DATA_SHARED)
+    return false;
+  return f->entry + bytes <= l1 ||
+    f->entry >= l1 + qed_table_bytes (&s->header);
+}
+
+static void
+collect (void *opaque, const struct finding *f)
+{
+  struct repair *rep = opaque;
+  char line[FINDING_LEN];
+
+  if ((rep->phase == MAKE_COPIES && !wants_copy (rep->s, f)) ||
+      (rep->findings && rep->nr == MAX_FINDINGS))
+    return;
+  if (rep->report)
+    rep->report (rep->opaque, finding_text (f, line));
+  if (rep->findings)
+    rep->findings[rep->nr++] = *f;
+}
+
+/* Copy clusters to the end of the image; *where is the place. */
+static int
+copy_clusters (struct repair *rep, uint64_t from, uint64_t bytes,
+               uint64_t *where)
+{
+  struct qed *s = rep->s;
+  const uint64_t n = bytes >> s->cluster_bits;
+  CLEANUP_FREE void *buf = malloc (MIN (bytes, COPY_PIECE));
+
+  if (buf == NULL) {
+    msg_error ("%s: repair: %m", s->node.name);
+    return -1;
+  }
+  if (n > rep->budget) {
+    errno = EINVAL;
+    msg_error ("%s: repair: more clusters are shared than the file has",
+               s->node.name);
+    errno = EINVAL;
+    return -1;
+  }
+  rep->budget -= n;
+  if (space_reserve (s, n, where) == -1)
+    return -1;
+  for (uint64_t done = 0; done < bytes; done += COPY_PIECE) {
+    const uint64_t piece = MIN (bytes - done, COPY_PIECE);
+
+    if (node_pread (s->file, buf, piece, from + done) == -1 ||
+        node_pwrite (s->file, buf, piece, *where + done) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Where the entry of a finding stands in the file. */
+static int
+entry_place (struct qed *s, const struct finding *f, uint64_t *place)
+{
+  uint8_t buf[QED_ENTRY_LEN];
+
+  *place = s->header.l1_table_offset + f->l1_index * QED_ENTRY_LEN;
+  if (f->kind == TABLE_OUTSIDE || f->kind == TABLE_OVERLAPS)
+    return 0;
+  if (node_pread (s->file, buf, sizeof buf, *place) == -1)
+    return -1;
+  *place = qed_entry_get (buf, 0) + f->l2_index * QED_ENTRY_LEN;
+  return 0;
+}
+
+static int
+change_entry (struct qed *s, const struct finding *f, uint64_t value)
+{
+  uint8_t buf[QED_ENTRY_LEN];
+  uint64_t place;
+
+  if (entry_place (s, f, &place) == -1)
+    return -1;
+  qed_entry_put (buf, 0, value);
+  TRACE_META ("qed: repair: entry at %" PRIu64 " = %" PRIu64, place, value);
+  return node_pwrite (s->file, buf, sizeof buf, place);
+}
+
+/* Deal with the findings of one round.  Returns how many, or -1. */
+static ssize_t
+fix_findings (struct repair *rep)
+{
+  struct qed *s = rep->s;
+  CLEANUP_FREE uint64_t *values = calloc (rep->nr + 1, sizeof *values);
+  ssize_t fixed = 0;
+
+  if (values == NULL) {
+    msg_error ("%s: repair: %m", s->node.name);
+    return -1;
+  }
+  for (size_t i = 0; i < rep->nr; ++i) {
+    const struct finding *f = &rep->findings[i];
+
+    if (wants_copy (s, f) &&
+        copy_clusters (rep, f->entry, f->kind == TABLE_OVERLAPS
+                       ? qed_table_bytes (&s->header) : s->cluster_size,
+                       &values[i]) == -1)
+      return -1;
+  }
+  if (node_flush (s->file) == -1)
+    return -1;
+
+  /* L2 entries first: they stand in tables as the L1 entries have them
+   * now.
+   */
+  for (int data = 1; data >= 0; --data) {
+    for (size_t i = 0; i < rep->nr; ++i) {
+      const struct finding *f = &rep->findings[i];
+
+      if ((f->kind >= DATA_OUTSIDE) != data || f->kind == TABLE_UNREADABLE)
+        continue;
+      if (change_entry (s, f, values[i]) == -1)
+        return -1;
+      fixed++;
+    }
+  }
+  return node_flush (s->file) == -1 ? -1 : fixed;
+}
+
+/* Read the L1 entries again that a repair may have changed. */
+static int
+reload_l1 (struct qed *s)
+{
+  const size_t bytes = s->nr_l1 * QED_ENTRY_LEN;
+  CLEANUP_FREE uint8_t *buf = malloc (bytes + 1);
+
+  if (buf == NULL) {
+    msg_error ("%s: repair: %m", s->node.name);
+    return -1;
+  }
+  if (node_pread (s->file, buf, bytes, s->header.l1_table_offset) == -1)
+    return -1;
+  for (uint64_t i = 0; i < s->nr_l1; ++i)
+    atomic_store (&s->l1[i], qed_entry_get (buf, i));
+  return 0;
+}
+
+/* Punch holes where runs of clusters are used by nobody. */
+static int
+free_runs (struct qed *s, const struct scan *scan)
+{
+  const uint64_t end = scan->result.image_end >> s->cluster_bits;
+  uint64_t start;
+
+  for (uint64_t i = 0; i < end; i++) {
+    if (bitmap_has (&scan->used, i))
+      continue;
+    for (start = i; i < end && !bitmap_has (&scan->used, i);)
+      i++;
+    if (node_discard (s->file, (i - start) << s->cluster_bits,
+                      start << s->cluster_bits) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* Give back leaked clusters: the file is cut at its end, and where they
+ * lie inside, holes are left.
+ */
+static int
+fix_leaks (struct qed *s, struct scan *scan)
+{
+  if (s->file->fixed_size || scan->result.leaks == 0)
+    return 0;
+  if (node_size (s->file) > scan->result.image_end &&
+      node_resize (s->file, scan->result.image_end) == -1)
+    return -1;
+  if (free_runs (s, scan) == -1 || node_flush (s->file) == -1)
+    return -1;
+  scan->result.leaks_fixed = scan->result.leaks;
+  return 0;
+}
+
+/* Everything has been checked and is durable. */
+static int
+mark_clean (struct qed *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
+
+  if (!(s->header.features & QED_NEED_CHECK))
+    return 0;
+  s->header.features &= ~(uint64_t) QED_NEED_CHECK;
+  if (header_write (s) == -1)
+    return -1;
+  return node_flush (s->file);
+}
+
+/* Scan, for a round that does this phase. */
+static int
+scan_round (struct repair *rep, struct scan *scan)
+{
+  struct qed *s = rep->s;
+
+  scan_free (scan);
+  *scan = (struct scan) { .found = collect, .opaque = rep };
+  rep->nr = 0;
+  if (scan_image (s, scan) == -1)
+    return -1;
+
+  /* Copies go behind everything, in use or not. */
+  s->end = scan->result.image_end;
+  if (!s->file->fixed_size)
+    s->end = round_up (MAX (s->end, node_size (s->file)), s->cluster_size);
+  s->tail_cut = true;
+  return 0;
+}
+
+/* Repeat a phase until there is nothing more to do in it; the last scan
+ * remains.
+ */
+static int
+do_phase (struct repair *rep, int phase, struct scan *scan, uint64_t *fixed)
+{
+  ssize_t n;
+
+  rep->phase = phase;
+  do {
+    if (scan_round (rep, scan) == -1)
+      return -1;
+    n = rep->findings ? fix_findings (rep) : 0;
+    if (n == -1 || (n > 0 && reload_l1 (rep->s) == -1))
+      return -1;
+    *fixed += n;
+  } while (n > 0);
+  return 0;
+}
+
+static int
+do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
+{
+  uint64_t fixed = 0;
+  int r;
+
+  rep->budget = node_size (rep->s->file) >> rep->s->cluster_bits;
+  if (fix != QED_FIX_ALL)
+    r = do_phase (rep, LOOK, scan, &fixed);
+  else {
+    r = do_phase (rep, MAKE_COPIES, scan, &fixed);
+    if (r == 0)
+      r = do_phase (rep, CLEAR, scan, &fixed);
+  }
+  scan->result.corruptions_fixed = fixed;
+  return r;
+}
+
+int
+repair_image (struct qed *s, enum qed_fix fix,
+              void (*report) (void *opaque, const char *line),
+              void *opaque, struct qed_check_result *result)
+{
+  struct repair rep = { .s = s, .report = report, .opaque = opaque };
+  struct scan scan = { .found = NULL };
+  int r;
+
+  if (fix == QED_FIX_ALL) {
+    rep.findings = malloc (MAX_FINDINGS * sizeof *rep.findings);
+    if (rep.findings == NULL) {
+      msg_error ("%s: repair: %m", s->node.name);
+      return -1;
+    }
+  }
+  r = do_phases (&rep, fix, &scan);
+  if (r == 0 && fix != QED_FIX_NONE && scan.result.corruptions == 0 &&
+      scan.result.check_errors == 0) {
+    r = fix_leaks (s, &scan);
+    if (r == 0 && fix == QED_FIX_ALL)
+      r = mark_clean (s);
+  }
+  *result = scan.result;
+  free (rep.findings);
+  scan_free (&scan);
+  return r;
+}
+
+int
+qed_check (const char *name, enum qed_fix fix, bool no_lock,
+           void (*report) (void *opaque, const char *line),
+           void *opaque, struct qed_check_result *result)
+{
+  const struct node_open_options options = {
+    .read_only = fix == QED_FIX_NONE,
+    .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+  };
+  struct qed *s = qed_open_bare (name, &options);
+  int r;
+
+  if (s == NULL)
+    return -1;
+  r = repair_image (s, fix, report, opaque, result);
+  qed_free_bare (s);
+  return r;
+}

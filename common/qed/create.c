@@ -1,0 +1,205 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Making new images, and reading what the header of one says.
+ *
+ * The header is written last, after everything else is durable: a
+ * creation that is killed leaves something that is no QED image, and
+ * that the next one takes over.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../request/align.h"
+#include "chain.h"
+#include "cleanup.h"
+#include "iszero.h"
+#include "message.h"
+#include "rounding.h"
+
+/* What begins with this many zeroes is taken to be empty. */
+#define EMPTY_LEN ((uint64_t) 1024 * 1024)
+
+static int
+refuse (const char *name, const char *why)
+{
+  errno = EINVAL;
+  msg_error ("%s: %s", name, why);
+  errno = EINVAL;
+  return -1;
+}
+
+static int
+make_header (const char *name, const struct qed_create_options *o,
+             struct qed_header *h)
+{
+  const uint64_t backing_len = o->backing ? strlen (o->backing) : 0;
+
+  if (!qed_cluster_size_ok (o->cluster_size))
+    return refuse (name, "QED cluster size must be within range "
+                   "[4096, 67108864] and power of 2");
+  if (!qed_table_size_ok (o->table_size))
+    return refuse (name, "QED table size must be within range [1, 16] and "
+                   "power of 2");
+  if (backing_len > QED_MAX_BACKING_LEN)
+    return refuse (name, "the name of the backing image is longer than "
+                   "4095 bytes");
+  if (o->size > qed_max_image_size (o->cluster_size, o->table_size)) {
+    errno = EINVAL;
+    msg_error ("%s: QED image size must not be more than %" PRIu64
+               " bytes with this cluster size and table size", name,
+               qed_max_image_size (o->cluster_size, o->table_size));
+    errno = EINVAL;
+    return -1;
+  }
+
+  *h = (struct qed_header) {
+    .cluster_size = o->cluster_size,
+    .table_size = o->table_size,
+    .header_size = div_round_up (QED_HEADER_LEN + backing_len,
+                                 o->cluster_size),
+    .image_size = round_up (o->size, QED_SECTOR),
+  };
+  h->l1_table_offset = qed_header_bytes (h);
+  if (backing_len > 0) {
+    h->features = QED_BACKING_FILE |
+      (o->backing_is_raw ? QED_BACKING_NO_PROBE : 0);
+    h->backing_offset = QED_HEADER_LEN;
+    h->backing_len = backing_len;
+  }
+  return 0;
+}
+
+/* May we write over what is there? */
+static int
+check_target (struct node *file)
+{
+  const uint64_t len = MIN (node_size (file), EMPTY_LEN);
+  CLEANUP_FREE uint8_t *buf = malloc (len + 1);
+
+  if (buf == NULL) {
+    msg_error ("%s: create: %m", file->name);
+    return -1;
+  }
+  if (node_pread (file, buf, len, 0) == -1)
+    return -1;
+  if (qed_has_magic (buf, len) || is_zero (buf, len))
+    return 0;
+  errno = EEXIST;
+  msg_error ("%s: create: this holds something that is no QED image; "
+             "remove it first if it is not needed", file->name);
+  errno = EEXIST;
+  return -1;
+}
+
+static int
+write_image (struct node *file, const struct qed_header *h,
+             const char *backing)
+{
+  const uint64_t end = h->l1_table_offset + qed_table_bytes (h);
+  uint8_t buf[QED_HEADER_LEN];
+
+  if (file->fixed_size && node_size (file) < end) {
+    errno = ENOSPC;
+    msg_error ("%s: create: the image needs %" PRIu64 " bytes for its header "
+               "and L1 table, but there are only %" PRIu64, file->name, end,
+               node_size (file));
+    errno = ENOSPC;
+    return -1;
+  }
+  if (file->fixed_size) {
+    if (node_zero (file, end, 0, NODE_MAY_TRIM) == -1)
+      return -1;
+  }
+  else if (node_resize (file, 0) == -1 || node_resize (file, end) == -1)
+    return -1;
+
+  if (backing && node_pwrite (file, backing, h->backing_len,
+                              h->backing_offset) == -1)
+    return -1;
+  if (node_flush (file) == -1)
+    return -1;
+  qed_header_encode (h, buf);
+  if (node_pwrite (file, buf, sizeof buf, 0) == -1)
+    return -1;
+  return node_flush (file);
+}
+
+int
+qed_create (const char *name, const struct qed_create_options *options)
+{
+  const struct node_open_options file_options = { .read_only = false };
+  struct qed_header header;
+  struct node *file;
+  bool created = false;
+  int r;
+
+  if (make_header (name, options, &header) == -1)
+    return -1;
+  file = node_is_uri (name) ? align_open (name, &file_options)
+                            : node_create_file (name, &created);
+  if (file == NULL)
+    return -1;
+
+  r = check_target (file);
+  if (r == 0)
+    r = write_image (file, &header, options->backing);
+  if (node_close (file) == -1)
+    r = -1;
+  if (r == -1 && created) {
+    const int err = errno;
+
+    unlink (name);
+    errno = err;
+  }
+  return r;
+}
+
+/* ---- Information */
+
+int
+qed_get_info (const char *name, bool no_lock, struct qed_info *info)
+{
+  const struct node_open_options options = {
+    .read_only = true, .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+  };
+  struct qed *s = qed_open_bare (name, &options);
+  int r;
+
+  if (s == NULL)
+    return -1;
+  *info = (struct qed_info) {
+    .size = s->header.image_size,
+    .cluster_size = s->header.cluster_size,
+    .table_size = s->header.table_size,
+    .need_check = s->header.features & QED_NEED_CHECK,
+    .backing_is_raw = s->header.features & QED_BACKING_NO_PROBE,
+    .allocated_size = node_allocated_size (s->file),
+  };
+  r = qed_backing_name (s->file, &s->header, &info->backing);
+  if (r == 0 && info->backing) {
+    info->full_backing = qed_backing_path (name, info->backing);
+    if (info->full_backing == NULL)
+      r = -1;
+  }
+  qed_free_bare (s);
+  if (r == -1)
+    qed_info_free (info);
+  return r;
+}
+
+void
+qed_info_free (struct qed_info *info)
+{
+  free (info->backing);
+  free (info->full_backing);
+  info->backing = info->full_backing = NULL;
+}

@@ -1,0 +1,26 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Plugins, each with the tools of its format.  A folder plugins/NAME holds
+# nbdkit-NAME-plugin, which `run` finds there by its name.
+
+if !SANITIZERS
+plugin_LTLIBRARIES += plugins/qed/nbdkit-qed-plugin.la
+endif
+plugins_qed_nbdkit_qed_plugin_la_CFLAGS = $(module_cflags)
+plugins_qed_nbdkit_qed_plugin_la_LDFLAGS = $(module_ldflags)
+plugins_qed_nbdkit_qed_plugin_la_LIBADD = $(module_libs)
+plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
+	plugins/qed/server.c \
+	plugins/qed/server.h \
+	plugins/qed/qed.c
+
+bin_PROGRAMS += plugins/qed/qed-img
+plugins_qed_qed_img_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
+plugins_qed_qed_img_SOURCES = \
+	plugins/qed/img-check.c \
+	plugins/qed/img-create.c \
+	plugins/qed/img-info.c \
+	plugins/qed/img.h \
+	plugins/qed/qed-img.c

@@ -1,0 +1,410 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* nbdkit-qed-plugin: serves a QED image.  This is glue: parameters, and
+ * handing on each callback; see common/qed for what happens then.
+ *
+ * One image is open for all connections, from get_ready on.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "message.h"
+#include "node.h"
+#include "qed.h"
+#include "rounding.h"
+#include "server.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* Extents that one reply is made of at most. */
+#define MAX_EXTENTS 4096
+
+static char *filename;
+static char *backing;
+static struct qed_options options;
+static struct node *image;
+
+static void
+to_nbdkit (enum msg_level level, const char *fs, va_list args)
+{
+  if (level == MSG_DEBUG)
+    nbdkit_vdebug (fs, args);
+  else
+    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
+}
+
+static void
+qed_load (void)
+{
+  options = QED_DEFAULT_OPTIONS;
+  msg_set_handler (to_nbdkit);
+  /* A file size limit is an error of the write (EFBIG). */
+  signal (SIGXFSZ, SIG_IGN);
+}
+
+static void
+qed_unload (void)
+{
+  node_close (image);
+  free (filename);
+  free (backing);
+}
+
+/* nbdkit changes its folder when it goes into the background. */
+static char *
+absolute (const char *name)
+{
+  return node_is_uri (name) ? strdup (name) : nbdkit_absolute_path (name);
+}
+
+/* The place of a value in a list of words that ends with NULL, which is
+ * also the number of the enum; -1 after a message.
+ */
+static int
+choose (const char *key, const char *value, const char *const words[])
+{
+  for (int i = 0; words[i]; ++i)
+    if (strcmp (value, words[i]) == 0)
+      return i;
+  nbdkit_error ("%s=%s: unknown value; it can be %s, %s%s%s", key, value,
+                words[0], words[1], words[2] ? " or " : "",
+                words[2] ? words[2] : "");
+  return -1;
+}
+
+static int
+set_file_name (char **name, const char *key, const char *value)
+{
+  if (*name) {
+    nbdkit_error ("%s was given twice", key);
+    return -1;
+  }
+  if (*value == 0) {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  *name = absolute (value);
+  return *name ? 0 : -1;
+}
+
+static int
+set_bool (bool *flag, const char *value)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  *flag = r == 1;
+  return r == -1 ? -1 : 0;
+}
+
+static int
+set_cache_size (const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  if (size < QED_MIN_CACHE_SIZE) {
+    nbdkit_error ("l2-cache-size=%s: it must be at least %d bytes",
+                  value, QED_MIN_CACHE_SIZE);
+    return -1;
+  }
+  options.l2_cache_size = size;
+  return 0;
+}
+
+static int
+qed_config (const char *key, const char *value)
+{
+  static const char *const formats[] = { "raw", "qed", NULL };
+  static const char *const repairs[] = { "auto", "always", "never", NULL };
+  static const char *const trims[] = { "unmap", "ignore", NULL };
+  static const char *const detects[] = { "off", "on", "unmap", NULL };
+  int r;
+
+  if (strcmp (key, "file") == 0)
+    return set_file_name (&filename, key, value);
+  if (strcmp (key, "backing") == 0) {
+    if (strcmp (value, "none") == 0 && backing == NULL) {
+      backing = strdup (value);
+      return backing ? 0 : -1;
+    }
+    return set_file_name (&backing, key, value);
+  }
+  if (strcmp (key, "backing-format") == 0) {
+    r = choose (key, value, formats);
+    options.backing_format = r == 0 ? QED_FORMAT_RAW : QED_FORMAT_QED;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "repair") == 0) {
+    r = choose (key, value, repairs);
+    options.repair = r;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "l2-cache-size") == 0)
+    return set_cache_size (value);
+  if (strcmp (key, "trim") == 0) {
+    r = choose (key, value, trims);
+    options.ignore_trim = r == 1;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "detect-zeroes") == 0) {
+    r = choose (key, value, detects);
+    options.detect_zeroes = r;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "copy-on-read") == 0)
+    return set_bool (&options.copy_on_read, value);
+  if (strcmp (key, "lock") == 0) {
+    bool lock;
+
+    r = set_bool (&lock, value);
+    options.no_lock = !lock;
+    return r;
+  }
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+static int
+qed_config_complete (void)
+{
+  if (filename == NULL) {
+    nbdkit_error ("the name of a QED image is missing: nbdkit qed IMAGE");
+    return -1;
+  }
+  options.backing = backing;
+  options.read_only = server_is_read_only ();
+  if (options.copy_on_read && options.read_only) {
+    nbdkit_error ("copy-on-read=true needs an image that can be written, "
+                  "but it is opened read-only");
+    return -1;
+  }
+  return 0;
+}
+
+#define qed_config_help                                                 \
+  "[file=]IMAGE     (required) The QED image, a path or an NBD URI.\n"  \
+  "backing=IMAGE|none          Backing image instead of the header's.\n" \
+  "backing-format=raw|qed      How to read the backing image.\n"        \
+  "repair=auto|always|never    Repair on a writable open (auto).\n"     \
+  "l2-cache-size=SIZE          Memory for cached L2 tables (32M).\n"    \
+  "trim=unmap|ignore           What to do with trims (unmap).\n"        \
+  "detect-zeroes=off|on|unmap  Turn written zeroes into holes (off).\n" \
+  "copy-on-read=BOOL           Copy what is read from below (false).\n" \
+  "lock=BOOL                   Take QEMU's image locks (true)."
+
+static void
+qed_dump_plugin (void)
+{
+  printf ("qed_backing=yes\n");
+  printf ("qed_locks=ofd\n");
+  printf ("qed_uri=nbd,nbds,nbd+unix,nbds+unix,nbd+vsock,nbds+vsock\n");
+  printf ("qed_min_cluster_size=4096\n");
+  printf ("qed_max_cluster_size=67108864\n");
+  printf ("qed_default_l2_cache_size=%d\n", QED_DEFAULT_CACHE_SIZE);
+}
+
+static int
+qed_get_ready (void)
+{
+  image = qed_open (filename, &options);
+  return image ? 0 : -1;
+}
+
+static int
+qed_after_fork (void)
+{
+  return node_start (image);
+}
+
+static void
+qed_cleanup (void)
+{
+  node_close (image);           /* it has said what failed, if anything */
+  image = NULL;
+}
+
+/* There is nothing to remember about a connection. */
+static void *
+qed_plugin_open (int readonly)
+{
+  return NBDKIT_HANDLE_NOT_NEEDED;
+}
+
+static const char *
+qed_export_description (void *handle)
+{
+  return nbdkit_printf_intern ("QED image %s", filename);
+}
+
+static int64_t
+qed_get_size (void *handle)
+{
+  return node_size (image);
+}
+
+static int
+qed_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                uint32_t *maximum)
+{
+  *minimum = 1;
+  *preferred = image->preferred;
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+static int
+qed_can_write (void *handle)
+{
+  return !image->read_only;
+}
+
+static int
+yes (void *handle)
+{
+  return 1;
+}
+
+static int
+qed_can_fua (void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
+}
+
+static int
+qed_can_cache (void *handle)
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+static int
+qed_plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+                  uint32_t flags)
+{
+  return node_pread (image, buf, count, offset);
+}
+
+/* The end of each request that changes something. */
+static int
+finish (int r, uint32_t flags)
+{
+  if (r == 0 && (flags & NBDKIT_FLAG_FUA))
+    r = node_flush (image);
+  return r;
+}
+
+static int
+qed_plugin_pwrite (void *handle, const void *buf, uint32_t count,
+                   uint64_t offset, uint32_t flags)
+{
+  return finish (node_pwrite (image, buf, count, offset), flags);
+}
+
+static int
+qed_plugin_zero (void *handle, uint32_t count, uint64_t offset,
+                 uint32_t flags)
+{
+  const unsigned node_flags =
+    (flags & NBDKIT_FLAG_MAY_TRIM ? NODE_MAY_TRIM : 0) |
+    (flags & NBDKIT_FLAG_FAST_ZERO ? NODE_FAST : 0);
+
+  return finish (node_zero (image, count, offset, node_flags), flags);
+}
+
+static int
+qed_plugin_trim (void *handle, uint32_t count, uint64_t offset,
+                 uint32_t flags)
+{
+  return finish (node_discard (image, count, offset), flags);
+}
+
+static int
+qed_plugin_flush (void *handle, uint32_t flags)
+{
+  return node_flush (image);
+}
+
+static int
+qed_plugin_cache (void *handle, uint32_t count, uint64_t offset,
+                  uint32_t flags)
+{
+  return node_cache (image, count, offset);
+}
+
+static int
+qed_plugin_extents (void *handle, uint32_t count, uint64_t offset,
+                    uint32_t flags, struct nbdkit_extents *extents)
+{
+  const uint64_t end = offset + count;
+
+  for (unsigned n = 0; offset < end && n < MAX_EXTENTS; ++n) {
+    struct extent e;
+    uint32_t type = 0;
+
+    if (node_extents (image, end - offset, offset, &e) == -1)
+      return n > 0 ? 0 : -1;
+    if (e.flags & EXTENT_ZERO)
+      type |= NBDKIT_EXTENT_ZERO;
+    if (e.flags & EXTENT_HOLE)
+      type |= NBDKIT_EXTENT_HOLE;
+    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
+      return -1;
+    if (flags & NBDKIT_FLAG_REQ_ONE)
+      break;
+    offset += e.length;
+  }
+  return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "qed",
+  .longname = "nbdkit QED plugin",
+  .version = PACKAGE_VERSION,
+  .description = "serve QED copy-on-write disk images",
+  .load = qed_load,
+  .unload = qed_unload,
+  .config = qed_config,
+  .config_complete = qed_config_complete,
+  .config_help = qed_config_help,
+  .magic_config_key = "file",
+  .dump_plugin = qed_dump_plugin,
+  .get_ready = qed_get_ready,
+  .after_fork = qed_after_fork,
+  .cleanup = qed_cleanup,
+  .open = qed_plugin_open,
+  .export_description = qed_export_description,
+  .get_size = qed_get_size,
+  .block_size = qed_block_size,
+  .can_write = qed_can_write,
+  .can_flush = yes,
+  .can_trim = yes,
+  .can_zero = yes,
+  .can_fast_zero = yes,
+  .can_fua = qed_can_fua,
+  .can_multi_conn = yes,
+  .can_extents = yes,
+  .can_cache = qed_can_cache,
+  .pread = qed_plugin_pread,
+  .pwrite = qed_plugin_pwrite,
+  .zero = qed_plugin_zero,
+  .trim = qed_plugin_trim,
+  .flush = qed_plugin_flush,
+  .cache = qed_plugin_cache,
+  .extents = qed_plugin_extents,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)

@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The speed of the qed plugin, side by side with "nbdkit file" on a raw
+# file and with "qemu-nbd -f qed", in one run on this machine:
+#
+#     make bench            or: ./run bash tests/bench/qed.sh
+#
+# All images are of 1 GiB and in memory (/dev/shm), so the servers' own work
+# is what is measured.  fio's nbd engine asks, one connection, 16 requests
+# deep.  The servers take turns in each round, the medians of all rounds are
+# printed.  qemu-nbd runs with --cache=writeback, since that is what the
+# other two do: writes go to the page cache.  An allocating write is one to
+# a cluster (64 KiB) that was never written; each round has a fresh image, of
+# which each cluster is written to once, in random order.
+#
+# The column "target" is what the project wants to reach; nothing fails
+# here when it does not.
+#
+# BENCH_SECONDS   duration of one measurement (2)
+# BENCH_ROUNDS    measurements of each cell (5)
+
+set -e -o pipefail
+
+seconds=${BENCH_SECONDS:-2}
+rounds=${BENCH_ROUNDS:-5}
+servers="file qed qemu"
+
+for tool in nbdkit qemu-nbd qemu-img fio jq; do
+  if ! type -P $tool >/dev/null; then
+    echo "$0: $tool is missing" >&2
+    exit 1
+  fi
+done
+
+dir=$(mktemp -d /dev/shm/qed-bench.XXXXXX)
+server_pid=
+memory=0
+trap cleanup EXIT
+
+cleanup ()
+{
+  if [ "$server_pid" ]; then
+    kill -KILL "$server_pid" 2>/dev/null || true
+  fi
+  rm -rf "$dir"
+}
+
+# start SERVER IMAGE: wait until it accepts connections.
+start ()
+{
+  local server=$1 image=$2 i
+  rm -f "$dir/pid" "$dir/sock"
+  case $server in
+    file|qed)
+      nbdkit -f -U "$dir/sock" -P "$dir/pid" "$server" "$image" &
+      ;;
+    qemu)
+      qemu-nbd -t -e 16 -f qed --cache=writeback --discard=unmap \
+               -k "$dir/sock" --pid-file="$dir/pid" "$image" &
+      ;;
+  esac
+  server_pid=$!
+  for ((i = 0; i < 1000; i++)); do
+    if [ -s "$dir/pid" ]; then return; fi
+    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
+    sleep 0.02
+  done
+  echo "$0: $server does not start" >&2
+  exit 1
+}
+
+# A server that died after it had answered fio (nbdkit 1.32 may, when a
+# client hangs up with requests in flight) has been measured all the same,
+# but is worth a word.
+stop ()
+{
+  local status=0 peak
+  peak=$(awk '/VmHWM/ { print int ($2 / 1024) }' \
+             "/proc/$server_pid/status" 2>/dev/null) || true
+  if [ "$1" = qed ] && (( ${peak:-0} > memory )); then memory=$peak; fi
+  kill "$server_pid" 2>/dev/null || true
+  wait "$server_pid" || status=$?
+  server_pid=
+  if [ "$status" -ne 0 ]; then
+    echo "$0: $1 ended with status $status" >&2
+  fi
+}
+
+# measure FIELD OPTION...: run fio, print a field of its report.
+measure ()
+{
+  local field=$1
+  shift
+  fio --name=bench --ioengine=nbd --uri="nbd+unix:///?socket=$dir/sock" \
+      --iodepth=16 --output-format=json --output="$dir/fio.json" \
+      --randrepeat=0 "$@" >/dev/null
+  # fio's engine prints lines of its own before the report.
+  sed -n '/^{/,$p' "$dir/fio.json" | jq -r ".jobs[0].$field"
+}
+
+median ()
+{
+  tr ' ' '\n' | grep . | sort -g | awk '
+    { v[NR] = $1 }
+    END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+
+declare -A results
+
+# in_place KEY FIELD OPTION...: one measurement of each server.
+in_place ()
+{
+  local key=$1 server
+  shift
+  for server in $servers; do
+    start "$server" "$dir/$server.disk"
+    results[$key,$server]+=" $(measure "$@" --size=1G --time_based \
+                                      --runtime="$seconds")"
+    stop "$server"
+  done
+}
+
+# fio's own generators cannot visit each 64th KiB once, so tell it where.
+random_clusters ()
+{
+  echo "fio version 2 iolog"
+  echo "nbd add"
+  echo "nbd open"
+  seq 0 16383 | shuf | awk '{ print "nbd write", $1 * 65536, 4096 }'
+  echo "nbd close"
+}
+
+allocating ()
+{
+  local server
+  random_clusters >"$dir/clusters.log"
+  for server in $servers; do
+    if [ "$server" = file ]; then
+      truncate -s 1G "$dir/fresh"
+    else
+      qemu-img create -q -f qed "$dir/fresh" 1G
+    fi
+    start "$server" "$dir/fresh"
+    results[allocate,$server]+=" $(
+      measure write.iops --read_iolog="$dir/clusters.log")"
+    stop "$server"
+    rm "$dir/fresh"
+  done
+}
+
+# Images with each cluster allocated.
+nbdkit -U - pattern 1G --run "nbdcopy \"\$uri\" '$dir/file.disk'"
+qemu-img convert -f raw -O qed -S 0 "$dir/file.disk" "$dir/qed.disk"
+cp "$dir/qed.disk" "$dir/qemu.disk"
+
+for ((round = 1; round <= rounds; round++)); do
+  in_place randread read.iops --rw=randread --bs=4k
+  in_place randwrite write.iops --rw=randwrite --bs=4k
+  in_place seqread read.bw --rw=read --bs=1M
+  in_place seqwrite write.bw --rw=write --bs=1M
+  allocating
+done
+
+# line KEY TITLE UNIT TARGET
+line ()
+{
+  local key=$1 server
+  for server in $servers; do
+    median <<<"${results[$key,$server]}"
+  done | paste -sd' ' | awk -v title="$2" -v unit="$3" -v target="$4" '
+    { printf "%-28s %9.0f %9.0f %9.0f  %-5s %8.2f %8.2f   %s\n", title, $1,
+             $2, $3, unit, $2 / $1, $2 / $3, target }'
+}
+
+# fio counts KiB/s.
+for server in $servers; do
+  for key in seqread seqwrite; do
+    results[$key,$server]=$(
+      tr ' ' '\n' <<<"${results[$key,$server]}" |
+        awk '/./ { print $1 / 1024 }')
+  done
+done
+
+echo
+echo "medians of $rounds rounds of $seconds s, image of 1 GiB in /dev/shm"
+echo
+printf '%-28s %9s %9s %9s  %-5s %8s %8s   %s\n' "" file qed qemu-nbd "" \
+       qed/file qed/qemu target
+line randread "4 KiB random read" IOPS "0.90 file, 2.5 qemu"
+line randwrite "4 KiB random write in place" IOPS "0.90 file, 2.5 qemu"
+line seqread "1 MiB sequential read" MiB/s "0.90 file, 2.5 qemu"
+line seqwrite "1 MiB sequential write" MiB/s "0.90 file, 2.5 qemu"
+line allocate "4 KiB random allocating" IOPS "6 qemu"
+echo
+echo "peak resident memory of the qed server: $memory MiB" \
+     "(target: l2-cache-size + 40 = 72 MiB)"

@@ -1,0 +1,77 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The suite, run by "make check".  Every single test is counted: tests/tap.sh
+# runs a test program and makes its output one TAP stream, which automake's
+# TAP driver reads.
+#
+#   tests/unit/test-*.c   C tests of common/, written with cmocka
+#   tests/*.bats          tests of modules and tools, one file a promise
+#   tests/*.sh            tests that are neither
+
+# To add a unit test, add its name here and its sources below if it needs
+# more than the .c file of its name.
+unit_tests = \
+	tests/unit/test-align \
+	tests/unit/test-claim \
+	tests/unit/test-drain \
+	tests/unit/test-flush \
+	tests/unit/test-job \
+	tests/unit/test-nbd-node \
+	tests/unit/test-utils
+
+bats_tests = \
+	tests/frame.bats \
+	tests/qed-bad-input.bats \
+	tests/qed-crash.bats \
+	tests/qed-full-disk.bats \
+	tests/qed-guestfish.bats \
+	tests/qed-img.bats \
+	tests/qed-lock.bats \
+	tests/qed-model.bats \
+	tests/qed-needcheck.bats \
+	tests/qed-read.bats \
+	tests/sources.bats
+
+# Slow ones stand first, so that they do not run alone at the end.
+if SANITIZERS
+TESTS = $(unit_tests)
+else
+TESTS = tests/sanitizers.sh $(bats_tests) $(unit_tests)
+endif
+
+# Each unit test is linked with the library.
+check_PROGRAMS += $(unit_tests)
+AM_CPPFLAGS += $(CMOCKA_CFLAGS)
+LDADD = common/libblockdrivers.la $(CMOCKA_LIBS)
+
+# One driver and one way to run them all, whatever the extension.
+TEST_EXTENSIONS = .bats .sh
+tap_driver = env AM_TAP_AWK='$(AWK)' $(SHELL) $(top_srcdir)/build-aux/tap-driver.sh
+tap_run = $(top_builddir)/run bash $(srcdir)/tests/tap.sh
+LOG_DRIVER = $(tap_driver)
+LOG_COMPILER = $(tap_run)
+BATS_LOG_DRIVER = $(tap_driver)
+BATS_LOG_COMPILER = $(tap_run)
+SH_LOG_DRIVER = $(tap_driver)
+SH_LOG_COMPILER = $(tap_run)
+
+EXTRA_DIST += \
+	tests/demo.sh \
+	tests/functions.bash \
+	tests/guestfs.bash \
+	tests/qed-attempt.py \
+	tests/qed-crash.py \
+	tests/qed-full-disk.py \
+	tests/qed-functions.bash \
+	tests/qed-fuzz.py \
+	tests/qed-image.py \
+	tests/qed-model.py \
+	tests/qed_attempt.py \
+	tests/qed_format.py \
+	tests/qed_server.py \
+	tests/sanitizers.sh \
+	tests/tap.sh \
+	tests/unit/unit.h \
+	$(bats_tests)

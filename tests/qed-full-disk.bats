@@ -1,0 +1,87 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# A file system that fills up in the middle of allocating writes costs the
+# writes that did not fit, and nothing else.
+
+load qed-functions
+
+setup ()
+{
+  setup_test
+  mkdir small
+  mount -t tmpfs -o size=4m tmpfs small
+  cd small
+}
+
+teardown ()
+{
+  cd "$tmp"
+  local p
+  for p in "${started[@]}"; do
+    end_process "$p" || true
+  done
+  umount small
+  teardown_test
+}
+
+fill_up ()
+{
+  run "$python" "$tests/qed-full-disk.py" "$@"
+  assert_success
+}
+
+# fill_and_free IMAGE BALLAST
+fill_and_free ()
+{
+  start_nbdkit qed disk.qed
+  fill_up fill "$sock" acknowledged
+  kill -0 "$pid"
+  fill_up verify "$sock" acknowledged
+
+  # The same writes do not fit a second time either.
+  fill_up fill "$sock" acknowledged
+  fill_up verify "$sock" acknowledged
+
+  rm ballast
+  fill_up write "$sock" acknowledged
+  fill_up verify "$sock" acknowledged
+  stop_nbdkit
+  assert_not_corrupt disk.qed
+  no_need_check disk.qed
+
+  start_nbdkit -r qed disk.qed
+  fill_up verify "$sock" acknowledged
+}
+
+@test "a full disk loses nothing that was acknowledged, and recovers" {
+  head -c 2M /dev/zero >ballast
+  create 16M
+  fill_and_free
+}
+
+@test "a full disk under an image with small clusters does the same" {
+  head -c 2M /dev/zero >ballast
+  create 16M -o cluster_size=4096,table_size=2
+  fill_and_free
+}
+
+@test "a full disk under an overlay does the same" {
+  head -c 16M /dev/urandom >"$tmp/base.raw"
+  head -c 2M /dev/zero >ballast
+  create 16M -b "$tmp/base.raw" -F raw
+  fill_and_free
+}
+
+@test "a server that is killed with a full disk leaves a good image" {
+  create 16M
+  start_nbdkit qed disk.qed
+  fill_up fill "$sock" acknowledged
+  kill -KILL "$pid"
+  wait "$pid" || true
+  cp disk.qed "$tmp/copy.qed"
+  assert_not_corrupt "$tmp/copy.qed"
+  start_nbdkit -r qed disk.qed
+  fill_up verify "$sock" acknowledged
+}

@@ -1,0 +1,848 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# qed-img does what qemu-img does with -f qed: side by side on the same
+# files, case by case from tables.
+#
+# A line of a table is one case, EXPECTED | COMMAND ARGUMENTS, where
+# EXPECTED is one of
+#
+#   same        exit status, standard output (JSON as values), messages,
+#               and the resulting files are qemu-img's
+#   status      the same, but for the words of the messages
+#   A, not B: WHY
+#               we exit with A where qemu-img exits with B, on purpose
+#
+# Each case starts with fresh copies of the files that make_files makes, one
+# copy for each program.
+
+load qed-functions
+
+# ---- The cases
+
+make_files ()
+{
+  mkdir files
+  cd files
+  mkdir d
+  head -c 10000 /dev/urandom >raw.img
+  qemu-img create -q -f qcow2 foreign.qcow2 1M
+  : >empty.img
+
+  qemu-img create -q -f qed base.qed 1G
+  qemu_io_qed base.qed "write -P 1 0 1M" "write -P 2 100M 64k" \
+              "write -P 3 300M 64k" "write -P 4 200M 64k" >/dev/null
+  qemu-img create -q -f qed zero.qed 0
+  qemu-img create -q -f qed -o cluster_size=4k,table_size=2 small.qed 1M
+  qemu_io_qed small.qed "write -P 5 0 128k" "write -z 256k 64k" >/dev/null
+
+  qemu-img create -q -f qed -b raw.img -F raw over-raw.qed
+  qemu-img create -q -f qed -b over-raw.qed -F qed over.qed 2G
+  qemu-img create -q -f qed -b ../over.qed -F qed d/over.qed
+  qemu-img create -q -f qed -b "$PWD/base.qed" -F qed d/absolute.qed
+  qemu-img create -q -f qed -b foreign.qcow2 -F qcow2 over-foreign.qed
+  qemu-img create -q -f qed -u -b gone.img -F qed over-gone.qed 2G
+  qemu-img create -q -f qed -u -b gone.img -F raw over-gone-raw.qed 2G
+  qemu-img create -q -f qed -u -b loop2.qed -F qed loop1.qed 2G
+  qemu-img create -q -f qed -u -b loop1.qed -F qed loop2.qed 2G
+  qemu-img create -q -f qed -u -b nbd://127.0.0.1:1 -F raw over-nbd.qed 2G
+  qemu-img create -q -f qed -u -b 'a "b"' -F raw quoted.qed 1M
+  qemu-img create -q -f qed -u -b $'ünl\377ike' -F raw bytes.qed 1M
+  cd ..
+}
+
+# damaged NAME COMMAND...: a copy of base.qed, spoilt by qed-image.py.
+damaged ()
+{
+  local name=$1 command=$2
+  shift 2
+  cp files/base.qed "files/$name"
+  image "$command" "files/$name" "$@"
+}
+
+make_damaged_files ()
+{
+  damaged dirty.qed set 'features=features | 2'
+  damaged autoclear.qed set autoclear_features=64
+  damaged compat.qed set compat_features=64
+  damaged unknown.qed set features=64
+  damaged bad-l1-offset.qed set l1_table_offset=4096
+  damaged bad-cluster-size.qed set cluster_size=65535
+  damaged bad-table-size.qed set table_size=3
+  damaged bad-size.qed set image_size=513
+  damaged lost.qed l2 3 0
+  damaged zeroed.qed l2 3 1
+  damaged unlinked.qed l1 0 0
+  damaged outside.qed l2 0 0x90000000
+  damaged unaligned.qed l2 0 'l2(3) + 512'
+  damaged shared.qed l2 0 'l2(3)'
+  damaged in-l1.qed l2 0 'l1_table_offset'
+  damaged in-l2.qed l2 0 'l1(0)'
+  damaged in-header.qed l2 20 'cluster_size * 0 + 4096'
+  damaged l1-outside.qed l1 1 0x100000000
+  damaged l1-unaligned.qed l1 1 'l2(3) + 512'
+
+  cp files/base.qed files/leaked.qed
+  head -c 196608 /dev/urandom >>files/leaked.qed
+  cp files/base.qed files/cut.qed
+  truncate -s -65536 files/cut.qed
+  cp files/outside.qed files/outside-leaked.qed
+  head -c 131072 /dev/urandom >>files/outside-leaked.qed
+}
+
+# run_tool NAME PROGRAM CASE: run it in a copy of the files, which becomes the
+# folder NAME.  Leaves NAME.status, .out and .err.  QEMU opens backing images
+# that loop until it has no descriptors left, so it gets few.
+run_tool ()
+{
+  local name=$1 program=$2 command=${3%% *} status=0
+  local arguments=${3#"$command"}
+  rm -rf "$name"
+  cp -a files here
+  (
+    cd here || exit
+    ulimit -n 64
+    eval "timeout 60 $program $command -f qed $arguments" 3>&-
+  ) >"$name.out" 2>"$name.err" </dev/null || status=$?
+  echo "$status" >"$name.status"
+  mv here "$name"
+}
+
+# Standard output that is JSON is compared as values.
+normalize_output ()
+{
+  case $2 in
+    *--output=json*) jq -S . <"$1" ;;
+    *) cat "$1" ;;
+  esac
+}
+
+same_output ()
+{
+  diff -u <(normalize_output qemu.out "$1") <(normalize_output ours.out "$1")
+}
+
+same_messages ()
+{
+  diff -u <(sed 's/qemu-img/qed-img/g' qemu.err) ours.err
+}
+
+# An error has a message of ours, and nothing says that we crashed.
+message_is_there ()
+{
+  if [ "$(<ours.status)" -eq 1 ] && ! grep -q '^qed-img: .' ours.err; then
+    echo "no message"
+    return 1
+  fi
+}
+
+# describe DIRECTORY NAME: all that must be the same when both programs made
+# or changed an image.  QEMU opens no image with tables of one cluster; of
+# these, what the header says before the place of the L1 table.
+describe ()
+{
+  (
+    cd "$1" || exit
+    head -c 40 "$2" | od -An -tx4
+    if [ "$(od -An -tu4 -j8 -N4 "$2")" -ne 1 ]; then
+      qemu-img info -f qed --output=json "$2" | jq -S 'del(.["actual-size"])'
+      ulimit -n 64
+      qemu-img check -f qed --output=json "$2" 2>/dev/null | jq -S .
+    fi
+  )
+}
+
+# same_file NAME: both programs made the same of it.  What it reads is
+# compared where QEMU reads it.
+same_file ()
+{
+  if cmp -s "qemu/$1" "ours/$1"; then
+    return
+  elif ! [ -e "ours/$1" ] || ! [ -e "qemu/$1" ]; then
+    echo "$1: made by one of the two only"
+    return 1
+  fi
+  diff -u <(describe qemu "$1") <(describe ours "$1") || return 1
+  if qemu-img check -q -f qed "qemu/$1" 2>/dev/null; then
+    qemu-img compare -q -f qed -F qed "qemu/$1" "ours/$1"
+  fi
+}
+
+# same_files COMMAND: where qemu-img fails to create an image it leaves an
+# empty file, we leave nothing.
+same_files ()
+{
+  local name result=0
+  if [ "$1" = create ] && [ "$(<ours.status)" -ne 0 ]; then
+    diff -r files ours
+    return
+  fi
+  while read -r name; do
+    same_file "$name" || result=1
+  done < <(find qemu ours -type f -printf '%P\n' | sort -u)
+  return "$result"
+}
+
+# one_case EXPECTED CASE
+one_case ()
+{
+  local ours qemu
+  run_tool qemu qemu-img "$2"
+  run_tool ours qed-img "$2"
+  ours=$(<ours.status)
+  qemu=$(<qemu.status)
+  message_is_there || return 1
+
+  case $1 in
+    same | status)
+      if [ "$ours" -ne "$qemu" ]; then
+        echo "status $ours, qemu-img $qemu"
+        return 1
+      fi
+      same_output "$2" || return 1
+      same_files "${2%% *}" || return 1
+      [ "$1" = status ] || same_messages
+      ;;
+    [0-9]*,\ not\ [0-9]*:\ *)
+      if [ "${1%%:*}" != "$ours, not $qemu" ]; then
+        echo "$ours, not $qemu"
+        return 1
+      fi
+      ;;
+    *)
+      echo "the table is wrong"
+      return 1
+      ;;
+  esac
+}
+
+# Run the cases of the table on standard input, all of them, then fail if
+# one failed.
+cases ()
+{
+  local expected case failed=0 n=0 report
+  while IFS='|' read -r expected case; do
+    read -r expected <<<"$expected"
+    case=${case# }
+    if [ -z "$expected" ] || [[ $expected = \#* ]]; then
+      continue
+    fi
+    n=$((n + 1))
+    if ! report=$(one_case "$expected" "$case" 2>&1); then
+      failed=$((failed + 1))
+      printf '%s | %s\n%s\n' "$expected" "$case" "$report"
+      echo "qemu-img said:"
+      cat qemu.out qemu.err
+      echo "qed-img said:"
+      cat ours.out ours.err
+    fi
+  done
+  echo "$n cases, $failed failed"
+  [ "$n" -gt 0 ] && [ "$failed" -eq 0 ]
+}
+
+# ---- create
+
+@test "create: sizes" {
+  make_files
+  cases <<'TABLE'
+same | create new.qed 1G
+same | create -q new.qed 1G
+same | create new.qed 0
+same | create new.qed 512
+same | create new.qed 1000
+same | create new.qed 1b
+same | create new.qed 1K
+same | create new.qed 1.5G
+same | create new.qed 64T
+same | create new.qed 0x1000
+same | create new.qed 010
+same | create new.qed +1M
+same | create new.qed ' 1M'
+same | create -o size=1G new.qed
+same | create -o size=1G -o size=2G new.qed
+same | create -o size=1.5k new.qed
+same | create new.qed
+same | create new.qed ''
+same | create new.qed 1x
+same | create new.qed 1e3
+same | create new.qed 1Mb
+same | create new.qed 1.5
+same | create new.qed 1M5
+same | create new.qed -- -5
+same | create new.qed 8E
+same | create new.qed 99999999999999999999
+same | create -o size=1G new.qed 2G
+same | create -o size=17E new.qed
+status | create new.qed 1P
+status | create new.qed 70368744178176
+# qemu-img says 2^64 and then fails in another way.
+status | create -o size=1z new.qed
+status | create -o size= new.qed
+status | create -o size=-1 new.qed
+TABLE
+}
+
+@test "create: cluster and table sizes" {
+  make_files
+  cases <<'TABLE'
+same | create -o cluster_size=4k new.qed 1G
+same | create -o cluster_size=4096,table_size=2 new.qed 1G
+same | create -o cluster_size=1M,table_size=8 new.qed 1G
+0, not 1: qemu-img computes a limit of 0 bytes | create -o cluster_size=2M,table_size=16 new.qed 1G
+same | create -o table_size=1 new.qed 1G
+same | create -o table_size=8 new.qed 1G
+same | create -o cluster_size=4k -o table_size=2 new.qed 1G
+same | create -o cluster_size=4k -o cluster_size=8k new.qed 1G
+same | create -o cluster_size=4k,table_size=1 new.qed 1G
+status | create -o cluster_size=4k,table_size=1 new.qed 1025M
+status | create -o cluster_size=1k new.qed 1G
+status | create -o cluster_size=5000 new.qed 1G
+status | create -o cluster_size=128M new.qed 1G
+status | create -o cluster_size=0 new.qed 1G
+status | create -o cluster_size=8G new.qed 1G
+status | create -o table_size=3 new.qed 1G
+status | create -o table_size=0 new.qed 1G
+status | create -o table_size=32 new.qed 1G
+status | create -o table_size=4k new.qed 1G
+status | create -o table_size=8G new.qed 1G
+status | create -o cluster_size=xx new.qed 1G
+status | create -o cluster_size= new.qed 1G
+status | create -o cluster_size new.qed 1G
+status | create -o cluster_size=-1 new.qed 1G
+status | create -o table_size=xx new.qed 1G
+0, not 1: qemu-img computes a limit of 0 bytes | create -o cluster_size=64M new.qed 1G
+TABLE
+}
+
+@test "create: lists of options, and mistakes" {
+  make_files
+  cases <<'TABLE'
+same | create -o bogus=1 new.qed 1G
+same | create -o bogus new.qed 1G
+same | create -o =4 new.qed 1G
+same | create -o '' new.qed 1G
+same | create -o cluster_size=4k, new.qed 1G
+same | create -o ,cluster_size=4k new.qed 1G
+same | create -o cluster_size=4k -o , new.qed 1G
+same | create
+same | create new.qed 1G more
+same | create -b
+same | create -Z new.qed 1G
+same | create --bogus new.qed 1G
+same | create --output=json new.qed 1G
+same | create -p new.qed 1G
+status | create --object secret,id=x,data=y,bogus=z new.qed 1G
+status | create nowhere/new.qed 1G
+status | create . 1G
+status | create '' 1G
+same | create "with space, and 'quotes'.qed" 1M
+1, not 0: qed-img makes QED images only | create -f raw new.img 1G
+TABLE
+}
+
+@test "create: backing images" {
+  make_files
+  cases <<'TABLE'
+same | create -b raw.img -F raw new.qed
+same | create -b raw.img -F raw new.qed 1G
+same | create -b raw.img -F raw new.qed 512
+same | create -b raw.img -F raw -u new.qed 1G
+same | create -b base.qed -F qed new.qed
+same | create -b base.qed -F qed new.qed 2G
+same | create -b base.qed -F raw new.qed
+same | create -b over.qed -F qed -o cluster_size=4k new.qed
+same | create -b ../raw.img -F raw d/new.qed
+same | create -b "$PWD/raw.img" -F raw d/new.qed
+same | create -b gone.img -F raw -u new.qed 1G
+same | create -b foreign.qcow2 -F raw new.qed
+same | create -F raw new.qed 1G
+same | create -u new.qed 1G
+same | create -o backing_file=raw.img,backing_fmt=raw new.qed
+same | create -o backing_file=raw.img -F raw new.qed
+same | create -o backing_file=gone.img -b raw.img -F raw new.qed
+same | create -o backing_fmt=raw -b base.qed -F qed new.qed
+same | create -o 'backing_file=b,,c,backing_fmt=raw' -u new.qed 1G
+same | create -o 'backing_file=b,,,,,backing_fmt=raw' -u new.qed 1G
+same | create -u -b "$(printf %01023d 0)" -F raw new.qed 1G
+same | create -b '' -F raw new.qed 1G
+same | create -b '' new.qed
+same | create -u -b gone.img -F raw new.qed
+same | create -b base.qed -F qed base.qed
+same | create -u -b base.qed -F qed base.qed 1G
+status | create -b gone.img -F raw new.qed
+status | create -b gone.img -F raw new.qed 1G
+status | create -b raw.img -F raw d/new.qed
+status | create -b raw.img -F qed new.qed
+status | create -b raw.img -F bogus new.qed
+status | create -b over-gone.qed -F qed new.qed
+status | create -b loop1.qed -F qed new.qed
+0, not 1: the format is optional | create -b raw.img new.qed
+0, not 1: the format is optional | create -b base.qed new.qed
+0, not 1: the format is optional | create -u -b gone.img new.qed 1G
+1, not 0: no driver of ours can read it | create -b foreign.qcow2 -F qcow2 new.qed
+1, not 1: no driver of ours can read it | create -b foreign.qcow2 new.qed
+1, not 0: QEMU cannot open the image that it makes then | create -u -b "$(printf %04100d 0)" -F raw new.qed 1G
+1, not 0: it would be its own backing image | create -b ./base.qed -F qed base.qed
+1, not 0: it would be its own backing image | create -b over.qed -F qed over-raw.qed
+TABLE
+}
+
+@test "create: what is there already" {
+  make_files
+  cases <<'TABLE'
+same | create base.qed 2G
+same | create empty.img 1G
+1, not 0: only QED images and empty files are overwritten | create raw.img 1G
+1, not 0: only QED images and empty files are overwritten | create foreign.qcow2 1G
+TABLE
+  cmp files/raw.img ours/raw.img
+  qed-img create -q files/base.qed 1M
+  run ! qed-img create files/raw.img 1M
+  run ! qed-img create files/foreign.qcow2 1M
+  cmp files/raw.img ours/raw.img
+  cmp files/foreign.qcow2 ours/foreign.qcow2
+}
+
+@test "create: a probed format is recorded, so that raw stays raw" {
+  make_files
+  cd files
+  run qed-img create -b raw.img new.qed
+  assert_success
+  assert_output "Formatting 'new.qed', fmt=qed size=10240 backing_file=raw.img backing_fmt=raw cluster_size=65536"
+  assert_equal "$(image get new.qed features)" 5
+  run qed-img create -b base.qed new.qed
+  assert_success
+  assert_output --partial "backing_fmt=qed"
+  assert_equal "$(image get new.qed features)" 1
+  run -1 qed-img create -b foreign.qcow2 new.qed
+  assert_output --partial "foreign.qcow2"
+}
+
+@test "create: the list of options is qemu-img's" {
+  local arguments
+  for arguments in '-o help' '-o ?' '-o cluster_size=4k,help' \
+                   '-b gone.img -o help'; do
+    # shellcheck disable=SC2086
+    qed-img create $arguments >ours.out
+    # shellcheck disable=SC2086
+    qemu-img create -f qed $arguments | sed '/^$/,$d' >qemu.out
+    diff -u qemu.out ours.out
+  done
+  assert_file_not_empty ours.out
+}
+
+@test "create: an image in use is left alone" {
+  make_files
+  start_qemu_nbd server -f qed files/base.qed
+  cp files/base.qed before.qed
+  run -1 qed-img create files/base.qed 1G
+  assert_output --partial "base.qed"
+  assert_same files/base.qed before.qed
+
+  # But one may be made on top of it.
+  run -0 qed-img create -b base.qed files/new.qed
+}
+
+@test "create, info and check take an NBD URI" {
+  local tool
+  make_files
+  truncate -s 100M export.img
+  start_qemu_nbd server -f raw export.img
+
+  run -0 qed-img create -b "$PWD/files/raw.img" "$qemu_uri" 5M
+  assert_output --partial "Formatting '$qemu_uri', fmt=qed size=5242880"
+  run -0 qed-img check "$qemu_uri"
+
+  for tool in qemu-img qed-img; do
+    "$tool" info -f qed --output=json "$qemu_uri" |
+      jq -S 'del(.filename)' >$tool.json
+  done
+  diff -u qemu-img.json qed-img.json
+  assert_equal "$(jq '.["virtual-size"]' qed-img.json)" 5242880
+  assert_equal "$(qed-img info --output=json "$qemu_uri" | jq -r .filename)" \
+               "$qemu_uri"
+
+  qed-img create -q -b "$qemu_uri" -F qed over.qed
+  run -0 qed-img info --backing-chain over.qed
+  assert_line "image: $qemu_uri"
+  assert_line "image: $PWD/files/raw.img"
+  assert_line "disk size: unavailable"
+
+  # What is no image and not empty is not taken over.
+  end_process "$qemu_pid"
+  head -c 1M /dev/urandom >other.img
+  cp other.img before.img
+  start_qemu_nbd server2 -f raw other.img
+  run -1 qed-img create "$qemu_uri" 1M
+  assert_output --partial "$qemu_uri"
+  end_process "$qemu_pid"
+  assert_same other.img before.img
+}
+
+# ---- info
+
+@test "info: images and chains" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+same | info base.qed
+same | info --output=json base.qed
+same | info --output=human base.qed
+same | info zero.qed
+same | info --output=json zero.qed
+same | info --output=json small.qed
+same | info over-raw.qed
+same | info --output=json over-raw.qed
+same | info d/over.qed
+same | info --output=json d/over.qed
+same | info d/absolute.qed
+same | info --output=json d/absolute.qed
+same | info over-gone.qed
+same | info --output=json over-gone.qed
+same | info over-nbd.qed
+same | info loop1.qed
+same | info quoted.qed
+same | info --output=json quoted.qed
+same | info bytes.qed
+same | info --output=json bytes.qed
+same | info -U base.qed
+same | info --force-share base.qed
+same | info --format=qed base.qed
+same | info --backing-chain base.qed
+same | info --backing-chain --output=json base.qed
+same | info --backing-chain d/over.qed
+same | info --backing-chain --output=json d/over.qed
+same | info --backing-chain --output=json d/absolute.qed
+same | info --backing-chain loop1.qed
+same | info --backing-chain --output=json -U d/over.qed
+status | info --backing-chain over-gone.qed
+status | info --backing-chain --output=json over-gone-raw.qed
+status | info --backing-chain over-nbd.qed
+1, not 0: no driver of ours can read the qcow2 image | info --backing-chain over-foreign.qed
+same | info outside.qed
+same | info --output=json leaked.qed
+same | info compat.qed
+same | info autoclear.qed
+status | info unknown.qed
+status | info bad-l1-offset.qed
+status | info bad-cluster-size.qed
+status | info bad-table-size.qed
+status | info bad-size.qed
+TABLE
+}
+
+@test "info: mistakes" {
+  make_files
+  cases <<'TABLE'
+same | info
+same | info base.qed zero.qed
+same | info --output=xml base.qed
+same | info --output
+same | info -q base.qed
+same | info -r leaks base.qed
+status | info raw.img
+status | info foreign.qcow2
+status | info empty.img
+status | info gone.qed
+status | info d
+status | info -f bogus base.qed
+status | info --object bogus base.qed
+status | info --image-opts driver=qed,file.filename=base.qed
+1, not 0: qed-img reads QED images only | info -f raw base.qed
+TABLE
+}
+
+@test "info: says that an image was not closed cleanly" {
+  # On purpose: qemu-img opens the image before it looks, and shows the
+  # flag as false.
+  make_files
+  make_damaged_files
+  run -0 qed-img info files/dirty.qed
+  assert_line "cleanly shut down: no"
+  assert_equal "$(qed-img info --output=json files/dirty.qed |
+                  jq '.["dirty-flag"]')" true
+  assert_equal "$(qemu-img info -f qed --output=json files/dirty.qed |
+                  jq '.["dirty-flag"]')" false
+  diff -u <(qemu-img info -f qed files/dirty.qed) \
+          <(qed-img info files/dirty.qed | grep -v '^cleanly')
+}
+
+@test "info, check: an image in use needs -U" {
+  local command
+  make_files
+  start_qemu_nbd server -f qed files/base.qed
+  for command in info check; do
+    run -1 qed-img "$command" files/base.qed
+    assert_output --partial "base.qed"
+    run -0 qed-img "$command" -U files/base.qed
+    run -0 qed-img "$command" --force-share files/base.qed
+  done
+}
+
+# ---- check
+
+@test "check: good images" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+same | check base.qed
+same | check --output=json base.qed
+same | check --output=human base.qed
+same | check -q base.qed
+same | check -q --output=json base.qed
+same | check -r leaks base.qed
+same | check -r all base.qed
+same | check --repair=all --output=json base.qed
+same | check -U base.qed
+same | check -T writeback base.qed
+same | check -T writethrough base.qed
+same | check -T unsafe base.qed
+same | check --format=qed base.qed
+same | check zero.qed
+same | check --output=json zero.qed
+same | check small.qed
+same | check --output=json small.qed
+same | check over.qed
+same | check --output=json d/over.qed
+same | check dirty.qed
+same | check --output=json dirty.qed
+same | check -r leaks dirty.qed
+same | check -r all --output=json dirty.qed
+same | check compat.qed
+same | check autoclear.qed
+same | check -r all autoclear.qed
+0, not 1: the chain below is not looked at | check over-gone.qed
+0, not 1: the chain below is not looked at | check loop1.qed
+TABLE
+}
+
+@test "check: mistakes, and what cannot be checked" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+same | check
+same | check base.qed zero.qed
+same | check -r
+same | check -r bogus base.qed
+same | check -T bogus base.qed
+same | check --output=xml base.qed
+same | check -p base.qed
+status | check -U -r all base.qed
+status | check -U -r leaks base.qed
+status | check -f bogus base.qed
+status | check --object bogus base.qed
+status | check gone.qed
+status | check raw.img
+status | check -r all raw.img
+status | check foreign.qcow2
+status | check empty.img
+status | check d
+status | check unknown.qed
+status | check -r all unknown.qed
+status | check bad-l1-offset.qed
+status | check -r all bad-cluster-size.qed
+status | check bad-table-size.qed
+status | check --output=json bad-size.qed
+1, not 0: not supported, and we say so | check -T none base.qed
+1, not 0: not supported, and we say so | check -T directsync base.qed
+status | check --image-opts driver=qed,file.filename=base.qed
+1, not 63: there is only one format | check -f raw raw.img
+TABLE
+}
+
+@test "check: damaged images" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+status | check lost.qed
+status | check --output=json lost.qed
+status | check -q lost.qed
+status | check zeroed.qed
+status | check unlinked.qed
+status | check --output=json unlinked.qed
+status | check leaked.qed
+status | check --output=json leaked.qed
+status | check outside.qed
+status | check --output=json outside.qed
+status | check -q outside.qed
+status | check --output=json -q outside.qed
+status | check unaligned.qed
+status | check --output=json unaligned.qed
+status | check in-l1.qed
+status | check --output=json in-l1.qed
+status | check in-l2.qed
+status | check l1-outside.qed
+status | check --output=json l1-outside.qed
+status | check l1-unaligned.qed
+status | check cut.qed
+status | check --output=json cut.qed
+status | check --output=json outside-leaked.qed
+2, not 3: two mappings of one cluster | check shared.qed
+2, not 0: the header is not a data cluster | check in-header.qed
+TABLE
+}
+
+@test "check -r: what QEMU repairs too, equally" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+status | check -r all l1-outside.qed
+status | check -r all --output=json l1-outside.qed
+status | check -q -r all l1-outside.qed
+status | check -r all l1-unaligned.qed
+status | check -r all cut.qed
+status | check -r all --output=json cut.qed
+TABLE
+}
+
+@test "check -r: what QEMU does not repair" {
+  make_files
+  make_damaged_files
+  cases <<'TABLE'
+0, not 3: leaked clusters are given back | check -r leaks lost.qed
+0, not 3: leaked clusters are given back | check -r all lost.qed
+0, not 3: leaked clusters are given back | check -q -r leaks leaked.qed
+0, not 3: leaked clusters are given back | check -r leaks unlinked.qed
+0, not 3: also the cluster that the entry lost | check -r all outside.qed
+0, not 3: also the cluster that the entry lost | check -r all unaligned.qed
+0, not 3: leaked clusters are given back | check -r all outside-leaked.qed
+2, not 3: -r leaks changes no mapping | check -r leaks outside.qed
+2, not 0: -r leaks changes no mapping | check -r leaks l1-outside.qed
+0, not 2: the entry is cleared | check -r all in-l1.qed
+0, not 2: the entry is cleared | check -r all in-l2.qed
+0, not 0: the entry is cleared | check -r all in-header.qed
+0, not 3: each mapping gets a cluster of its own | check -r all shared.qed
+TABLE
+}
+
+# repaired NAME: qed-img says so, qemu-img agrees, and what was not damaged
+# reads as before.
+repaired ()
+{
+  run -0 qed-img check -r all "files/$1"
+  run -0 qed-img check "files/$1"
+  assert_clean "files/$1"
+  qemu_io_qed "files/$1" \
+    "read -P 1 64k 128k" "read -P 1 256k 768k" \
+    "read -P 2 100M 64k" "read -P 4 200M 64k" >/dev/null
+}
+
+@test "check -r all: qemu-img finds the image clean, its data are there" {
+  local name
+  make_files
+  make_damaged_files
+  for name in lost zeroed leaked outside unaligned in-l1 in-l2 \
+              in-header l1-outside l1-unaligned outside-leaked dirty; do
+    cp "files/$name.qed" damaged.qed
+    echo "$name"
+    repaired "$name.qed"
+    qemu_io_qed "files/$name.qed" "read -P 3 300M 64k" >/dev/null
+  done
+
+  # Both mappings read what they read before.
+  repaired shared.qed
+  qemu_io_qed files/shared.qed "read -P 1 0 1M" >/dev/null
+}
+
+@test "check -r leaks: the file is cut and has its space back" {
+  local before
+  make_files
+  make_damaged_files
+  before=$(stat -c %s files/base.qed)
+
+  run -0 --separate-stderr qed-img check -r leaks files/leaked.qed
+  assert_output - <<'END'
+The following inconsistencies were found and repaired:
+
+    3 leaked clusters
+    0 corruptions
+
+Double checking the fixed image now...
+No errors were found on the image.
+19/16384 = 0.12% allocated, 15.79% fragmented, 0.00% compressed clusters
+END
+  assert_equal "$(stat -c %s files/leaked.qed)" "$before"
+  assert_same files/leaked.qed files/base.qed
+}
+
+@test "check -r: JSON counts what was repaired" {
+  make_files
+  make_damaged_files
+  qed-img check -r all --output=json files/outside-leaked.qed >ours.json
+  assert_equal "$(jq -c '[.["corruptions-fixed"], .["leaks-fixed"],
+                          .["check-errors"], .corruptions, .leaks]' \
+                     ours.json)" "[1,3,0,null,null]"
+}
+
+@test "check: findings name places, on standard error" {
+  make_files
+  make_damaged_files
+  run -2 --separate-stderr qed-img check files/outside.qed
+  refute [ -z "$stderr" ]
+  [[ $stderr == *0x90000000* || $stderr == *2415919104* ]]
+  run -2 --separate-stderr qed-img check --output=json files/outside.qed
+  refute [ -z "$stderr" ]
+  jq . <<<"$output" >/dev/null
+}
+
+@test "check: a table that cannot be read is status 1" {
+  local table
+  make_files
+  table=$(image l1 files/base.qed 0)
+  start_nbdkit --filter=error file files/base.qed error-rate=0 \
+               error-pread-rate=100% error-file="$tmp/fail"
+  run -0 qed-img check "$uri"
+  touch fail
+  run -1 qed-img check "$uri"
+  rm fail
+  stop_nbdkit
+
+  # Only the L2 table fails.
+  start_nbdkit eval get_size="stat -c %s $tmp/files/base.qed" \
+    pread="if [ \$4 -ge $table ] && [ \$4 -lt $((table + 262144)) ]; then
+             echo EIO medium error >&2; exit 1
+           fi
+           dd if=$tmp/files/base.qed iflag=skip_bytes,count_bytes \
+              skip=\$4 count=\$3 status=none"
+  run -1 qed-img check "$uri"
+  run -1 qemu-img check -f qed "$uri"
+  stop_nbdkit
+}
+
+# ---- The tool
+
+@test "the tool: mistakes are told as by qemu-img" {
+  local arguments
+  for arguments in '' 'bogus' '--bogus' '-Z'; do
+    # shellcheck disable=SC2086
+    run ! qemu-img $arguments
+    printf '%s\n' "$status" "${output//qemu-img/qed-img}" >expected
+    # shellcheck disable=SC2086
+    run ! qed-img $arguments
+    printf '%s\n' "$status" "$output" >ours
+    diff -u expected ours
+  done
+}
+
+@test "the tool: help and version" {
+  local command
+  run -0 qed-img --version
+  assert_output --partial "qed-img"
+  run -0 qed-img --help
+  for command in create info check; do
+    run -0 qed-img --help
+    assert_line --regexp "^  $command "
+    run -0 qed-img "$command" --help
+    assert_line --partial "usage: qed-img $command"
+    assert_line --partial "--format=qed"
+    assert_equal "$(qed-img "$command" -h)" "$output"
+  done
+}
+
+@test "the tool: output that cannot be written is an error" {
+  make_files
+  run -1 bash -c 'qed-img info files/base.qed >/dev/full'
+  assert_output --partial "standard output"
+}

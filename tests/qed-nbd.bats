@@ -1,0 +1,153 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# An image may lie in storage of fixed size: an NBD export or a block
+# device.
+
+load qed-functions
+
+model ()
+{
+  mkdir model
+  run "$python" "$tests/qed-model.py" "$1" "$tmp/model"
+  assert_success
+}
+
+@test "an image on an NBD export behaves like plain bytes" {
+  model nbd
+}
+
+@test "an image on an NBD export of aligned requests does the same" {
+  model nbd-aligned
+}
+
+@test "an image on a block device behaves like plain bytes" {
+  model block
+}
+
+@test "QEMU reads an image on an NBD export that we have written" {
+  start_nbdkit memory 64M
+  local storage_sock=$sock storage_uri=$uri
+  qed-img create "$storage_uri" 32M
+  start_nbdkit qed "$storage_uri"
+  qemu_io "$uri" "write -P 1 100k 3M" "write -z 1M 512k" "write -P 2 20M 1M"
+  nbdcopy "$uri" served.raw
+  stop_nbdkit
+  qemu-img convert -O raw --image-opts \
+           "driver=qed,file.driver=nbd,file.path=$storage_sock" qemu.raw
+  assert_same qemu.raw served.raw
+  qemu_io qemu.raw "read -P 0 0 100k" "read -P 1 100k 924k" \
+          "read -P 0 1M 512k" "read -P 1 1536k 1636k" "read -P 2 20M 1M"
+}
+
+@test "we read an image on an NBD export that QEMU has written" {
+  create 32M
+  qemu_io_qed disk.qed "write -P 1 100k 3M" "write -P 2 20M 1M"
+  truncate -s 64M disk.qed
+  qemu-img convert -f qed -O raw disk.qed qemu.raw
+  start_nbdkit file disk.qed
+  start_nbdkit qed "$uri"
+  nbdcopy "$uri" served.raw
+  assert_same qemu.raw served.raw
+  # The next cluster goes behind the last one, not over it and not behind
+  # the end.
+  qemu_io "$uri" "write -P 3 25M 1M" "read -P 1 100k 3M" "read -P 2 20M 1M"
+  stop_nbdkit
+  qemu_io_qed disk.qed "read -P 3 25M 1M" "read -P 1 100k 3M" \
+              "read -P 2 20M 1M"
+}
+
+@test "an image on a read-only NBD export is read and not written" {
+  create 32M
+  qemu_io_qed disk.qed "write -P 1 100k 3M"
+  start_nbdkit -r file disk.qed
+  local storage_uri=$uri
+  start_nbdkit -r qed "$storage_uri"
+  qemu_io "$uri" "read -P 1 100k 3M"
+}
+
+@test "an NBD server that dies costs errors, not the server and no hang" {
+  # storage_pid is killed while requests are in flight.
+  truncate -s 64M storage
+  start_nbdkit --filter=delay file storage delay-write=100ms
+  local storage_pid=$pid storage_uri=$uri
+  qed-img create "$storage_uri" 32M
+  start_nbdkit qed "$storage_uri"
+  local qed_pid=$pid
+  run "$python" - "$sock" "$storage_pid" "$tests" <<'EOF'
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+import nbd
+from qed_server import Pipeline, Request
+handle = nbd.NBD()
+handle.connect_unix(sys.argv[1])
+handle.pwrite(b"1" * 4096, 0)
+pipeline = Pipeline([handle])
+requests = [Request("write", at << 20, 65536, b"2" * 65536)
+            for at in range(1, 20)]
+for request in requests:
+    pipeline.send(request, 0)
+os.kill(int(sys.argv[2]), signal.SIGKILL)
+while pipeline.in_flight():
+    pipeline.wait(30)
+for request in [Request("write", 5 << 20, 4096, b"3" * 4096),
+                Request("flush", 0, 0), Request("read", 0, 4096)]:
+    pipeline.run([request])
+    requests.append(request)
+failed = [r for r in requests if r.error is not None]
+wrong = [str(r) for r in failed if r.error.errno == "ENOTCONN"]
+assert requests[-1] in failed and requests[-2] in failed, "flush and read"
+assert not wrong, wrong
+print(len(failed), "failed")
+EOF
+  assert_success
+  kill -0 "$qed_pid"
+  run cat "$log"
+  assert_output --partial "$storage_uri"
+  # It ends, whatever its exit status is.
+  kill -TERM "$qed_pid"
+  wait_until 30 process_ended "$qed_pid"
+}
+
+@test "an NBD server that is not there is refused and named" {
+  refused "gone.sock" -- "nbd+unix:///?socket=$tmp/gone.sock"
+}
+
+@test "a full NBD export gives ENOSPC, and keeps what was acknowledged" {
+  start_nbdkit memory 4M
+  local storage_uri=$uri
+  qed-img create "$storage_uri" 16M
+  start_nbdkit qed "$storage_uri"
+  mkdir in
+  cd in
+  run "$python" "$tests/qed-full-disk.py" fill "$sock" acknowledged
+  assert_success
+  run "$python" "$tests/qed-full-disk.py" verify "$sock" acknowledged
+  assert_success
+  stop_nbdkit
+  start_nbdkit qed "$storage_uri"
+  run "$python" "$tests/qed-full-disk.py" verify "$sock" acknowledged
+  assert_success
+  stop_nbdkit
+  nbdcopy "$storage_uri" copy.qed
+  assert_not_corrupt copy.qed
+}
+
+@test "a chain may mix files and NBD exports" {
+  head -c 8M /dev/urandom >base.raw
+  start_nbdkit -r file base.raw
+  local base_uri=$uri
+  start_nbdkit memory 32M
+  local storage_uri=$uri
+  qed-img create -u -b "$base_uri" -F raw "$storage_uri" 8M
+  create 8M -u -b "$storage_uri" -F qed
+  start_nbdkit qed "$storage_uri"
+  qemu_io "$uri" "write -P 4 1M 64k"
+  stop_nbdkit
+  start_nbdkit qed disk.qed
+  qemu_io "$uri" "write -P 5 2M 64k"
+  nbdcopy "$uri" served.raw
+  qemu_io base.raw "write -P 4 1M 64k" "write -P 5 2M 64k"
+  assert_same base.raw served.raw
+}
