@@ -18,10 +18,7 @@ setup ()
 teardown ()
 {
   cd "$tmp"
-  local p
-  for p in "${started[@]}"; do
-    end_process "$p" || true
-  done
+  end_servers
   umount small
   teardown_test
 }

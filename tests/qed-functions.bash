@@ -10,6 +10,22 @@ tests=$BATS_TEST_DIRNAME
 python=/usr/bin/python3
 export PYTHONDONTWRITEBYTECODE=1
 
+# The servers of a chain end in the order in which clients go away, the
+# newest first: one with a client would wait for it.
+end_servers ()
+{
+  local i
+  for ((i = ${#started[@]} - 1; i >= 0; i--)); do
+    end_process "${started[i]}" || true
+  done
+}
+
+teardown ()
+{
+  end_servers
+  teardown_test
+}
+
 # The tests' own maker and spoiler of images.
 image ()
 {
@@ -97,11 +113,19 @@ refused ()
   done
 }
 
-# qemu-img check finds neither errors nor leaks.
+# Neither qemu-img check nor qed-image.py finds errors or leaks.  (QEMU 7.2
+# invents a leak for each 4096 clusters of 4 KiB, so its word on leaks is
+# asked for in small files only.)
 assert_clean ()
 {
-  run qemu-img check -f qed "$1"
+  run image check "$1"
   assert_success
+  if [ "$(stat -c %s "$1")" -lt 16000000 ]; then
+    run qemu-img check -f qed "$1"
+    assert_success
+  else
+    assert_not_corrupt "$1"
+  fi
 }
 
 # qemu-img check finds no corruption; leaked clusters are allowed.

@@ -10,6 +10,8 @@
                                             WHAT: a byte's value, or "zero"
     qed-image.py content IMAGE RAW          what its tables say, as a raw
                                             file (no backing image)
+    qed-image.py check IMAGE                exit status 1 after naming errors
+                                            and leaks
     qed-image.py get IMAGE FIELD            print a header field
     qed-image.py set IMAGE FIELD=VALUE...   set header fields
     qed-image.py l1 IMAGE INDEX [VALUE]     print or set an L1 entry
@@ -67,6 +69,10 @@ def main(arguments):
     elif command == "content":
         with open(rest[0], "wb") as f:
             f.write(qed.content(path))
+    elif command == "check":
+        corruptions, leaks = qed.check(path)
+        if corruptions or leaks:
+            sys.exit("\n".join(corruptions + leaks))
     elif command == "get":
         print(qed.get_field(path, rest[0]))
     elif command == "set":

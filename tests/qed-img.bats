@@ -24,13 +24,13 @@ load qed-functions
 make_files ()
 {
   mkdir files
-  cd files
+  cd files || return
   mkdir d
   head -c 10000 /dev/urandom >raw.img
   qemu-img create -q -f qcow2 foreign.qcow2 1M
   : >empty.img
 
-  qemu-img create -q -f qed base.qed 1G
+  qemu-img create -q -f qed base.qed 4G
   qemu_io_qed base.qed "write -P 1 0 1M" "write -P 2 100M 64k" \
               "write -P 3 300M 64k" "write -P 4 200M 64k" >/dev/null
   qemu-img create -q -f qed zero.qed 0
@@ -49,7 +49,7 @@ make_files ()
   qemu-img create -q -f qed -u -b nbd://127.0.0.1:1 -F raw over-nbd.qed 2G
   qemu-img create -q -f qed -u -b 'a "b"' -F raw quoted.qed 1M
   qemu-img create -q -f qed -u -b $'ünl\377ike' -F raw bytes.qed 1M
-  cd ..
+  cd .. || return
 }
 
 # damaged NAME COMMAND...: a copy of base.qed, spoilt by qed-image.py.
@@ -79,7 +79,7 @@ make_damaged_files ()
   damaged shared.qed l2 0 'l2(3)'
   damaged in-l1.qed l2 0 'l1_table_offset'
   damaged in-l2.qed l2 0 'l1(0)'
-  damaged in-header.qed l2 20 'cluster_size * 0 + 4096'
+  damaged l1-shared.qed l1 1 'l1(0)'
   damaged l1-outside.qed l1 1 0x100000000
   damaged l1-unaligned.qed l1 1 'l2(3) + 512'
 
@@ -407,7 +407,7 @@ TABLE
 
 @test "create: a probed format is recorded, so that raw stays raw" {
   make_files
-  cd files
+  cd files || return
   run qed-img create -b raw.img new.qed
   assert_success
   assert_output "Formatting 'new.qed', fmt=qed size=10240 backing_file=raw.img backing_fmt=raw cluster_size=65536"
@@ -679,8 +679,9 @@ status | check l1-unaligned.qed
 status | check cut.qed
 status | check --output=json cut.qed
 status | check --output=json outside-leaked.qed
-2, not 3: two mappings of one cluster | check shared.qed
-2, not 0: the header is not a data cluster | check in-header.qed
+status | check shared.qed
+status | check --output=json shared.qed
+2, not 2: QEMU counts clusters of the table, we count entries | check l1-shared.qed
 TABLE
 }
 
@@ -711,39 +712,61 @@ TABLE
 2, not 3: -r leaks changes no mapping | check -r leaks outside.qed
 2, not 0: -r leaks changes no mapping | check -r leaks l1-outside.qed
 0, not 2: the entry is cleared | check -r all in-l1.qed
-0, not 2: the entry is cleared | check -r all in-l2.qed
-0, not 0: the entry is cleared | check -r all in-header.qed
-0, not 3: each mapping gets a cluster of its own | check -r all shared.qed
+0, not 2: the entry gets a cluster of its own | check -r all in-l2.qed
+0, not 2: each mapping gets a cluster of its own | check -r all shared.qed
+0, not 2: each entry gets a table of its own | check -r all l1-shared.qed
 TABLE
 }
 
-# repaired NAME: qed-img says so, qemu-img agrees, and what was not damaged
-# reads as before.
+# repaired NAME: nothing is left to be found, and what was not damaged reads
+# as before.  QEMU counts holes inside of the file as leaked.
 repaired ()
 {
   run -0 qed-img check -r all "files/$1"
+  cp "files/$1" repaired.qed
   run -0 qed-img check "files/$1"
-  assert_clean "files/$1"
+  run -0 qed-img check -r all "files/$1"
+  assert_same "files/$1" repaired.qed
+  assert_not_corrupt "files/$1"
   qemu_io_qed "files/$1" \
-    "read -P 1 64k 128k" "read -P 1 256k 768k" \
-    "read -P 2 100M 64k" "read -P 4 200M 64k" >/dev/null
+    "read -P 1 64k 128k" "read -P 1 256k 768k" "read -P 2 100M 64k" \
+    "read -P 3 300M 64k" "read -P 4 200M 64k" >/dev/null
 }
 
-@test "check -r all: qemu-img finds the image clean, its data are there" {
+@test "check -r all: nothing is left to repair, and data are there" {
   local name
   make_files
   make_damaged_files
-  for name in lost zeroed leaked outside unaligned in-l1 in-l2 \
-              in-header l1-outside l1-unaligned outside-leaked dirty; do
-    cp "files/$name.qed" damaged.qed
+  for name in lost zeroed leaked outside unaligned in-l1 in-l2 shared \
+              l1-shared l1-outside l1-unaligned outside-leaked dirty; do
     echo "$name"
     repaired "$name.qed"
-    qemu_io_qed "files/$name.qed" "read -P 3 300M 64k" >/dev/null
+  done
+  for name in leaked l1-outside l1-unaligned dirty; do
+    assert_clean "files/$name.qed"
   done
 
-  # Both mappings read what they read before.
-  repaired shared.qed
+  # Those that shared a cluster, or a table, all read what they read before.
   qemu_io_qed files/shared.qed "read -P 1 0 1M" >/dev/null
+  qemu_io_qed files/l1-shared.qed \
+    "read -P 1 0 1M" "read -P 1 2G 1M" "read -P 2 2148M 64k" >/dev/null
+}
+
+@test "check -r all: the file grows by what was copied, no more" {
+  local before
+  make_files
+  make_damaged_files
+  before=$(stat -c %s files/base.qed)
+
+  # One cluster, which takes the place of the one that nothing refers to.
+  run -0 --separate-stderr qed-img check -r all --output=json files/shared.qed
+  assert_equal "$(jq -c '[.["corruptions-fixed"], .["leaks-fixed"]]' \
+                     <<<"$output")" "[1,1]"
+  (( $(stat -c %s files/shared.qed) <= before + 65536 ))
+
+  # One table, and a copy of each of the 19 clusters it maps.
+  run -0 qed-img check -r all files/l1-shared.qed
+  (( $(stat -c %s files/l1-shared.qed) <= before + (4 + 19) * 65536 ))
 }
 
 @test "check -r leaks: the file is cut and has its space back" {
@@ -761,7 +784,7 @@ The following inconsistencies were found and repaired:
 
 Double checking the fixed image now...
 No errors were found on the image.
-19/16384 = 0.12% allocated, 15.79% fragmented, 0.00% compressed clusters
+19/65536 = 0.03% allocated, 15.79% fragmented, 0.00% compressed clusters
 END
   assert_equal "$(stat -c %s files/leaked.qed)" "$before"
   assert_same files/leaked.qed files/base.qed
@@ -770,7 +793,8 @@ END
 @test "check -r: JSON counts what was repaired" {
   make_files
   make_damaged_files
-  qed-img check -r all --output=json files/outside-leaked.qed >ours.json
+  image l1 files/leaked.qed 1 0x100000000
+  qed-img check -r all --output=json files/leaked.qed >ours.json
   assert_equal "$(jq -c '[.["corruptions-fixed"], .["leaks-fixed"],
                           .["check-errors"], .corruptions, .leaks]' \
                      ours.json)" "[1,3,0,null,null]"
@@ -780,10 +804,9 @@ END
   make_files
   make_damaged_files
   run -2 --separate-stderr qed-img check files/outside.qed
-  refute [ -z "$stderr" ]
   [[ $stderr == *0x90000000* || $stderr == *2415919104* ]]
   run -2 --separate-stderr qed-img check --output=json files/outside.qed
-  refute [ -z "$stderr" ]
+  assert [ -n "$stderr" ]
   jq . <<<"$output" >/dev/null
 }
 

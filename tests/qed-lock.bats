@@ -93,6 +93,7 @@ locked_out ()
   start_nbdkit qed disk.qed lock=no
   stop_nbdkit
 
+  rm disk.qed
   create 4M
   start_nbdkit qed disk.qed lock=false
   assert_equal "$(held disk.qed)" ""

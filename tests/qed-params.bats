@@ -31,7 +31,7 @@ export_info ()
   stop_nbdkit
   start_nbdkit qed disk.qed
   stop_nbdkit
-  refused "file" --
+  refused "image.*missing|file=" --
   refused "." -- disk.qed file=disk.qed
 }
 
@@ -47,7 +47,8 @@ export_info ()
                  repair= l2-cache-size=much l2-cache-size=-1 \
                  l2-cache-size= trim=maybe detect-zeroes=true \
                  copy-on-read=perhaps lock=perhaps; do
-    refused "${setting%%=*}" -- disk.qed "$setting"
+    # nbdkit's own parsers of sizes and booleans name the value only.
+    refused "${setting%%=*}|[(]${setting#*=}[)]" -- disk.qed "$setting"
   done
 }
 
@@ -230,7 +231,7 @@ for at in range(0, 512 << 20, 65536):
   assert_same alone.raw served.raw
 }
 
-@test "copy-on-read is off by default, and with -r" {
+@test "copy-on-read is off by default, and refused with -r" {
   overlay
   start_nbdkit qed disk.qed
   nbdcopy "$uri" served.raw
@@ -238,10 +239,7 @@ for at in range(0, 512 << 20, 65536):
   assert_equal "$(allocated_clusters disk.qed)" 0
   local before
   before=$(hash_of disk.qed)
-  start_nbdkit -r qed disk.qed copy-on-read=true
-  nbdcopy "$uri" served.raw
-  assert_same base.raw served.raw
-  stop_nbdkit
+  refused -r "copy-on-read" -- disk.qed copy-on-read=true
   assert_equal "$(hash_of disk.qed)" "$before"
 }
 
@@ -308,7 +306,7 @@ for at in range(0, 512 << 20, 65536):
   assert_failure
   run nbdsh -u "$uri" -c 'h.set_strict_mode(0)' -c 'h.pwrite(b"x", 0)'
   assert_failure
-  assert_output --partial EPERM
+  assert_output --partial "Operation not permitted"
   qemu_io "$uri" "read -P 1 0 64k"
   stop_nbdkit
   assert_equal "$(hash_of disk.qed)" "$before"

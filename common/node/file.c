@@ -402,3 +402,13 @@ node_identity (const struct node *n, dev_t *dev, ino_t *ino)
   *ino = f->ino;
   return true;
 }
+
+int
+node_add_lock (struct node *n, enum node_lock lock)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  if (n->ops != &file_ops)
+    return 0;
+  return image_lock (f->fd, n->name, lock, n->read_only);
+}

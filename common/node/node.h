@@ -100,7 +100,7 @@ struct node {
 enum node_lock {
   NODE_LOCK_NONE,
   NODE_LOCK_IMAGE,              /* as a writer, or reader if read_only */
-  NODE_LOCK_BACKING,            /* an image below another one */
+  NODE_LOCK_BACKING,            /* a raw image below another one */
 };
 
 struct node_open_options {
@@ -126,6 +126,11 @@ extern struct node *node_open (const char *name,
  * with the locks of a writer.  *created says whether it is new.
  */
 extern struct node *node_create_file (const char *name, bool *created);
+
+/* Take the locks of another role as well; a node that has no locks
+ * ignores it.
+ */
+extern int node_add_lock (struct node *n, enum node_lock lock);
 
 /* Device and inode of a local file, for finding the same file under
  * two names.  Returns false where there is no such thing.

@@ -223,6 +223,13 @@ open_formatted (struct node *file, enum qed_format format,
   if (format == QED_FORMAT_RAW)
     return file;
 
+  /* Others may write to a raw image below, as with QEMU, but not to one
+   * whose tables we have read.
+   */
+  if (!options->no_lock && node_add_lock (file, NODE_LOCK_IMAGE) == -1) {
+    node_close (file);
+    return NULL;
+  }
   below.read_only = true;
   below.backing = NULL;
   below.backing_format = QED_FORMAT_PROBE;
