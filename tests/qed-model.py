@@ -571,7 +571,9 @@ class Round:
 def main():
     kind, directory = sys.argv[1:]
     seed = int(os.environ.get("SEED") or 1)
-    rounds = int(os.environ.get("ROUNDS") or 4)
+    # Twenty rounds have seen all pairs of cluster size and table size.
+    rounds = int(os.environ.get("ROUNDS") or
+                 (20 if kind in BACKINGS else 8))
     first = int(os.environ.get("FIRST") or 0)
     for number in range(first, first + rounds):
         rng = random.Random(f"{seed} {kind} {number}")
