@@ -19,6 +19,8 @@ unit_tests = \
 	tests/unit/test-flush \
 	tests/unit/test-job \
 	tests/unit/test-nbd-node \
+	tests/unit/test-qed-powerloss \
+	tests/unit/test-qed-threads \
 	tests/unit/test-utils
 
 bats_tests = \
@@ -30,7 +32,9 @@ bats_tests = \
 	tests/qed-img.bats \
 	tests/qed-lock.bats \
 	tests/qed-model.bats \
+	tests/qed-nbd.bats \
 	tests/qed-needcheck.bats \
+	tests/qed-params.bats \
 	tests/qed-read.bats \
 	tests/sources.bats
 
@@ -74,4 +78,22 @@ EXTRA_DIST += \
 	tests/sanitizers.sh \
 	tests/tap.sh \
 	tests/unit/unit.h \
+	$(benches) \
 	$(bats_tests)
+
+# Long campaigns, of which the suite runs a short form: more seeds of the
+# model, more damaged images.  ROUNDS says how many.
+
+.PHONY: soak fuzz bench
+soak: all
+	ROUNDS=$${ROUNDS:-100} $(tap_run) $(srcdir)/tests/qed-model.bats
+fuzz: all
+	ROUNDS=$${ROUNDS:-20000} $(tap_run) $(srcdir)/tests/qed-bad-input.bats
+
+# Speed, side by side with the reference; see the head of each script.
+
+benches = tests/bench/qed.sh
+bench: all
+	@for b in $(benches); do \
+	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
+	done

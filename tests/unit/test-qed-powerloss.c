@@ -1,0 +1,584 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Power loss at any point of any workload leaves an image that opens,
+ * holds everything flushed, and shows no byte that was never there
+ * (qed.md, invariants 1 to 4).
+ *
+ * Notes on the design
+ *
+ * The image lies on a disk in memory that remembers, like a real one
+ * with a volatile cache, what was flushed and each sector written since.
+ * At random moments, also in the middle of requests, a power loss is
+ * played: what was flushed, plus a random subset of the sectors written
+ * since, and for a file a random one of the lengths that it had since.
+ *
+ * The model knows for each byte of the disk which values it may have
+ * after a power loss: the flushed one and all written since.  Every
+ * state is opened, as a server would open it, and all bytes are read;
+ * then qemu-img judges the tables.
+ */
+
+#include <config.h>
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "chain.h"
+#include "image.h"
+#include "qed.h"
+#include "rounding.h"
+#include "unit.h"
+
+#define SECTOR 512
+
+/* The disk: a window at the beginning of each of some L2 tables. */
+#define CLUSTER 4096
+#define TABLE_SIZE 2             /* clusters; QEMU 7.2 cannot open 1 */
+#define TABLE_SPAN (TABLE_SIZE * UINT64_C (512) * CLUSTER)
+#define WINDOW (8 * CLUSTER + 512)
+#define NR_WINDOWS 4
+#define DISK_SIZE (NR_WINDOWS * TABLE_SPAN)
+#define MODEL_SIZE (NR_WINDOWS * WINDOW)
+
+#define NR_THREADS 4
+#define STATES 40               /* power losses played in each test */
+#define FIXED_SIZE (4 * 1024 * 1024)
+
+static char dir[] = "/tmp/test-qed-powerloss-XXXXXX";
+
+static char *
+in_dir (const char *name)
+{
+  char *path;
+
+  CHECK (asprintf (&path, "%s/%s", dir, name) != -1);
+  return path;
+}
+
+/* ---- The medium */
+
+struct sector_write {
+  uint64_t sector;
+  uint8_t data[SECTOR];
+};
+
+struct medium {
+  struct node node;
+  pthread_mutex_t lock;         /* protects all below, and the model */
+
+  uint8_t *now;                 /* what reads see; capacity bytes */
+  uint8_t *flushed;
+  uint64_t capacity, size, flushed_size;
+
+  struct sector_write *writes;  /* since the flush, in order */
+  size_t nr_writes, max_writes;
+  uint64_t sizes[256];          /* lengths since the flush */
+  size_t nr_sizes;
+
+  uint64_t seed;
+  unsigned states;              /* played */
+  bool dead;                    /* its process was killed */
+};
+
+/* What the disk may hold after a power loss; protected by medium.lock. */
+static uint8_t *model_now;      /* as acknowledged */
+static uint32_t (*allowed)[8];  /* a bit for each value of each byte */
+
+static void play_power_loss (struct medium *m);
+
+static struct medium *
+medium_of (struct node *n)
+{
+  return (struct medium *) n;
+}
+
+/* After each change of the medium: is it time for a power loss? */
+static void
+event (struct medium *m)
+{
+  if (m->states < STATES && random_below (&m->seed, 50) == 0) {
+    m->states++;
+    play_power_loss (m);
+  }
+}
+
+static void
+record_sectors (struct medium *m, uint64_t offset, uint64_t count)
+{
+  for (uint64_t s = offset / SECTOR; s * SECTOR < offset + count; ++s) {
+    if (m->nr_writes == m->max_writes) {
+      m->max_writes = m->max_writes * 2 + 64;
+      m->writes = realloc (m->writes, m->max_writes * sizeof *m->writes);
+      CHECK (m->writes);
+    }
+    m->writes[m->nr_writes].sector = s;
+    memcpy (m->writes[m->nr_writes].data, m->now + s * SECTOR, SECTOR);
+    m->nr_writes++;
+  }
+}
+
+static void
+reserve (struct medium *m, uint64_t size)
+{
+  const uint64_t want = round_up (size + SECTOR, 1 << 20);
+
+  if (want <= m->capacity)
+    return;
+  m->now = realloc (m->now, want);
+  m->flushed = realloc (m->flushed, want);
+  CHECK (m->now && m->flushed);
+  memset (m->now + m->capacity, 0, want - m->capacity);
+  memset (m->flushed + m->capacity, 0, want - m->capacity);
+  m->capacity = want;
+}
+
+static int
+medium_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  struct medium *m = medium_of (n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  memcpy (buf, m->now + offset, count);
+  return 0;
+}
+
+static int
+medium_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+                size_t count, uint64_t offset)
+{
+  struct medium *m = medium_of (n);
+  uint64_t at = offset;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  if (m->dead)
+    return 0;
+  for (int i = 0; i < iovcnt; ++i) {
+    memcpy (m->now + at, iov[i].iov_base, iov[i].iov_len);
+    at += iov[i].iov_len;
+  }
+  record_sectors (m, offset, count);
+  event (m);
+  return 0;
+}
+
+static int
+medium_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  struct medium *m = medium_of (n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  if (m->dead)
+    return 0;
+  memset (m->now + offset, 0, count);
+  record_sectors (m, offset, count);
+  event (m);
+  return 0;
+}
+
+static int
+medium_flush (struct node *n)
+{
+  struct medium *m = medium_of (n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  if (m->dead)
+    return 0;
+  event (m);
+  memcpy (m->flushed, m->now, m->capacity);
+  m->flushed_size = m->size;
+  m->nr_writes = m->nr_sizes = 0;
+  return 0;
+}
+
+static int
+medium_resize (struct node *n, uint64_t size)
+{
+  struct medium *m = medium_of (n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  if (m->dead)
+    return 0;
+  reserve (m, size);
+  if (size < m->size)
+    memset (m->now + size, 0, m->size - size);
+  m->size = size;
+  atomic_store (&n->size, size);
+  if (m->nr_sizes < sizeof m->sizes / sizeof m->sizes[0])
+    m->sizes[m->nr_sizes++] = size;
+  event (m);
+  return 0;
+}
+
+static int
+medium_extents (struct node *n, uint64_t count, uint64_t offset,
+                struct extent *ret)
+{
+  *ret = (struct extent) { .length = count, .where = n };
+  return 0;
+}
+
+static int
+medium_close (struct node *n)
+{
+  struct medium *m = medium_of (n);
+
+  free (m->now);
+  free (m->flushed);
+  free (m->writes);
+  pthread_mutex_destroy (&m->lock);
+  free (n->name);
+  free (m);
+  return 0;
+}
+
+static const struct node_ops medium_ops = {
+  .type = "medium",
+  .close = medium_close,
+  .pread = medium_pread,
+  .pwritev = medium_pwritev,
+  .flush = medium_flush,
+  .extents = medium_extents,
+  .zero = medium_zero,
+  .resize = medium_resize,
+};
+
+/* A medium that holds an empty image.  One of fixed size is full of
+ * what was there before.
+ */
+static struct medium *
+new_medium (bool fixed, const char *backing, uint64_t seed)
+{
+  const struct qed_create_options create = {
+    .size = DISK_SIZE, .cluster_size = CLUSTER, .table_size = TABLE_SIZE,
+    .backing = backing, .backing_is_raw = true,
+  };
+  CLEANUP_FREE char *path = in_dir ("new.qed");
+  struct medium *m = calloc (1, sizeof *m);
+  struct stat st;
+  CLEANUP_CLOSE int fd = -1;
+
+  CHECK (m && qed_create (path, &create) == 0);
+  fd = open (path, O_RDONLY);
+  CHECK (fd >= 0 && fstat (fd, &st) == 0);
+  pthread_mutex_init (&m->lock, NULL);
+  m->node.ops = &medium_ops;
+  m->node.name = strdup (path);
+  m->node.align = 1;
+  m->node.fixed_size = fixed;
+  m->node.can_fast_zero = true;
+  m->seed = seed;
+  m->size = fixed ? FIXED_SIZE : st.st_size;
+  reserve (m, m->size);
+  if (fixed)
+    memset (m->now, 0xee, m->size);
+  CHECK (read (fd, m->now, st.st_size) == st.st_size);
+  memcpy (m->flushed, m->now, m->capacity);
+  m->flushed_size = m->size;
+  atomic_init (&m->node.size, m->size);
+  return m;
+}
+
+/* ---- The model */
+
+static uint64_t
+disk_offset (uint64_t model_offset)
+{
+  return model_offset / WINDOW * TABLE_SPAN + model_offset % WINDOW;
+}
+
+static void
+allow (uint64_t offset, uint64_t count, const uint8_t *values)
+{
+  for (uint64_t i = 0; i < count; ++i)
+    allowed[offset + i][values[i] / 32] |= UINT32_C (1) << values[i] % 32;
+}
+
+static void
+only_now_is_allowed (void)
+{
+  memset (allowed, 0, MODEL_SIZE * sizeof *allowed);
+  allow (0, MODEL_SIZE, model_now);
+}
+
+static void
+new_model (const uint8_t *backing)
+{
+  model_now = malloc (MODEL_SIZE);
+  allowed = malloc (MODEL_SIZE * sizeof *allowed);
+  CHECK (model_now && allowed);
+  for (uint64_t i = 0; i < MODEL_SIZE; ++i)
+    model_now[i] = backing ? backing[disk_offset (i)] : 0;
+  only_now_is_allowed ();
+}
+
+static void
+free_model (void)
+{
+  free (model_now);
+  free (allowed);
+}
+
+/* ---- Power loss */
+
+static void
+write_file (const char *path, const void *buf, size_t size)
+{
+  CLEANUP_CLOSE int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+  CHECK (fd >= 0 && write (fd, buf, size) == (ssize_t) size);
+}
+
+/* Returns the exit status of qemu-img check. */
+static int
+qemu_img_check (const char *path)
+{
+  CLEANUP_FREE char *command;
+  int status;
+
+  CHECK (asprintf (&command, "qemu-img check -q -f qed %s >%s/check.log 2>&1",
+                   path, dir) != -1);
+  status = system (command);
+  CHECK (WIFEXITED (status));
+  return WEXITSTATUS (status);
+}
+
+static void
+check_content (struct node *n)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (WINDOW);
+
+  CHECK (buf);
+  for (unsigned w = 0; w < NR_WINDOWS; ++w) {
+    CHECK (node_pread (n, buf, WINDOW, w * TABLE_SPAN) == 0);
+    for (uint64_t i = 0; i < WINDOW; ++i) {
+      const uint32_t *bits = allowed[w * WINDOW + i];
+
+      if (!(bits[buf[i] / 32] & UINT32_C (1) << buf[i] % 32)) {
+        fprintf (stderr, "byte %" PRIu64 " is 0x%02x, which it never was "
+                 "since the last flush\n", w * TABLE_SPAN + i, buf[i]);
+        CHECK (!"a byte that the power loss cannot explain");
+      }
+    }
+  }
+}
+
+static bool expect_ordered;     /* the tables are good without a repair */
+
+static void
+play_power_loss (struct medium *m)
+{
+  CLEANUP_FREE char *path = in_dir ("crashed.qed");
+  CLEANUP_FREE uint8_t *state = malloc (m->capacity);
+  const uint64_t keep = random_below (&m->seed, 101);
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  uint64_t size = m->flushed_size;
+  struct node *n;
+
+  CHECK (state);
+  memcpy (state, m->flushed, m->capacity);
+  for (size_t i = 0; i < m->nr_writes; ++i)
+    if (random_below (&m->seed, 100) < keep)
+      memcpy (state + m->writes[i].sector * SECTOR, m->writes[i].data,
+              SECTOR);
+  if (m->nr_sizes > 0 && random_below (&m->seed, 2))
+    size = m->sizes[random_below (&m->seed, m->nr_sizes)];
+  write_file (path, state, size);
+
+  if (expect_ordered) {
+    const int r = qemu_img_check (path);
+
+    CHECK (r == 0 || r == 3);   /* clean, or leaks */
+  }
+  n = qed_open (path, &options);
+  CHECK (n && !n->read_only);
+  check_content (n);
+  CHECK (node_close (n) == 0);
+  CHECK (qemu_img_check (path) % 3 == 0);
+}
+
+/* ---- The workload */
+
+struct load {
+  struct node *image;
+  struct medium *medium;
+};
+
+static void
+open_image (struct load *load)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+
+  load->image = chain_open_qed (&load->medium->node, &options, NULL);
+  CHECK (load->image && !load->image->read_only);
+}
+
+/* The server is killed and started again.  What it was about to write
+ * to clusters that nothing refers to yet remains behind.
+ */
+static void
+die_and_come_back (struct load *load)
+{
+  struct medium *m = malloc (sizeof *m), *old = load->medium;
+  const uint64_t end = qed_of_node (load->image)->end;
+
+  CHECK (m);
+  *m = *old;
+  m->node.name = strdup (m->node.name);
+  pthread_mutex_init (&m->lock, NULL);
+  old->now = old->flushed = NULL;
+  old->writes = NULL;
+  old->dead = true;
+  CHECK (node_close (load->image) == 0);
+
+  if (end < m->size) {
+    memset (m->now + end, 0xdd, m->size - end);
+    record_sectors (m, end, m->size - end);
+  }
+  load->medium = m;
+  open_image (load);
+}
+
+static void
+remember (struct medium *m, uint64_t offset, uint64_t count,
+          const uint8_t *buf)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  memcpy (model_now + offset, buf, count);
+}
+
+/* One random request within this thread's part of each window, which
+ * shares clusters with the others' parts.
+ */
+static void
+random_request (struct load *load, unsigned thread, uint64_t *seed)
+{
+  const uint64_t part = WINDOW / NR_THREADS;
+  const uint64_t start = random_below (seed, NR_WINDOWS) * WINDOW +
+    thread * part;
+  const uint64_t skip = random_below (seed, part);
+  const uint64_t count = 1 + random_below (seed, part - skip);
+  const uint64_t offset = start + skip, kind = random_below (seed, 10);
+  CLEANUP_FREE uint8_t *buf = calloc (1, count);
+  const uint64_t at = disk_offset (offset);
+
+  CHECK (buf);
+  if (kind < 7)
+    memset (buf, 1 + random_below (seed, 255), count);
+
+  pthread_mutex_lock (&load->medium->lock);
+  allow (offset, count, buf);
+  pthread_mutex_unlock (&load->medium->lock);
+
+  if (kind < 7)
+    CHECK (node_pwrite (load->image, buf, count, at) == 0);
+  else if (kind < 9)
+    CHECK (node_zero (load->image, count, at,
+                      kind == 7 ? NODE_MAY_TRIM : 0) == 0);
+  else {
+    CHECK (node_discard (load->image, count, at) == 0);
+    CHECK (node_pread (load->image, buf, count, at) == 0);
+  }
+  remember (load->medium, offset, count, buf);
+}
+
+static void
+requests (struct unit_thread *t)
+{
+  for (int i = 0; i < 6; ++i)
+    random_request (t->opaque, t->nr, &t->seed);
+}
+
+static void
+run_load (bool fixed, const char *backing, const uint8_t *backing_data,
+          uint64_t seed)
+{
+  struct load load = { .medium = new_medium (fixed, backing, seed) };
+
+  expect_ordered = fixed || backing;
+  new_model (backing_data);
+  open_image (&load);
+
+  while (load.medium->states < STATES) {
+    struct medium *m = load.medium;
+    struct unit_thread threads[NR_THREADS];
+
+    start_threads (threads, NR_THREADS, requests, &load);
+    join_threads (threads, NR_THREADS);
+    for (unsigned i = 0; i < NR_THREADS; ++i)
+      random_request (&load, i, &m->seed);
+
+    if (random_below (&m->seed, 3) == 0) {
+      CHECK (node_flush (load.image) == 0);
+      pthread_mutex_lock (&m->lock);
+      only_now_is_allowed ();
+      pthread_mutex_unlock (&m->lock);
+    }
+    if (random_below (&m->seed, 2) == 0)
+      CHECK (settle (qed_of_node (load.image)) == 0);
+    if (random_below (&m->seed, 4) == 0)
+      die_and_come_back (&load);
+  }
+  CHECK (node_close (load.image) == 0);
+  free_model ();
+}
+
+static void
+test_file (void **state)
+{
+  for (uint64_t seed = 1; seed <= 3; ++seed)
+    run_load (false, NULL, NULL, seed);
+}
+
+static void
+test_backing (void **state)
+{
+  CLEANUP_FREE char *path = in_dir ("base.raw");
+  CLEANUP_FREE uint8_t *data = calloc (1, DISK_SIZE);
+
+  CHECK (data);
+  for (uint64_t i = 0; i < DISK_SIZE; ++i)
+    data[i] = i / 1000 % 3 ? i >> 8 ^ i : 0;
+  write_file (path, data, DISK_SIZE);
+  for (uint64_t seed = 1; seed <= 3; ++seed)
+    run_load (false, path, data, seed);
+}
+
+static void
+test_fixed_size (void **state)
+{
+  for (uint64_t seed = 1; seed <= 3; ++seed)
+    run_load (true, NULL, NULL, seed);
+}
+
+static int
+setup (void **state)
+{
+  return mkdtemp (dir) ? 0 : -1;
+}
+
+static int
+teardown (void **state)
+{
+  CLEANUP_FREE char *command;
+
+  CHECK (asprintf (&command, "rm -rf %s", dir) != -1);
+  return system (command);
+}
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_file),
+    cmocka_unit_test (test_backing),
+    cmocka_unit_test (test_fixed_size),
+  };
+
+  return cmocka_run_group_tests_name ("qed power loss", tests,
+                                      setup, teardown);
+}
