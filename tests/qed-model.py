@@ -163,10 +163,7 @@ class Round:
             os.unlink(self.path(name))
         self.image = self.path("disk.qed")
         self.served = self.image        # what the plugin is told
-        if kind in STORAGES:
-            self.storage = Storage(kind, directory)
-            self.served = self.storage.name
-        self.make_images()
+        self.kind = kind
 
     def __str__(self):
         return (f"{self.backing_kind} backing, cluster_size="
@@ -176,6 +173,9 @@ class Round:
     # Images and the model.
 
     def make_images(self):
+        if self.kind in STORAGES:
+            self.storage = Storage(self.kind, self.dir)
+            self.served = self.storage.name
         backing = self.make_backing()
         if self.storage:
             # The name is relative to no folder, so it must be absolute.
@@ -549,6 +549,7 @@ class Round:
             raise Mismatch("what the tables say differs from the model")
 
     def play(self):
+        self.make_images()
         self.start()
         for part in range(2):
             for _ in range(4):

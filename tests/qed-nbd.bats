@@ -7,6 +7,19 @@
 
 load qed-functions
 
+# A test that was ended by force may have left a block device behind.
+teardown ()
+{
+  end_servers
+  local device file
+  while read -r device file; do
+    if [[ $file == "$tmp"/* ]]; then
+      losetup -d "$device"
+    fi
+  done < <(losetup -n -O NAME,BACK-FILE)
+  teardown_test
+}
+
 model ()
 {
   mkdir model

@@ -31,7 +31,9 @@ class Server:
         self.socket = os.path.join(self.dir.name, "sock")
         self.log_name = os.path.join(self.dir.name, "log")
         pid_file = os.path.join(self.dir.name, "pid")
-        command = ["nbdkit", "-f", "-U", self.socket, "-P", pid_file]
+        # A test that is ended by force takes its servers with it.
+        command = ["nbdkit", "-f", "--exit-with-parent", "-U", self.socket,
+                   "-P", pid_file]
         if read_only:
             command.append("-r")
         command += [*options, plugin, image, *params]

@@ -40,6 +40,9 @@
 
 #define COPY_PIECE ((uint64_t) 1024 * 1024)
 
+/* Bytes that copies may take, besides twice the file's length. */
+#define COPY_BUDGET ((uint64_t) 256 * 1024 * 1024)
+
 struct repair {
   struct qed *s;
   void (*report) (void *opaque, const char *line);
@@ -98,7 +101,7 @@ copy_clusters (struct repair *rep, uint64_t from, uint64_t bytes,
   }
   if (n > rep->budget) {
     errno = EINVAL;
-    msg_error ("%s: repair: more clusters are shared than the file has",
+    msg_error ("%s: repair: far more clusters are shared than the file has",
                s->node.name);
     errno = EINVAL;
     return -1;
@@ -299,7 +302,8 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
   uint64_t fixed = 0;
   int r;
 
-  rep->budget = node_size (rep->s->file) >> rep->s->cluster_bits;
+  rep->budget = (2 * node_size (rep->s->file) + COPY_BUDGET)
+    >> rep->s->cluster_bits;
   if (fix != QED_FIX_ALL)
     r = do_phase (rep, LOOK, scan, &fixed);
   else {
@@ -334,6 +338,8 @@ repair_image (struct qed *s, enum qed_fix fix,
     if (r == 0 && fix == QED_FIX_ALL)
       r = mark_clean (s);
   }
+  if (r == -1 && fix == QED_FIX_ALL)
+    reload_l1 (s);              /* some entries may have been repaired */
   *result = scan.result;
   free (rep.findings);
   scan_free (&scan);

@@ -107,7 +107,7 @@ struct damage {
   struct bitmap l1;             /* L1 entries that cannot be used */
 
   pthread_mutex_t lock;         /* protects reported; a leaf lock */
-  struct bitmap reported;       /* clusters of the disk told of already */
+  struct bitmap reported;       /* entries told of already (map.c) */
 };
 
 struct qed {

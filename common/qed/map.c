@@ -56,25 +56,43 @@ data_ok (const struct qed *s, uint64_t offset)
      !bitmap_has (&s->damage->shared, file_cluster));
 }
 
-/* Fail a request that met a damaged mapping; tell of each place once. */
+/* Fail a request that met a damaged entry, which maps the disk from
+ * offset on; tell of each entry once.  Its number is the L1 index, or
+ * for L2 entries the cluster with L2_ENTRY added.
+ */
+#define L2_ENTRY (UINT64_C (1) << 63)
+
 static int
-damaged (struct qed *s, const char *what, uint64_t cluster, uint64_t entry)
+damaged (struct qed *s, uint64_t number, uint64_t offset, uint64_t entry)
 {
   bool tell = true;
 
   if (s->damage) {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->damage->lock);
     tell = s->damage->reported.members < MAX_REPORTED &&
-      bitmap_add (&s->damage->reported, cluster) == 0;
+      bitmap_add (&s->damage->reported, number) == 0;
   }
   errno = EIO;
   if (tell)
-    msg_error ("%s: %s for offset %" PRIu64 " of the disk is damaged: it "
-               "points to offset %" PRIu64 " of the file, which is outside, "
-               "not a cluster, or in use for something else", s->node.name,
-               what, cluster << s->cluster_bits, entry);
+    msg_error ("%s: the %s entry for offset %" PRIu64 " of the disk is "
+               "damaged: it points to offset %" PRIu64 " of the file, which "
+               "is outside, not a cluster, or in use for something else",
+               s->node.name, number & L2_ENTRY ? "L2" : "L1", offset, entry);
   errno = EIO;
   return -1;
+}
+
+static int
+damaged_l1 (struct qed *s, uint64_t l1_index, uint64_t entry)
+{
+  return damaged (s, l1_index,
+                  l1_index << (s->table_bits + s->cluster_bits), entry);
+}
+
+static int
+damaged_l2 (struct qed *s, uint64_t cluster, uint64_t entry)
+{
+  return damaged (s, L2_ENTRY | cluster, cluster << s->cluster_bits, entry);
 }
 
 /* Look up one cluster.  *covers is how many clusters, counted from this
@@ -95,7 +113,7 @@ look_up (struct qed *s, uint64_t cluster, uint64_t *entry, uint64_t *covers)
   *covers = 1;
   if (!qed_table_offset_ok (s, table) ||
       (s->damage && bitmap_has (&s->damage->l1, l1_index)))
-    return damaged (s, "the L1 entry", cluster, table);
+    return damaged_l1 (s, l1_index, table);
   return cache_lookup (s, cluster, table, entry);
 }
 
@@ -118,7 +136,7 @@ qed_map (struct qed *s, uint64_t count, uint64_t offset, struct mapping *m)
   m->kind = kind_of (entry);
   if (m->kind == MAP_DATA) {
     if (!data_ok (s, entry))
-      return damaged (s, "the L2 entry", cluster, entry);
+      return damaged_l2 (s, cluster, entry);
     m->file_offset = entry + in_cluster;
   }
   m->length = (covers << s->cluster_bits) - in_cluster;

@@ -286,19 +286,21 @@ say_repair (void *opaque, const char *line)
     msg_warning ("%s: %s", naming->name, line);
 }
 
-static int
+/* A repair that cannot be completed leaves an image that may still be
+ * read; the scan that follows decides.
+ */
+static void
 repair_for_serving (struct qed *s)
 {
   struct naming naming = { .name = s->node.name };
   struct qed_check_result result;
 
   if (repair_image (s, QED_FIX_ALL, say_repair, &naming, &result) == -1)
-    return -1;
-  if (naming.nr > 0)
+    msg_warning ("%s: the image could not be repaired", s->node.name);
+  else if (naming.nr > 0)
     msg_warning ("%s: the image was damaged in %u places; %" PRIu64
                  " have been repaired", s->node.name, naming.nr,
                  result.corruptions_fixed);
-  return 0;
 }
 
 static bool
@@ -331,8 +333,9 @@ prepare_tables (struct qed *s)
     msg_error ("%s: open: %m", s->node.name);
     return -1;
   }
-  if ((wants_repair (s) && repair_for_serving (s) == -1) ||
-      scan_for_serving (s) == -1)
+  if (wants_repair (s))
+    repair_for_serving (s);
+  if (scan_for_serving (s) == -1)
     return -1;
   s->keep_need_check = s->header.features & QED_NEED_CHECK;
   atomic_store (&s->need_check, s->keep_need_check);

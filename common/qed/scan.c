@@ -189,13 +189,27 @@ table_finding (const struct qed *s, enum finding_kind kind,
   };
 }
 
+/* What overlaps the L1 table itself is no table at all, so what else is
+ * on its clusters need not share the blame.
+ */
+static bool
+overlaps_l1 (const struct qed *s, uint64_t table)
+{
+  const uint64_t bytes = qed_table_bytes (&s->header);
+  const uint64_t l1 = s->header.l1_table_offset;
+
+  return table < l1 + bytes && l1 < table + bytes;
+}
+
 static int
 visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
                 uint64_t index, uint64_t entry)
 {
   struct finding f = table_finding (s, TABLE_OUTSIDE, index, entry);
 
-  if (qed_table_offset_ok (s, entry)) {
+  if (qed_table_offset_ok (s, entry) && overlaps_l1 (s, entry))
+    f.kind = TABLE_OVERLAPS;
+  else if (qed_table_offset_ok (s, entry)) {
     const int r = mark_table (s, scan, entry, qed_table_bytes (&s->header));
 
     if (r <= 0)

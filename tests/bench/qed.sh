@@ -55,11 +55,13 @@ start ()
   rm -f "$dir/pid" "$dir/sock"
   case $server in
     file|qed)
-      nbdkit -f -U "$dir/sock" -P "$dir/pid" "$server" "$image" &
+      nbdkit -f -U "$dir/sock" -P "$dir/pid" "$server" "$image" \
+             2>"$dir/log" &
       ;;
     qemu)
       qemu-nbd -t -e 16 -f qed --cache=writeback --discard=unmap \
-               -k "$dir/sock" --pid-file="$dir/pid" "$image" &
+               -k "$dir/sock" --pid-file="$dir/pid" "$image" \
+               2>"$dir/log" &
       ;;
   esac
   server_pid=$!
@@ -68,6 +70,7 @@ start ()
     if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
     sleep 0.02
   done
+  cat "$dir/log" >&2
   echo "$0: $server does not start" >&2
   exit 1
 }
@@ -85,6 +88,7 @@ stop ()
   wait "$server_pid" || status=$?
   server_pid=
   if [ "$status" -ne 0 ]; then
+    cat "$dir/log" >&2
     echo "$0: $1 ended with status $status" >&2
   fi
 }
