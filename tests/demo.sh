@@ -60,7 +60,8 @@ show 'nbdinfo --map --totals "$uri"'
 show 'nbdinfo --map "$uri" | sed -n 1,12p'
 
 say "End the server.  Then look at the image: clean, and small."
-show 'kill "$(cat "$demo/pid")"; while [ -e "$demo/sock" ]; do sleep 0.1; done'
+show 'kill "$(cat "$demo/pid")"'
+show 'while kill -0 "$(cat "$demo/pid")" 2>/dev/null; do sleep 0.1; done'
 show './run qed-img info "$demo/disk.qed"'
 show './run qed-img check "$demo/disk.qed"'
 

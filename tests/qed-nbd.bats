@@ -39,6 +39,50 @@ model ()
   model block
 }
 
+# In storage that cannot zero every range fast, fast zeroes of any alignment
+# are done or refused as a whole.
+all_or_nothing ()
+{
+  qed-img create "$1" 16M
+  start_nbdkit qed "$1"
+  run nbdsh -u "$uri" -c '
+import nbd
+# Neighbours on the disk are to be apart in the file.
+for at in range((1 << 20) - 65536, -1, -65536):
+    h.pwrite(b"x" * 65536, at)
+for offset, count in [(0, 262144), (100, 262144), (65536, 200000),
+                      (65000, 300000), (131072, 512), (131073, 511),
+                      (65636, 131072), (65536, 131172)]:
+    h.pwrite(b"x" * (1 << 20), 0)
+    try:
+        h.zero(count, offset, flags=nbd.CMD_FLAG_FAST_ZERO)
+        wanted = b"x" * offset + bytes(count)
+    except nbd.Error as error:
+        assert error.errno in ("ENOTSUP", "EOPNOTSUPP"), error
+        wanted = b""
+    wanted += b"x" * ((1 << 20) - len(wanted))
+    assert h.pread(1 << 20, 0) == wanted, (offset, count)'
+  assert_success
+  stop_nbdkit
+}
+
+@test "a refused fast zero changes nothing on a block device" {
+  truncate -s 64M storage
+  all_or_nothing "$(losetup -f --show "$tmp/storage")"
+}
+
+@test "a refused fast zero changes nothing on an NBD export" {
+  start_nbdkit memory 64M
+  all_or_nothing "$uri"
+  # One without fast zeroes.
+  start_nbdkit --filter=fua --filter=nozero memory 64M zeromode=emulate
+  all_or_nothing "$uri"
+  # One that takes aligned requests only.
+  start_nbdkit --filter=blocksize-policy memory 64M \
+               blocksize-minimum=4096 blocksize-error-policy=error
+  all_or_nothing "$uri"
+}
+
 @test "QEMU reads an image on an NBD export that we have written" {
   start_nbdkit memory 64M
   local storage_sock=$sock storage_uri=$uri
