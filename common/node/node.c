@@ -85,7 +85,6 @@ check_bounds (const struct node *n, const char *what, uint64_t count,
   errno = EIO;
   msg_error ("%s: %s of %" PRIu64 " bytes at offset %" PRIu64 " goes beyond "
              "the end at %" PRIu64, n->name, what, count, offset, size);
-  errno = EIO;
   return -1;
 }
 

@@ -72,7 +72,6 @@ grow_file (struct qed *s, uint64_t end)
     errno = ENOSPC;
     msg_error ("%s: no room for another cluster: the storage under the "
                "image ends at %" PRIu64, s->node.name, node_size (s->file));
-    errno = ENOSPC;
     return -1;
   }
 
@@ -87,7 +86,6 @@ grow_file (struct qed *s, uint64_t end)
   if (end > INT64_MAX - GROW_STEP) {
     errno = EFBIG;
     msg_error ("%s: the image file cannot grow any more", s->node.name);
-    errno = EFBIG;
     return -1;
   }
   return node_resize (s->file, MAX (end, node_size (s->file) +

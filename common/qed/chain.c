@@ -160,7 +160,6 @@ qed_backing_path (const char *image, const char *backing)
       errno = ENOTSUP;
       msg_error ("%s: cannot open the backing image \"%s\": serve it over NBD "
                  "and pass that as backing=URI", image, backing);
-      errno = ENOTSUP;
       return NULL;
     }
     slash = strrchr (image, '/');
@@ -200,7 +199,6 @@ chain_find_loop (const struct chain_link *link)
       errno = ELOOP;
       msg_error ("%s: the chain of backing images comes back to this file",
                  link->node->name);
-      errno = ELOOP;
       return -1;
     }
   }
@@ -234,6 +232,7 @@ open_formatted (struct node *file, enum qed_format format,
   below.backing = NULL;
   below.backing_format = QED_FORMAT_PROBE;
   below.copy_on_read = false;
+  below.l2_cache_size = options->l2_cache_size / 2;
   return chain_open_qed (file, &below, above);
 }
 

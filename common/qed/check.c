@@ -103,7 +103,6 @@ copy_clusters (struct repair *rep, uint64_t from, uint64_t bytes,
     errno = EINVAL;
     msg_error ("%s: repair: far more clusters are shared than the file has",
                s->node.name);
-    errno = EINVAL;
     return -1;
   }
   rep->budget -= n;

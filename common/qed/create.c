@@ -33,7 +33,6 @@ refuse (const char *name, const char *why)
 {
   errno = EINVAL;
   msg_error ("%s: %s", name, why);
-  errno = EINVAL;
   return -1;
 }
 
@@ -57,7 +56,6 @@ make_header (const char *name, const struct qed_create_options *o,
     msg_error ("%s: QED image size must not be more than %" PRIu64
                " bytes with this cluster size and table size", name,
                qed_max_image_size (o->cluster_size, o->table_size));
-    errno = EINVAL;
     return -1;
   }
 
@@ -96,7 +94,6 @@ check_target (struct node *file)
   errno = EEXIST;
   msg_error ("%s: create: this holds something that is no QED image; "
              "remove it first if it is not needed", file->name);
-  errno = EEXIST;
   return -1;
 }
 
@@ -112,7 +109,6 @@ write_image (struct node *file, const struct qed_header *h,
     msg_error ("%s: create: the image needs %" PRIu64 " bytes for its header "
                "and L1 table, but there are only %" PRIu64, file->name, end,
                node_size (file));
-    errno = ENOSPC;
     return -1;
   }
   if (file->fixed_size) {

@@ -115,7 +115,6 @@ refuse (const char *name, const char *field, uint64_t value,
   errno = EINVAL;
   msg_error ("%s: QED header: %s is %" PRIu64 ", but %s",
              name, field, value, rule);
-  errno = EINVAL;
   return -1;
 }
 
@@ -129,7 +128,6 @@ check_features (const char *name, const struct qed_header *h)
   errno = ENOTSUP;
   msg_error ("%s: QED header: features has unknown bits 0x%" PRIx64
              ", the image needs a newer program", name, unknown);
-  errno = ENOTSUP;
   return -1;
 }
 
@@ -154,7 +152,6 @@ qed_header_decode (const uint8_t buf[QED_HEADER_LEN], const char *name,
   if (!qed_has_magic (buf, QED_HEADER_LEN)) {
     errno = EINVAL;
     msg_error ("%s: not a QED image: no magic at offset 0", name);
-    errno = EINVAL;
     return -1;
   }
 

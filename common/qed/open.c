@@ -136,7 +136,6 @@ read_header (struct qed *s)
     msg_error ("%s: not a QED image: a header of %zu bytes does not fit into "
                "a file of %" PRIu64, s->node.name, sizeof buf,
                node_size (s->file));
-    errno = EINVAL;
     return -1;
   }
   if (node_pread (s->file, buf, sizeof buf, 0) == -1 ||
@@ -166,7 +165,6 @@ read_l1 (struct qed *s)
                "of %" PRIu64 " bytes there goes beyond the end of the file "
                "at %" PRIu64, s->node.name, l1, qed_table_bytes (&s->header),
                node_size (s->file));
-    errno = EINVAL;
     return -1;
   }
 
@@ -326,10 +324,21 @@ clear_unknown_bits (struct qed *s)
   return header_write (s);
 }
 
+/* An image keeps half of the memory to itself and leaves the other half
+ * to the QED images below, so the bound holds for the whole chain.
+ */
+static uint64_t
+cache_share (const struct qed *s)
+{
+  const bool shared = s->backing && s->backing->ops == &qed_node_ops;
+
+  return s->options.l2_cache_size / (shared ? 2 : 1);
+}
+
 static int
 prepare_tables (struct qed *s)
 {
-  if (cache_init (&s->cache, s->options.l2_cache_size) == -1) {
+  if (cache_init (&s->cache, cache_share (s)) == -1) {
     msg_error ("%s: open: %m", s->node.name);
     return -1;
   }

@@ -30,7 +30,7 @@ struct qed_options {
   const char *backing;          /* NULL: what the header names; "none" */
   enum qed_format backing_format;
   enum qed_repair repair;
-  uint64_t l2_cache_size;       /* bytes, for each image of the chain */
+  uint64_t l2_cache_size;       /* bytes, for all images of the chain */
   bool ignore_trim;
   enum qed_detect detect_zeroes;
   bool copy_on_read;
