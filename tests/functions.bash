@@ -35,14 +35,21 @@ setup_test ()
   find_builddir
 }
 
+# The newest first, as a server with a client of its own would wait for it.
+end_servers ()
+{
+  local i
+  for ((i = ${#started[@]} - 1; i >= 0; i--)); do
+    end_process "${started[i]}" || true
+  done
+}
+
 # Called also when setup failed.  Prints what the servers said, which bats
 # shows if the test failed.
 teardown_test ()
 {
-  local pid log
-  for pid in "${started[@]}"; do
-    end_process "$pid" || true
-  done
+  local log
+  end_servers
   for log in "$tmp"/nbdkit*.log; do
     if [ -s "$log" ]; then
       echo "--- ${log##*/}"

@@ -81,14 +81,19 @@ EXTRA_DIST += \
 	$(benches) \
 	$(bats_tests)
 
-# Long campaigns, of which the suite runs a short form: more seeds of the
-# model, more damaged images.  ROUNDS says how many.
+# Long campaigns, of which the suite runs a short form: more of the random
+# model and more killed servers, more damaged images.  ROUNDS says how many;
+# a failure prints the SEED that repeats it.
 
 .PHONY: soak fuzz bench
 soak: all
-	ROUNDS=$${ROUNDS:-100} $(tap_run) $(srcdir)/tests/qed-model.bats
+	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
+	    $(top_builddir)/run bats $(srcdir)/tests/qed-model.bats \
+	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
 fuzz: all
-	ROUNDS=$${ROUNDS:-20000} $(tap_run) $(srcdir)/tests/qed-bad-input.bats
+	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
+	    $(top_builddir)/run bats -f "random damage" \
+	    $(srcdir)/tests/qed-bad-input.bats
 
 # Speed, side by side with the reference; see the head of each script.
 

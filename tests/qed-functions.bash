@@ -10,22 +10,6 @@ tests=$BATS_TEST_DIRNAME
 python=/usr/bin/python3
 export PYTHONDONTWRITEBYTECODE=1
 
-# The servers of a chain end in the order in which clients go away, the
-# newest first: one with a client would wait for it.
-end_servers ()
-{
-  local i
-  for ((i = ${#started[@]} - 1; i >= 0; i--)); do
-    end_process "${started[i]}" || true
-  done
-}
-
-teardown ()
-{
-  end_servers
-  teardown_test
-}
-
 # The tests' own maker and spoiler of images.
 image ()
 {

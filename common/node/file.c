@@ -324,6 +324,7 @@ identify (struct file_node *f)
 {
   struct stat st;
   uint64_t size;
+  int sector_size;
 
   if (fstat (f->fd, &st) == -1) {
     msg_error ("%s: fstat: %m", f->node.name);
@@ -338,6 +339,8 @@ identify (struct file_node *f)
       msg_error ("%s: size of the block device: %m", f->node.name);
       return -1;
     }
+    if (ioctl (f->fd, BLKSSZGET, &sector_size) == 0 && sector_size > 0)
+      f->node.zero_align = sector_size;
   }
   else {
     errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;
@@ -365,7 +368,7 @@ file_node_open (const char *name, const struct node_open_options *options,
   f->node.ops = &file_ops;
   f->node.read_only = options->read_only;
   f->node.can_fast_zero = true;
-  f->node.align = 1;
+  f->node.align = f->node.zero_align = 1;
   f->node.preferred = 4096;
 
   /* A fifo would wait here for its other end without O_NONBLOCK. */

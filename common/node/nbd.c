@@ -1062,7 +1062,7 @@ set_block_sizes (struct nbd_node *n, struct nbd_handle *nbd)
                "most %" PRIi64 " bytes", n->node.name, min, max);
     return -1;
   }
-  n->node.align = align;
+  n->node.align = n->node.zero_align = align;
   n->node.preferred = is_power_of_2 (preferred) && preferred <= MAX_DATA ?
     preferred : MAX (align, 4096);
   n->max_data = round_down (max > 0 ? MIN (max, MAX_DATA) : MAX_DATA, align);

@@ -87,7 +87,9 @@ struct node {
   bool read_only;
   bool fixed_size;              /* cannot grow: block device, NBD export.
                                    Other nodes grow by zeroes */
-  bool can_fast_zero;           /* zero with NODE_FAST can succeed */
+  bool can_fast_zero;           /* zero with NODE_FAST can succeed, if
+                                   offset and count are multiples of: */
+  uint32_t zero_align;          /* power of two */
   uint32_t align;               /* offset and count of each request must
                                    be multiples of it (power of two,
                                    mostly 1; see ../request/align.h) */

@@ -113,7 +113,7 @@ new_image (const char *name)
     return NULL;
   }
   s->node.ops = &qed_node_ops;
-  s->node.align = 1;
+  s->node.align = s->node.zero_align = 1;
   s->node.fixed_size = true;
   s->node.can_fast_zero = true;
   pthread_mutex_init (&s->header_lock, NULL);

@@ -433,7 +433,8 @@ check_fast (struct qed *s, uint64_t count, uint64_t offset)
     if (qed_map (s, count, offset, &m) == -1)
       return -1;
     if (m.kind == MAP_DATA)
-      fast = s->file->can_fast_zero;
+      fast = s->file->can_fast_zero &&
+        is_aligned (m.file_offset | m.length, s->file->zero_align);
     else if (m.kind == MAP_UNALLOCATED && s->backing) {
       whole_clusters (s, m.length, offset, &before, &whole);
       /* Parts at both ends need data if the backing image has some. */
@@ -457,9 +458,14 @@ check_fast (struct qed *s, uint64_t count, uint64_t offset)
   return 0;
 }
 
+/* A request that begins to be fast is completed, even if the storage
+ * then cannot be fast everywhere: ENOTSUP means that nothing changed.
+ */
 static int
 zero_range (struct qed *s, uint64_t count, uint64_t offset, unsigned flags)
 {
+  bool changed = false;
+
   while (count > 0) {
     struct mapping m;
     uint64_t done;
@@ -468,13 +474,20 @@ zero_range (struct qed *s, uint64_t count, uint64_t offset, unsigned flags)
       return -1;
     done = m.length;
     if (m.kind == MAP_DATA) {
-      if (node_zero (s->file, m.length, m.file_offset, flags) == -1)
-        return -1;
+      if (node_zero (s->file, m.length, m.file_offset, flags) == -1) {
+        if (errno != ENOTSUP || !changed)
+          return -1;
+        flags &= ~NODE_FAST;
+        continue;
+      }
       flusher_written (&s->flusher);
+      changed = true;
     }
-    else if (m.kind == MAP_UNALLOCATED &&
-             zero_unallocated (s, m.length, offset, &done) == -1)
-      return -1;
+    else if (m.kind == MAP_UNALLOCATED) {
+      if (zero_unallocated (s, m.length, offset, &done) == -1)
+        return -1;
+      changed = true;
+    }
     count -= done;
     offset += done;
   }

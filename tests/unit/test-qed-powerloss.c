@@ -268,7 +268,7 @@ new_medium (bool fixed, const char *backing, uint64_t seed)
   pthread_mutex_init (&m->lock, NULL);
   m->node.ops = &medium_ops;
   m->node.name = strdup (path);
-  m->node.align = 1;
+  m->node.align = m->node.zero_align = 1;
   m->node.fixed_size = fixed;
   m->node.can_fast_zero = true;
   m->seed = seed;
