@@ -67,6 +67,7 @@ EXTRA_DIST += \
 	tests/guestfs.bash \
 	tests/qed-attempt.py \
 	tests/qed-crash.py \
+	tests/qed-errors.py \
 	tests/qed-full-disk.py \
 	tests/qed-functions.bash \
 	tests/qed-fuzz.py \

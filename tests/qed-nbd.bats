@@ -208,3 +208,31 @@ EOF
   qemu_io base.raw "write -P 4 1M 64k" "write -P 5 2M 64k"
   assert_same base.raw served.raw
 }
+
+# storage_fails BACKING-OPTION...: use an image on storage that fails now and then.
+storage_fails ()
+{
+  local storage image=$tmp/storage.img
+  truncate -s 64M "$image"
+  start_nbdkit --filter=error file "$image" error=EIO \
+    error-pwrite-rate=10% error-zero-rate=10% error-file="$tmp/trigger"
+  storage=$uri
+  qed-img create -q "$@" "$storage" 8M
+  start_nbdkit qed "$storage"
+  run "$python" "$tests/qed-errors.py" "$uri" "$tmp/trigger"
+  assert_success
+  stop_nbdkit
+  run qed-img check "$storage"
+  assert_success
+  run qemu-img check -f qed "$image"
+  assert [ "$status" -eq 0 -o "$status" -eq 3 ]
+}
+
+@test "storage that fails now and then costs the requests that met it" {
+  storage_fails
+}
+
+@test "storage that fails under an image with a backing file does the same" {
+  head -c 8M /dev/zero | tr '\0' '\273' >base.raw
+  storage_fails -b "$tmp/base.raw" -F raw
+}
