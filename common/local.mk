@@ -38,14 +38,24 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/chain.c \
 	common/qed/chain.h \
 	common/qed/check.c \
+	common/qed/commit.c \
+	common/qed/compact.c \
 	common/qed/create.c \
+	common/qed/empty.c \
 	common/qed/format.c \
 	common/qed/format.h \
 	common/qed/image.h \
 	common/qed/map.c \
+	common/qed/measure.c \
+	common/qed/mend.c \
 	common/qed/open.c \
+	common/qed/parallel.c \
+	common/qed/parallel.h \
 	common/qed/qed.h \
 	common/qed/read.c \
+	common/qed/rebase.c \
+	common/qed/relink.c \
+	common/qed/resize.c \
 	common/qed/scan.c \
 	common/qed/scan.h \
 	common/qed/settle.c \

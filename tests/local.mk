@@ -19,6 +19,7 @@ unit_tests = \
 	tests/unit/test-flush \
 	tests/unit/test-job \
 	tests/unit/test-nbd-node \
+	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
 	tests/unit/test-utils
@@ -27,8 +28,12 @@ bats_tests = \
 	tests/frame.bats \
 	tests/qed-bad-input.bats \
 	tests/qed-crash.bats \
+	tests/qed-damage.bats \
 	tests/qed-full-disk.bats \
 	tests/qed-guestfish.bats \
+	tests/qed-img-completion.bats \
+	tests/qed-img-data.bats \
+	tests/qed-img-kill.bats \
 	tests/qed-img.bats \
 	tests/qed-lock.bats \
 	tests/qed-model.bats \
@@ -67,11 +72,14 @@ EXTRA_DIST += \
 	tests/guestfs.bash \
 	tests/qed-attempt.py \
 	tests/qed-crash.py \
+	tests/qed-damage.py \
 	tests/qed-errors.py \
 	tests/qed-full-disk.py \
 	tests/qed-functions.bash \
 	tests/qed-fuzz.py \
 	tests/qed-image.py \
+	tests/qed-img-functions.bash \
+	tests/qed-img-kill.py \
 	tests/qed-model.py \
 	tests/qed_attempt.py \
 	tests/qed_format.py \
@@ -98,7 +106,7 @@ fuzz: all
 
 # Speed, side by side with the reference; see the head of each script.
 
-benches = tests/bench/qed.sh
+benches = tests/bench/qed.sh tests/bench/qed-img.sh
 bench: all
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \

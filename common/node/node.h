@@ -40,6 +40,7 @@ struct node;
 #define EXTENT_ZERO   1
 #define EXTENT_HOLE   2
 #define EXTENT_MAPPED 4
+#define EXTENT_UNALLOCATED 8
 
 struct extent {
   uint64_t length;

@@ -67,11 +67,13 @@ static int
 grow_file (struct qed *s, uint64_t end)
 {
   if (s->file->fixed_size) {
-    if (end <= node_size (s->file))
+    if (end + s->kept_free <= node_size (s->file))
       return 0;
     errno = ENOSPC;
     msg_error ("%s: no room for another cluster: the storage under the "
-               "image ends at %" PRIu64, s->node.name, node_size (s->file));
+               "image ends at %" PRIu64 ", of which %" PRIu64 " bytes are "
+               "kept for emptying it", s->node.name, node_size (s->file),
+               s->kept_free);
     return -1;
   }
 

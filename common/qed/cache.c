@@ -67,6 +67,19 @@ cache_destroy (struct slice_cache *cache)
   pthread_cond_destroy (&cache->changed);
 }
 
+void
+cache_forget (struct slice_cache *cache)
+{
+  if (cache->slices == NULL)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
+  for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i) {
+    assert (cache->slices[i].pins == 0);
+    atomic_fetch_add (&cache->slices[i].sequence, 2);
+    atomic_store (&cache->slices[i].key, 0);
+  }
+}
+
 static struct slice *
 set_of (struct slice_cache *cache, uint64_t number)
 {

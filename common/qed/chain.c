@@ -211,7 +211,6 @@ open_formatted (struct node *file, enum qed_format format,
                 const struct chain_link *above)
 {
   const struct chain_link link = { .above = above, .node = file };
-  struct qed_options below = *options;
 
   if ((format == QED_FORMAT_PROBE && qed_probe (file, &format) == -1) ||
       chain_find_loop (&link) == -1) {
@@ -228,22 +227,18 @@ open_formatted (struct node *file, enum qed_format format,
     node_close (file);
     return NULL;
   }
-  below.read_only = true;
-  below.backing = NULL;
-  below.backing_format = QED_FORMAT_PROBE;
-  below.copy_on_read = false;
-  below.l2_cache_size = options->l2_cache_size / 2;
-  return chain_open_qed (file, &below, above);
+  return chain_open_qed (file, options, above);
 }
 
 struct node *
-chain_open_backing (const char *image, const char *name, bool from_header,
-                    enum qed_format format, const struct qed_options *options,
-                    const struct chain_link *above)
+chain_open_layer (const char *image, const char *name, bool from_header,
+                  enum qed_format format, const struct qed_options *options,
+                  const struct chain_link *above)
 {
   const struct node_open_options file_options = {
-    .read_only = true,
-    .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_BACKING,
+    .read_only = options->read_only,
+    .lock = options->no_lock ? NODE_LOCK_NONE
+      : options->read_only ? NODE_LOCK_BACKING : NODE_LOCK_IMAGE,
     .from_file = from_header
   };
   CLEANUP_FREE char *path = NULL;
@@ -260,4 +255,19 @@ chain_open_backing (const char *image, const char *name, bool from_header,
     errno = err;
   }
   return n;
+}
+
+struct node *
+chain_open_backing (const char *image, const char *name, bool from_header,
+                    enum qed_format format, const struct qed_options *options,
+                    const struct chain_link *above)
+{
+  struct qed_options below = *options;
+
+  below.read_only = true;
+  below.backing = NULL;
+  below.backing_format = QED_FORMAT_PROBE;
+  below.copy_on_read = false;
+  below.l2_cache_size = options->l2_cache_size / 2;
+  return chain_open_layer (image, name, from_header, format, &below, above);
 }

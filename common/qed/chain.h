@@ -35,6 +35,16 @@ extern struct node *chain_open_backing (const char *image, const char *name,
                                         const struct qed_options *options,
                                         const struct chain_link *above);
 
+/* The same with all options for the image itself, which may be
+ * writable, be opened without what is below it (backing "none"), and so
+ * on.
+ */
+extern struct node *chain_open_layer (const char *image, const char *name,
+                                      bool from_header,
+                                      enum qed_format format,
+                                      const struct qed_options *options,
+                                      const struct chain_link *above);
+
 /* Open a QED image over a file, and what is below it.  Owns file, also
  * when it fails.
  */

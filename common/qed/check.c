@@ -7,7 +7,8 @@
  *
  * Repairs never assume which of two users of a cluster is right: the
  * later one is given a copy, so that both read as before.  Only entries
- * that point to where nothing can be are cleared.
+ * that point to where nothing can be are cleared (if relink.c has not
+ * found what they meant).
  *
  * A repair works in rounds, each of which begins with a scan.  First come
  * rounds that make copies, until nothing is shared any more: a table
@@ -18,6 +19,9 @@
  * Killed at any point, the image is as before or has some entries
  * repaired, and unused clusters at its end; the next repair goes on from
  * there.
+ *
+ * Copies make the file longer.  Entries that pointed behind its end do
+ * so until they are cleared, even if there is a copy now.
  *
  * A file can ask for far more copies than it has clusters only if
  * somebody made it so; it is refused then, or a small file could fill
@@ -30,6 +34,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "../request/align.h"
 #include "cleanup.h"
 #include "message.h"
 #include "rounding.h"
@@ -40,11 +45,30 @@
 
 #define COPY_PIECE ((uint64_t) 1024 * 1024)
 
-/* Bytes that copies may take, besides twice the file's length. */
+/* Bytes that copies may take, besides eight times the file's length. */
 #define COPY_BUDGET ((uint64_t) 256 * 1024 * 1024)
+
+/* Clusters whose first user is remembered, in a table of twice as many. */
+#define MAX_SHARED 65536
+
+struct first_user {
+  uint64_t cluster;             /* of the file, or 0 */
+  uint64_t offset;              /* of the disk */
+};
+
+/* A copy that has been made, and the entry that it was made for. */
+struct copy {
+  uint64_t offset;              /* in the file */
+  uint64_t l1_index, l2_index;  /* as in struct finding, or SCAN_TABLE */
+};
 
 struct repair {
   struct qed *s;
+  bool thorough;
+  struct bitmap shared;         /* from the scan before, if thorough */
+  struct first_user *users;     /* 2 * MAX_SHARED, open addressing */
+  size_t nr_users;
+
   void (*report) (void *opaque, const char *line);
   void *opaque;
 
@@ -52,10 +76,14 @@ struct repair {
   struct finding *findings;     /* of this phase; NULL when looking */
   size_t nr;
   uint64_t budget;              /* clusters that may still be copied */
+  uint64_t limit;               /* of the file before the repair, bytes */
+  struct copy *copies;          /* in the order of their offsets */
+  size_t nr_copies, room;
 };
 
 /* Does the finding say that two users share a cluster, so that one must
- * have a copy?  What points into header or L1 table shares nothing.
+ * have a copy?  What points into header or L1 table shares nothing, and
+ * what is beyond the end of the disk has no use for a copy.
  */
 static bool
 wants_copy (const struct qed *s, const struct finding *f)
@@ -67,31 +95,135 @@ wants_copy (const struct qed *s, const struct finding *f)
   if (f->kind != TABLE_OVERLAPS && f->kind != DATA_IN_TABLE &&
       f->kind != DATA_SHARED)
     return false;
+  if (f->offset >= s->header.image_size)
+    return false;
   return f->entry + bytes <= l1 ||
     f->entry >= l1 + qed_table_bytes (&s->header);
+}
+
+static struct first_user *
+find_user (struct repair *rep, uint64_t cluster)
+{
+  size_t i = cluster * UINT64_C (0x9e3779b97f4a7c15) >> 32;
+
+  for (;; ++i) {
+    struct first_user *u = &rep->users[i & (2 * MAX_SHARED - 1)];
+
+    if (u->cluster == cluster || u->cluster == 0)
+      return u;
+  }
+}
+
+/* A scan tells of the first user of each cluster. */
+static void
+note_user (void *opaque, uint64_t l1_index, uint64_t l2_index,
+           uint64_t offset)
+{
+  struct repair *rep = opaque;
+  struct qed *s = rep->s;
+  const uint64_t cluster = offset >> s->cluster_bits;
+  struct first_user *u;
+
+  if (l2_index == SCAN_TABLE || rep->users == NULL ||
+      !bitmap_has (&rep->shared, cluster) || rep->nr_users == MAX_SHARED)
+    return;
+  u = find_user (rep, cluster);
+  rep->nr_users += u->cluster == 0;
+  u->cluster = cluster;
+  u->offset = ((l1_index << s->table_bits) + l2_index) << s->cluster_bits;
+}
+
+static void
+report_finding (struct repair *rep, const struct finding *f)
+{
+  struct finding named = *f;
+  char line[FINDING_LEN];
+
+  if (rep->report == NULL)
+    return;
+  if (f->kind == DATA_SHARED && rep->users) {
+    const struct first_user *u =
+      find_user (rep, f->entry >> rep->s->cluster_bits);
+
+    if (u->cluster)
+      named.other = u->offset;
+  }
+  rep->report (rep->opaque, finding_text (&named, line));
 }
 
 static void
 collect (void *opaque, const struct finding *f)
 {
   struct repair *rep = opaque;
-  char line[FINDING_LEN];
 
   if ((rep->phase == MAKE_COPIES && !wants_copy (rep->s, f)) ||
       (rep->findings && rep->nr == MAX_FINDINGS))
     return;
-  if (rep->report)
-    rep->report (rep->opaque, finding_text (f, line));
+  report_finding (rep, f);
   if (rep->findings)
     rep->findings[rep->nr++] = *f;
 }
 
-/* Copy clusters to the end of the image; *where is the place. */
+static uint64_t
+l2_index_of (const struct finding *f)
+{
+  return f->kind == TABLE_OVERLAPS ? SCAN_TABLE : f->l2_index;
+}
+
 static int
-copy_clusters (struct repair *rep, uint64_t from, uint64_t bytes,
-               uint64_t *where)
+note_copy (struct repair *rep, const struct finding *f, uint64_t offset)
+{
+  if (rep->nr_copies == rep->room) {
+    const size_t room = rep->room ? rep->room * 2 : 64;
+    struct copy *copies = realloc (rep->copies, room * sizeof *copies);
+
+    if (copies == NULL) {
+      msg_error ("%s: repair: %m", rep->s->node.name);
+      return -1;
+    }
+    rep->copies = copies;
+    rep->room = room;
+  }
+  rep->copies[rep->nr_copies++] = (struct copy) {
+    .offset = offset, .l1_index = f->l1_index, .l2_index = l2_index_of (f)
+  };
+  return 0;
+}
+
+static int
+compare_copies (const void *key, const void *element)
+{
+  const struct copy *a = key, *b = element;
+
+  return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+/* Was it there before the repair, or is it a copy made for this entry? */
+static bool
+is_there (void *opaque, uint64_t l1_index, uint64_t l2_index,
+          uint64_t offset, uint64_t bytes)
+{
+  struct repair *rep = opaque;
+  const struct copy key = { .offset = offset }, *c;
+
+  if (offset + bytes <= rep->limit)
+    return true;
+  c = rep->nr_copies == 0 ? NULL
+    : bsearch (&key, rep->copies, rep->nr_copies, sizeof key,
+               compare_copies);
+  return c && c->l1_index == l1_index && c->l2_index == l2_index;
+}
+
+/* Copy what a finding refers to to the end of the image; *where is the
+ * place.
+ */
+static int
+make_copy (struct repair *rep, const struct finding *f, uint64_t *where)
 {
   struct qed *s = rep->s;
+  const uint64_t from = f->entry;
+  const uint64_t bytes = f->kind == TABLE_OVERLAPS
+    ? qed_table_bytes (&s->header) : s->cluster_size;
   const uint64_t n = bytes >> s->cluster_bits;
   CLEANUP_FREE void *buf = malloc (MIN (bytes, COPY_PIECE));
 
@@ -106,7 +238,7 @@ copy_clusters (struct repair *rep, uint64_t from, uint64_t bytes,
     return -1;
   }
   rep->budget -= n;
-  if (space_reserve (s, n, where) == -1)
+  if (space_reserve (s, n, where) == -1 || note_copy (rep, f, *where) == -1)
     return -1;
   for (uint64_t done = 0; done < bytes; done += COPY_PIECE) {
     const uint64_t piece = MIN (bytes - done, COPY_PIECE);
@@ -161,10 +293,7 @@ fix_findings (struct repair *rep)
   for (size_t i = 0; i < rep->nr; ++i) {
     const struct finding *f = &rep->findings[i];
 
-    if (wants_copy (s, f) &&
-        copy_clusters (rep, f->entry, f->kind == TABLE_OVERLAPS
-                       ? qed_table_bytes (&s->header) : s->cluster_size,
-                       &values[i]) == -1)
+    if (wants_copy (s, f) && make_copy (rep, f, &values[i]) == -1)
       return -1;
   }
   if (node_flush (s->file) == -1)
@@ -181,9 +310,12 @@ fix_findings (struct repair *rep)
         continue;
       if (change_entry (s, f, values[i]) == -1)
         return -1;
-      fixed++;
+      fixed += f->corruptions;
     }
   }
+  if (!s->file->fixed_size && node_size (s->file) > s->end &&
+      node_resize (s->file, s->end) == -1)
+    return -1;
   return node_flush (s->file) == -1 ? -1 : fixed;
 }
 
@@ -225,13 +357,20 @@ free_runs (struct qed *s, const struct scan *scan)
 }
 
 /* Give back leaked clusters: the file is cut at its end, and where they
- * lie inside, holes are left.
+ * lie inside, holes are left, or what stands behind them moves.
  */
 static int
-fix_leaks (struct qed *s, struct scan *scan)
+fix_leaks (struct qed *s, struct scan *scan, bool thorough)
 {
   if (s->file->fixed_size || scan->result.leaks == 0)
     return 0;
+  if (thorough) {
+    if (compact_image (s) == -1)
+      return -1;
+    scan->result.image_end = s->end;
+    scan->result.leaks_fixed = scan->result.leaks;
+    return reload_l1 (s);
+  }
   if (node_size (s->file) > scan->result.image_end &&
       node_resize (s->file, scan->result.image_end) == -1)
     return -1;
@@ -255,17 +394,54 @@ mark_clean (struct qed *s)
   return node_flush (s->file);
 }
 
+/* Scan quietly first: is there anything to be found, and which clusters
+ * are shared, so that their users can be named?
+ */
+static int
+scan_quietly (struct repair *rep, struct scan *scan, bool *clean)
+{
+  *scan = (struct scan) { .is_there = is_there, .opaque = rep };
+  bitmap_free (&rep->shared);
+  free (rep->users);
+  rep->users = NULL;
+  rep->nr_users = 0;
+  if (scan_image (rep->s, scan) == -1)
+    return -1;
+  *clean = scan->result.corruptions == 0 && scan->result.check_errors == 0;
+  if (scan->shared.members > 0) {
+    rep->shared = scan->shared;
+    scan->shared = BITMAP_EMPTY;
+    rep->users = calloc (2 * MAX_SHARED, sizeof *rep->users);
+  }
+  return 0;
+}
+
+static int
+scan_loudly (struct repair *rep, struct scan *scan)
+{
+  *scan = (struct scan) {
+    .found = collect, .unit = note_user, .is_there = is_there,
+    .opaque = rep
+  };
+  return scan_image (rep->s, scan);
+}
+
 /* Scan, for a round that does this phase. */
 static int
 scan_round (struct repair *rep, struct scan *scan)
 {
   struct qed *s = rep->s;
+  bool clean = false;
 
-  scan_free (scan);
-  *scan = (struct scan) { .found = collect, .opaque = rep };
   rep->nr = 0;
-  if (scan_image (s, scan) == -1)
+  scan_free (scan);
+  if (rep->thorough && scan_quietly (rep, scan, &clean) == -1)
     return -1;
+  if (!clean) {
+    scan_free (scan);
+    if (scan_loudly (rep, scan) == -1)
+      return -1;
+  }
 
   /* Copies go behind everything, in use or not. */
   s->end = scan->result.image_end;
@@ -301,12 +477,15 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
   uint64_t fixed = 0;
   int r;
 
-  rep->budget = (2 * node_size (rep->s->file) + COPY_BUDGET)
-    >> rep->s->cluster_bits;
+  rep->limit = node_size (rep->s->file);
+  rep->budget = (8 * rep->limit + COPY_BUDGET) >> rep->s->cluster_bits;
   if (fix != QED_FIX_ALL)
     r = do_phase (rep, LOOK, scan, &fixed);
   else {
-    r = do_phase (rep, MAKE_COPIES, scan, &fixed);
+    r = rep->thorough ? relink_entries (rep->s, rep->report, rep->opaque,
+                                        &fixed) : 0;
+    if (r == 0)
+      r = do_phase (rep, MAKE_COPIES, scan, &fixed);
     if (r == 0)
       r = do_phase (rep, CLEAR, scan, &fixed);
   }
@@ -315,11 +494,13 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
 }
 
 int
-repair_image (struct qed *s, enum qed_fix fix,
+repair_image (struct qed *s, enum qed_fix fix, bool thorough,
               void (*report) (void *opaque, const char *line),
               void *opaque, struct qed_check_result *result)
 {
-  struct repair rep = { .s = s, .report = report, .opaque = opaque };
+  struct repair rep = {
+    .s = s, .thorough = thorough, .report = report, .opaque = opaque
+  };
   struct scan scan = { .found = NULL };
   int r;
 
@@ -333,16 +514,69 @@ repair_image (struct qed *s, enum qed_fix fix,
   r = do_phases (&rep, fix, &scan);
   if (r == 0 && fix != QED_FIX_NONE && scan.result.corruptions == 0 &&
       scan.result.check_errors == 0) {
-    r = fix_leaks (s, &scan);
-    if (r == 0 && fix == QED_FIX_ALL)
+    r = fix_leaks (s, &scan, thorough);
+    if (r == 0)
       r = mark_clean (s);
   }
   if (r == -1 && fix == QED_FIX_ALL)
     reload_l1 (s);              /* some entries may have been repaired */
   *result = scan.result;
   free (rep.findings);
+  free (rep.users);
+  bitmap_free (&rep.shared);
+  free (rep.copies);
   scan_free (&scan);
   return r;
+}
+
+/* Where the file ends within a table, the entries that are left of it
+ * are worth keeping: give it the clusters that it lacks.
+ */
+static int
+extend_last_table (struct qed *s)
+{
+  const uint64_t size = node_size (s->file);
+  uint64_t end = round_up (size, s->cluster_size);
+
+  if (s->file->fixed_size)
+    return 0;
+  for (uint64_t i = 0; i < s->nr_l1; ++i) {
+    const uint64_t table = atomic_load (&s->l1[i]);
+
+    if (is_aligned (table, s->cluster_size) && table < size &&
+        table >= qed_header_bytes (&s->header))
+      end = MAX (end, table + qed_table_bytes (&s->header));
+  }
+  return end == size ? 0 : node_resize (s->file, end);
+}
+
+/* *mended is how many faults of the header have been corrected. */
+static struct qed *
+open_for_check (const char *name, enum qed_fix fix, bool no_lock,
+                void (*report) (void *opaque, const char *line),
+                void *opaque, int *mended)
+{
+  const struct node_open_options options = {
+    .read_only = fix == QED_FIX_NONE,
+    .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+  };
+  struct node *file = align_open (name, &options);
+  struct qed *s;
+
+  if (file == NULL)
+    return NULL;
+  *mended = fix == QED_FIX_ALL ? mend_header (file, report, opaque) : 0;
+  if (*mended == -1) {
+    node_close (file);
+    return NULL;
+  }
+  s = qed_open_bare_file (file);
+  if (s && ((fix != QED_FIX_NONE && qed_clear_unknown_bits (s) == -1) ||
+            (fix == QED_FIX_ALL && extend_last_table (s) == -1))) {
+    qed_free_bare (s);
+    return NULL;
+  }
+  return s;
 }
 
 int
@@ -350,16 +584,14 @@ qed_check (const char *name, enum qed_fix fix, bool no_lock,
            void (*report) (void *opaque, const char *line),
            void *opaque, struct qed_check_result *result)
 {
-  const struct node_open_options options = {
-    .read_only = fix == QED_FIX_NONE,
-    .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
-  };
-  struct qed *s = qed_open_bare (name, &options);
-  int r;
+  int mended, r;
+  struct qed *s = open_for_check (name, fix, no_lock, report, opaque,
+                                  &mended);
 
   if (s == NULL)
     return -1;
-  r = repair_image (s, fix, report, opaque, result);
+  r = repair_image (s, fix, true, report, opaque, result);
+  result->corruptions_fixed += mended;
   qed_free_bare (s);
   return r;
 }

@@ -36,9 +36,9 @@ refuse (const char *name, const char *why)
   return -1;
 }
 
-static int
-make_header (const char *name, const struct qed_create_options *o,
-             struct qed_header *h)
+int
+qed_make_header (const char *name, const struct qed_create_options *o,
+                 struct qed_header *h)
 {
   const uint64_t backing_len = o->backing ? strlen (o->backing) : 0;
 
@@ -138,7 +138,7 @@ qed_create (const char *name, const struct qed_create_options *options)
   bool created = false;
   int r;
 
-  if (make_header (name, options, &header) == -1)
+  if (qed_make_header (name, options, &header) == -1)
     return -1;
   file = node_is_uri (name) ? align_open (name, &file_options)
                             : node_create_file (name, &created);

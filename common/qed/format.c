@@ -82,6 +82,25 @@ qed_has_magic (const uint8_t *buf, size_t len)
 }
 
 bool
+qed_is_feature_bit (unsigned bit)
+{
+  return bit >= FEATURES * 8 && bit < L1_TABLE_OFFSET * 8;
+}
+
+bool
+qed_is_l1_offset_bit (unsigned bit)
+{
+  return bit >= L1_TABLE_OFFSET * 8 && bit < IMAGE_SIZE * 8;
+}
+
+void
+qed_l1_behind_header (uint8_t buf[QED_HEADER_LEN])
+{
+  put64 (buf, L1_TABLE_OFFSET, (uint64_t) get32 (buf, HEADER_SIZE) *
+         get32 (buf, CLUSTER_SIZE));
+}
+
+bool
 qed_cluster_size_ok (uint64_t cluster_size)
 {
   return is_power_of_2 (cluster_size) &&
@@ -113,8 +132,9 @@ refuse (const char *name, const char *field, uint64_t value,
         const char *rule)
 {
   errno = EINVAL;
-  msg_error ("%s: QED header: %s is %" PRIu64 ", but %s",
-             name, field, value, rule);
+  if (name)
+    msg_error ("%s: QED header: %s is %" PRIu64 ", but %s",
+               name, field, value, rule);
   return -1;
 }
 
@@ -126,8 +146,9 @@ check_features (const char *name, const struct qed_header *h)
   if (unknown == 0)
     return 0;
   errno = ENOTSUP;
-  msg_error ("%s: QED header: features has unknown bits 0x%" PRIx64
-             ", the image needs a newer program", name, unknown);
+  if (name)
+    msg_error ("%s: QED header: features has unknown bits 0x%" PRIx64
+               ", the image needs a newer program", name, unknown);
   return -1;
 }
 
@@ -151,7 +172,8 @@ qed_header_decode (const uint8_t buf[QED_HEADER_LEN], const char *name,
 {
   if (!qed_has_magic (buf, QED_HEADER_LEN)) {
     errno = EINVAL;
-    msg_error ("%s: not a QED image: no magic at offset 0", name);
+    if (name)
+      msg_error ("%s: not a QED image: no magic at offset 0", name);
     return -1;
   }
 

@@ -50,11 +50,21 @@ extern void qed_header_encode (const struct qed_header *header,
                                uint8_t buf[QED_HEADER_LEN]);
 
 /* Decode and check all rules of the header table that need neither the
- * backing name nor the file's length.  A message names the field.
+ * backing name nor the file's length.  A message names the field; there
+ * is none if name is NULL.
  */
 extern int qed_header_decode (const uint8_t buf[QED_HEADER_LEN],
                               const char *name, struct qed_header *header);
 extern bool qed_has_magic (const uint8_t *buf, size_t len);
+
+/* Which field is this bit of the header in, counted from bit 0 of byte
+ * 0: features (all three of them), or l1_table_offset?
+ */
+extern bool qed_is_feature_bit (unsigned bit);
+extern bool qed_is_l1_offset_bit (unsigned bit);
+
+/* In a header on disk, put the L1 table right behind the header. */
+extern void qed_l1_behind_header (uint8_t buf[QED_HEADER_LEN]);
 
 /* The rules for a geometry, shared by opening and creating. */
 extern bool qed_cluster_size_ok (uint64_t cluster_size);

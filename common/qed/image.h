@@ -14,7 +14,16 @@
  *   settle.c    NEED_CHECK and the file's length, when writes pause
  *   scan.c      reading all tables, and what is wrong with them (scan.h)
  *   check.c     check and repair
+ *   mend.c      repair of the header
+ *   relink.c    repair of entries that are wrong in one bit
+ *   compact.c   giving leaked clusters back
  *   create.c    new images
+ *   resize.c    growing a disk
+ *   empty.c     dropping the data of a layer
+ *   commit.c    writing a layer into its backing image
+ *   rebase.c    changing the backing image
+ *   measure.c   how large an image would be
+ *   parallel.c  copying with several threads (parallel.h)
  *   format.c    the header on disk
  *
  * Locks, in the order in which they are taken:
@@ -27,9 +36,10 @@
  *                         leaf locks except where their comments say
  *
  * A mapping only ever changes from unallocated or zero to something
- * else while an image is served (a trim leaves a hole in the file under
- * the same mapping).  So whoever has looked up a data cluster may use
- * it without holding anything, and only what allocates needs claims.
+ * else while requests are in flight (a trim leaves a hole in the file
+ * under the same mapping).  So a request that has looked up a data
+ * cluster may use it without holding anything, and only what allocates
+ * needs claims.
  */
 
 #ifndef BLOCKDRIVERS_QED_IMAGE_H
@@ -124,7 +134,8 @@ struct qed {
   uint64_t cluster_size, table_entries;
 
   /* L1 entries that image_size needs.  Entries change from 0 to the
-   * offset of a table, once that is linked in the file.
+   * offset of a table, once that is linked in the file.  Both change
+   * otherwise only while requests are drained (resize.c, empty.c).
    */
   _Atomic uint64_t *l1;
   uint64_t nr_l1;
@@ -145,6 +156,8 @@ struct qed {
   pthread_mutex_t space_lock;   /* protects these, held while the file's
                                    length is changed */
   uint64_t end;                 /* end of the last cluster in use, bytes */
+  uint64_t kept_free;           /* bytes that stay free at the end of
+                                   storage of fixed size (empty.c) */
   uint64_t *freed;              /* offsets of clusters given back */
   size_t nr_freed;
   bool tail_cut;                /* what stood behind end is gone */
@@ -204,6 +217,11 @@ extern bool qed_table_offset_ok (const struct qed *s, uint64_t offset);
 extern int cache_init (struct slice_cache *cache, uint64_t max_bytes);
 extern void cache_destroy (struct slice_cache *cache);
 
+/* Forget all slices, while no request is in flight: the tables in the
+ * file have been changed by other means.
+ */
+extern void cache_forget (struct slice_cache *cache);
+
 /* The L2 entry of a cluster of the disk, whose table stands at
  * table_offset in the file.  A hit takes no lock.
  */
@@ -248,6 +266,22 @@ extern int qed_discard (struct node *n, uint64_t count, uint64_t offset);
 /* Copy clusters up from the backing image, if they are unallocated. */
 extern int qed_copy_up (struct qed *s, uint64_t count, uint64_t offset);
 
+/* The same, with zero markers where the backing image reads as zeroes:
+ * afterwards nothing of the range is unallocated.  Whole clusters, save
+ * at the end of the disk.
+ */
+extern int qed_hold (struct qed *s, uint64_t count, uint64_t offset);
+
+/* qed_zero, inside a request. */
+extern int qed_zero_range (struct qed *s, uint64_t count, uint64_t offset,
+                           unsigned flags);
+
+/* Map whole clusters that are unallocated to zeroes.  *done is how many
+ * bytes of the range that went: 0 if they have become data meanwhile.
+ */
+extern int qed_mark_zero (struct qed *s, uint64_t count, uint64_t offset,
+                          uint64_t *done);
+
 /* ---- alloc.c */
 
 /* Bracket an update of metadata: nothing is settled meanwhile, and
@@ -281,7 +315,22 @@ extern int settle_start (struct qed *s);
 /* Now: make all durable, cut the file, clear NEED_CHECK. */
 extern int settle (struct qed *s);
 
+/* ---- create.c */
+
+/* The header of a new image; -1 after a message if the options break a
+ * rule.
+ */
+extern int qed_make_header (const char *name,
+                            const struct qed_create_options *options,
+                            struct qed_header *header);
+
+/* ---- resize.c */
+
+extern int qed_resize (struct node *n, uint64_t size);
+
 /* ---- open.c */
+
+extern void damage_free (struct damage *d);
 
 /* Open the image alone: header, geometry and L1 table, without backing
  * image, cache and scan.  For check.c and open.c.
@@ -289,6 +338,20 @@ extern int settle (struct qed *s);
 extern struct qed *qed_open_bare (const char *name,
                                   const struct node_open_options *options);
 extern void qed_free_bare (struct qed *s);
+
+/* The same over a file that has been opened; owns file, also when it
+ * fails.
+ */
+extern struct qed *qed_open_bare_file (struct node *file);
+
+/* Whoever writes must clear unknown autoclear_features first. */
+extern int qed_clear_unknown_bits (struct qed *s);
+
+/* Just enough of an image for scan_image to look at a file through
+ * another header.  Does not own file; to be freed with free.
+ */
+extern struct qed *qed_view (struct node *file,
+                             const struct qed_header *header);
 
 /* Trace, where the flag is set. */
 #define TRACE_IO(...)                           \

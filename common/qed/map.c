@@ -197,6 +197,8 @@ extents (struct qed *s, uint64_t count, uint64_t offset, struct extent *ret)
     .length = m.length, .flags = EXTENT_ZERO | EXTENT_HOLE,
     .where = &s->node
   };
+  if (m.kind == MAP_UNALLOCATED)
+    ret->flags |= EXTENT_UNALLOCATED;
   return 0;
 }
 

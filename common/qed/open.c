@@ -60,8 +60,8 @@ qed_free_bare (struct qed *s)
   free (s);
 }
 
-static void
-free_damage (struct damage *d)
+void
+damage_free (struct damage *d)
 {
   if (d == NULL)
     return;
@@ -87,7 +87,7 @@ qed_close (struct node *n)
   if (node_close (s->backing) == -1)
     r = -1;
   cache_destroy (&s->cache);
-  free_damage (s->damage);
+  damage_free (s->damage);
   qed_free_bare (s);
   return r;
 }
@@ -126,6 +126,34 @@ new_image (const char *name)
   return s;
 }
 
+static void
+use_header (struct qed *s)
+{
+  s->cluster_size = s->header.cluster_size;
+  s->cluster_bits = log_2 (s->cluster_size);
+  s->table_entries = qed_table_entries (&s->header);
+  s->table_bits = log_2 (s->table_entries);
+  s->node.preferred = MIN (s->cluster_size, UINT64_C (32) << 20);
+  atomic_init (&s->node.size, s->header.image_size);
+  atomic_init (&s->need_check, s->header.features & QED_NEED_CHECK);
+}
+
+struct qed *
+qed_view (struct node *file, const struct qed_header *header)
+{
+  struct qed *s = calloc (1, sizeof *s);
+
+  if (s == NULL) {
+    msg_error ("%s: repair: %m", file->name);
+    return NULL;
+  }
+  s->node.name = file->name;
+  s->file = file;
+  s->header = *header;
+  use_header (s);
+  return s;
+}
+
 static int
 read_header (struct qed *s)
 {
@@ -141,14 +169,7 @@ read_header (struct qed *s)
   if (node_pread (s->file, buf, sizeof buf, 0) == -1 ||
       qed_header_decode (buf, s->node.name, &s->header) == -1)
     return -1;
-
-  s->cluster_size = s->header.cluster_size;
-  s->cluster_bits = log_2 (s->cluster_size);
-  s->table_entries = qed_table_entries (&s->header);
-  s->table_bits = log_2 (s->table_entries);
-  s->node.preferred = MIN (s->cluster_size, UINT64_C (32) << 20);
-  atomic_init (&s->node.size, s->header.image_size);
-  atomic_init (&s->need_check, s->header.features & QED_NEED_CHECK);
+  use_header (s);
   return 0;
 }
 
@@ -185,9 +206,8 @@ read_l1 (struct qed *s)
   return 0;
 }
 
-/* Take over a file that has been opened, which is closed on failure. */
-static struct qed *
-open_bare_file (struct node *file)
+struct qed *
+qed_open_bare_file (struct node *file)
 {
   struct qed *s = new_image (file->name);
 
@@ -213,7 +233,7 @@ qed_open_bare (const char *name, const struct node_open_options *options)
 {
   struct node *file = align_open (name, options);
 
-  return file ? open_bare_file (file) : NULL;
+  return file ? qed_open_bare_file (file) : NULL;
 }
 
 /* ---- What the scan finds */
@@ -293,7 +313,8 @@ repair_for_serving (struct qed *s)
   struct naming naming = { .name = s->node.name };
   struct qed_check_result result;
 
-  if (repair_image (s, QED_FIX_ALL, say_repair, &naming, &result) == -1)
+  if (repair_image (s, QED_FIX_ALL, false, say_repair, &naming, &result)
+      == -1)
     msg_warning ("%s: the image could not be repaired", s->node.name);
   else if (naming.nr > 0)
     msg_warning ("%s: the image was damaged in %u places; %" PRIu64
@@ -314,8 +335,8 @@ wants_repair (const struct qed *s)
 }
 
 /* Bits of features that we do not know would be wrong after a write. */
-static int
-clear_unknown_bits (struct qed *s)
+int
+qed_clear_unknown_bits (struct qed *s)
 {
   if (s->node.read_only ||
       (s->header.autoclear_features & ~(uint64_t) QED_KNOWN_AUTOCLEAR) == 0)
@@ -349,7 +370,8 @@ prepare_tables (struct qed *s)
   s->keep_need_check = s->header.features & QED_NEED_CHECK;
   atomic_store (&s->need_check, s->keep_need_check);
   s->ordered = s->backing || s->file->fixed_size;
-  return clear_unknown_bits (s);
+  s->kept_free = s->file->fixed_size ? qed_table_bytes (&s->header) : 0;
+  return qed_clear_unknown_bits (s);
 }
 
 /* ---- Opening with a chain */
@@ -396,7 +418,7 @@ chain_open_qed (struct node *file, const struct qed_options *options,
     node_close (file);
     return NULL;
   }
-  s = open_bare_file (file);
+  s = qed_open_bare_file (file);
   if (s == NULL)
     return NULL;
   s->options = *options;
@@ -406,7 +428,7 @@ chain_open_qed (struct node *file, const struct qed_options *options,
 
     node_close (s->backing);
     cache_destroy (&s->cache);
-    free_damage (s->damage);
+    damage_free (s->damage);
     qed_free_bare (s);
     errno = err;
     return NULL;
@@ -468,5 +490,6 @@ const struct node_ops qed_node_ops = {
   .zero = qed_zero,
   .discard = qed_discard,
   .cache = qed_cache,
+  .resize = qed_resize,
   .allocated_size = qed_allocated_size,
 };

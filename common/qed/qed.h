@@ -3,8 +3,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* QED images: opening them as nodes, checking and creating them.
- * Specification: qed.md.
+/* QED images: opening them as nodes, and all that qed-img does with
+ * them.  Specification: qed.md.
  */
 
 #ifndef BLOCKDRIVERS_QED_H
@@ -108,6 +108,99 @@ struct qed_create_options {
 };
 extern int qed_create (const char *name,
                        const struct qed_create_options *options);
+
+/* Bytes that an image file would take: "required" now, and
+ * "fully_allocated" when all of its clusters are in use.
+ */
+struct qed_measurement {
+  uint64_t required;
+  uint64_t fully_allocated;
+};
+
+/* Measure an image as qed_create would make it with these options
+ * (whose size, cluster_size, table_size and backing count), holding
+ * what source holds: the data of source where it does not read as
+ * zeroes, as far as the options' size reaches.  source is NULL for an
+ * empty image.  Returns -1 after a message if the options are not
+ * possible or source cannot tell.
+ */
+extern int qed_measure (const struct qed_create_options *options,
+                        struct node *source,
+                        struct qed_measurement *result);
+
+/* ---- Long operations */
+
+/* How far a long operation is, in bytes of the disk.  report is called
+ * from any thread, but from one at a time, with a done that does not
+ * decrease and ends as total.  A NULL progress reports to nobody.
+ */
+struct qed_progress {
+  void (*report) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;
+};
+
+/* node_resize of a QED node grows the disk (size in bytes, a multiple
+ * of 512); what is new reads as zeroes, also where the backing image is
+ * longer than the disk was (qemu-img refuses that).  It is an error,
+ * after a message, to ask for less than the disk has (ENOTSUP) or for a
+ * size that is impossible for the geometry (EINVAL).  Requests in flight
+ * end before, others wait.  Killed at any point, the disk has the old
+ * size or the new one.
+ */
+
+/* Drop all data of this layer: afterwards every byte of the disk is
+ * unallocated, so it reads the backing image or zeroes.  Takes time
+ * that does not depend on the size of the disk nor on what it holds
+ * (save what the file system needs to free the space), and is durable
+ * when it returns.  Requests in flight end before, others wait.  Killed
+ * at any point, the layer is as before or empty.  -1 with errno after a
+ * message; EROFS if the node is read-only.
+ */
+extern int qed_empty (struct node *n);
+
+/* The same for an image that is not open.  Reads neither its tables nor
+ * its backing image, so a damaged image can be emptied too.
+ */
+extern int qed_empty_image (const char *name, bool no_lock);
+
+/* Write what this layer holds into its backing image, which is grown
+ * first if it is shorter, make that durable, and then empty this layer.
+ * The time is in proportion to the data.  Killed at any point, the disk
+ * reads as before, and committing again completes it.
+ */
+struct qed_commit_options {
+  const char *base;             /* NULL for the backing image; else one
+                                   further down, by its name in a header
+                                   or its path: all layers above it are
+                                   committed, and kept */
+  bool keep;                    /* do not empty this layer */
+  bool no_lock;
+  const struct qed_progress *progress; /* may be NULL */
+};
+extern int qed_commit (const char *name,
+                       const struct qed_commit_options *options);
+
+/* Give an image another backing image.  Safe: the disk keeps its
+ * content, for which clusters that the two backing images have
+ * differently are copied into this layer; the time is in proportion to
+ * the data of both.  Unsafe: only the header changes, and the new
+ * backing image is not looked at.  Killed at any point, the image has
+ * the old backing image or the new one, and the disk reads the same (if
+ * it is safe).
+ */
+struct qed_rebase_options {
+  const char *backing;          /* for the header, so relative to the
+                                   image's folder; NULL or "" for none */
+  enum qed_format backing_format; /* RAW sets BACKING_FORMAT_NO_PROBE;
+                                   PROBE: by its magic when it is safe,
+                                   and left to be probed in the header */
+  bool unsafe;
+  bool no_lock;                 /* of the backing images; the image is
+                                   always locked */
+  const struct qed_progress *progress; /* may be NULL */
+};
+extern int qed_rebase (const char *name,
+                       const struct qed_rebase_options *options);
 
 /* Find a backing image the way qed_open does: make its name relative to
  * the folder of the image (result to be freed; NULL after a message),

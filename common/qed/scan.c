@@ -49,10 +49,14 @@ finding_text (const struct finding *f, char buf[FINDING_LEN])
   if (is_data)
     n += snprintf (buf + n, FINDING_LEN - n, ", L2 entry %" PRIu64,
                    f->l2_index);
-  snprintf (buf + n, FINDING_LEN - n,
-            " points to offset %" PRIu64 " (0x%" PRIx64 ") of the file: %s; "
-            "it maps %" PRIu64 " bytes at offset %" PRIu64 " of the disk",
-            f->entry, f->entry, what[f->kind], f->length, f->offset);
+  n += snprintf (buf + n, FINDING_LEN - n,
+                 " points to offset %" PRIu64 " (0x%" PRIx64 ") of the "
+                 "file: %s; it maps %" PRIu64 " bytes at offset %" PRIu64
+                 " of the disk", f->entry, f->entry, what[f->kind],
+                 f->length, f->offset);
+  if (f->kind == DATA_SHARED && f->other != SCAN_UNKNOWN)
+    snprintf (buf + n, FINDING_LEN - n, ", and so it does at offset %" PRIu64,
+              f->other);
   return buf;
 }
 
@@ -132,7 +136,7 @@ found (struct scan *scan, const struct finding *f)
   if (f->kind == TABLE_UNREADABLE)
     scan->result.check_errors++;
   else
-    scan->result.corruptions++;
+    scan->result.corruptions += f->corruptions;
   if (scan->found)
     scan->found (scan->opaque, f);
 }
@@ -151,8 +155,8 @@ note_end (struct scan *scan, uint64_t end)
     scan->result.image_end = end;
 }
 
-/* Note that clusters of the file hold header or tables.  Returns
- * whether any of them did already, or -1.
+/* Note that clusters of the file hold header or tables.  Returns how
+ * many of them did already, or -1.
  */
 static int
 mark_table (struct qed *s, struct scan *scan, uint64_t offset,
@@ -168,7 +172,7 @@ mark_table (struct qed *s, struct scan *scan, uint64_t offset,
     if (r == -1 || bitmap_add (&scan->used, i) == -1)
       return out_of_memory (s);
     if (r == 1) {
-      overlaps = 1;
+      overlaps++;
       if (bitmap_add (&scan->contested, i) == -1)
         return out_of_memory (s);
     }
@@ -184,9 +188,17 @@ table_finding (const struct qed *s, enum finding_kind kind,
   const unsigned bits = s->cluster_bits + s->table_bits;
 
   return (struct finding) {
-    .kind = kind, .l1_index = l1_index, .entry = entry,
+    .kind = kind, .l1_index = l1_index, .entry = entry, .corruptions = 1,
     .offset = l1_index << bits, .length = UINT64_C (1) << bits
   };
+}
+
+static bool
+is_there (struct scan *scan, uint64_t l1_index, uint64_t l2_index,
+          uint64_t offset, uint64_t bytes)
+{
+  return scan->is_there == NULL ||
+    scan->is_there (scan->opaque, l1_index, l2_index, offset, bytes);
 }
 
 /* What overlaps the L1 table itself is no table at all, so what else is
@@ -209,12 +221,17 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
 
   if (qed_table_offset_ok (s, entry) && overlaps_l1 (s, entry))
     f.kind = TABLE_OVERLAPS;
-  else if (qed_table_offset_ok (s, entry)) {
+  else if (qed_table_offset_ok (s, entry) &&
+           is_there (scan, index, SCAN_TABLE, entry,
+                     qed_table_bytes (&s->header))) {
     const int r = mark_table (s, scan, entry, qed_table_bytes (&s->header));
 
+    if (r == 0 && scan->unit)
+      scan->unit (scan->opaque, index, SCAN_TABLE, entry);
     if (r <= 0)
       return r;
     f.kind = TABLE_OVERLAPS;
+    f.corruptions = r;
   }
   found (scan, &f);
   return bitmap_add (&scan->bad_l1, index) == -1 ? out_of_memory (s) : 0;
@@ -227,7 +244,8 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
   const uint64_t cluster = entry >> s->cluster_bits;
   struct finding f = {
     .kind = DATA_OUTSIDE, .l1_index = l1_index, .l2_index = index,
-    .entry = entry, .length = s->cluster_size,
+    .entry = entry, .length = s->cluster_size, .corruptions = 1,
+    .other = SCAN_UNKNOWN,
     .offset = ((l1_index << s->table_bits) + index) << s->cluster_bits
   };
   int r;
@@ -240,7 +258,8 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
     scan->result.fragmented_clusters++;
   scan->previous = entry;
 
-  if (qed_cluster_offset_ok (s, entry)) {
+  if (qed_cluster_offset_ok (s, entry) &&
+      is_there (scan, l1_index, index, entry, s->cluster_size)) {
     if (bitmap_has (&scan->tables, cluster))
       f.kind = DATA_IN_TABLE;
     else {
@@ -249,6 +268,8 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
         return out_of_memory (s);
       if (r == 0) {
         note_end (scan, entry + s->cluster_size);
+        if (scan->unit)
+          scan->unit (scan->opaque, l1_index, index, entry);
         return 0;
       }
       f.kind = DATA_SHARED;

@@ -230,9 +230,6 @@ write_run (struct qed *s, const void *buf, size_t count, uint64_t offset)
   return done;
 }
 
-static int zero_range (struct qed *s, uint64_t count, uint64_t offset,
-                       unsigned flags);
-
 static int
 write_plain (struct qed *s, const char *buf, size_t count, uint64_t offset)
 {
@@ -283,7 +280,7 @@ write_detecting_zeroes (struct qed *s, const char *buf, size_t count,
            is_zero_cluster (s, buf + len, count - len, offset + len)
            == zero);
 
-    r = zero ? zero_range (s, len, offset, flags)
+    r = zero ? qed_zero_range (s, len, offset, flags)
       : write_plain (s, buf, len, offset);
     if (r == -1)
       return -1;
@@ -343,6 +340,38 @@ qed_copy_up (struct qed *s, uint64_t count, uint64_t offset)
   return 0;
 }
 
+int
+qed_hold (struct qed *s, uint64_t count, uint64_t offset)
+{
+  const struct source source = { .kind = FROM_BACKING };
+  const uint64_t end = offset + count;
+  uint64_t skip, length, done;
+  struct mapping m;
+
+  while (offset < end) {
+    if (qed_map (s, end - offset, offset, &m) == -1)
+      return -1;
+    done = m.length;
+    if (m.kind == MAP_UNALLOCATED) {
+      if (qed_backing_data (s, m.length, offset, &skip, &length) == -1)
+        return -1;
+      if (length == 0 || skip >= s->cluster_size) {
+        if (length > 0)
+          skip = round_down (skip, s->cluster_size);
+        if (qed_mark_zero (s, skip, offset, &done) == -1)
+          return -1;
+      }
+      else {
+        length = MIN (round_up (skip + length, s->cluster_size), m.length);
+        if (allocate (s, &source, length, offset, &done) == -1)
+          return -1;
+      }
+    }
+    offset += done;
+  }
+  return 0;
+}
+
 /* ---- Zero requests and trims */
 
 /* The whole clusters in a range: how many bytes stand before the first
@@ -362,9 +391,9 @@ whole_clusters (const struct qed *s, uint64_t count, uint64_t offset,
   *whole = first < last ? last - first : 0;
 }
 
-/* Map whole clusters that are unallocated to zeroes. */
-static int
-mark_zero (struct qed *s, uint64_t count, uint64_t offset, uint64_t *done)
+int
+qed_mark_zero (struct qed *s, uint64_t count, uint64_t offset,
+               uint64_t *done)
 {
   struct claim claim;
   struct mapping m;
@@ -418,7 +447,7 @@ zero_unallocated (struct qed *s, uint64_t count, uint64_t offset,
     before = MIN (before, s->cluster_size - (offset & (s->cluster_size - 1)));
     return zero_part (s, before, offset, done);
   }
-  return mark_zero (s, whole, offset, done);
+  return qed_mark_zero (s, whole, offset, done);
 }
 
 /* Before anything is changed for a fast zero: can all of it be fast? */
@@ -461,8 +490,9 @@ check_fast (struct qed *s, uint64_t count, uint64_t offset)
 /* A request that begins to be fast is completed, even if the storage
  * then cannot be fast everywhere: ENOTSUP means that nothing changed.
  */
-static int
-zero_range (struct qed *s, uint64_t count, uint64_t offset, unsigned flags)
+int
+qed_zero_range (struct qed *s, uint64_t count, uint64_t offset,
+                unsigned flags)
 {
   bool changed = false;
 
@@ -510,7 +540,7 @@ qed_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
   if (flags & NODE_FAST)
     r = check_fast (s, count, offset);
   if (r == 0)
-    r = zero_range (s, count, offset, flags);
+    r = qed_zero_range (s, count, offset, flags);
   request_end (&s->requests);
   return r;
 }
@@ -556,7 +586,7 @@ trim_unallocated (struct qed *s, uint64_t count, uint64_t offset,
     return 0;
   }
   length = MIN (round_up (length, s->cluster_size), whole);
-  return mark_zero (s, length, offset, done);
+  return qed_mark_zero (s, length, offset, done);
 }
 
 int

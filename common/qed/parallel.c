@@ -1,0 +1,118 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See parallel.h.  The threads end when there are no more pieces, or
+ * one of them has failed; parallel_run waits for all.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "cleanup.h"
+#include "message.h"
+#include "parallel.h"
+#include "rounding.h"
+
+#define THREADS 4
+
+struct run {
+  const struct parallel *p;
+
+  pthread_mutex_t lock;         /* protects the rest; held in next and
+                                   in progress->report */
+  uint64_t position;            /* where the next search begins */
+  uint64_t done;                /* bytes that have been dealt with */
+  int error;                    /* errno of the first failure, or 0 */
+};
+
+static void
+fail (struct run *run)
+{
+  if (run->error == 0)
+    run->error = errno;
+}
+
+/* Find the next piece.  *span is what it takes the search forward. */
+static bool
+take (struct run *run, struct piece *piece, uint64_t *span)
+{
+  const struct parallel *p = run->p;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&run->lock);
+  *piece = (struct piece) { .length = 0 };
+  if (run->error || run->position >= p->size)
+    return false;
+  if (p->next (p->opaque, run->position, piece) == -1) {
+    fail (run);
+    return false;
+  }
+  *span = piece->length
+    ? piece->offset + piece->length - run->position
+    : p->size - run->position;
+  run->position += *span;
+  return true;
+}
+
+static void
+finish (struct run *run, int r, uint64_t span)
+{
+  const struct qed_progress *progress = run->p->progress;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&run->lock);
+  if (r == -1) {
+    fail (run);
+    return;
+  }
+  run->done += span;
+  if (progress)
+    progress->report (progress->opaque, run->done, run->p->size);
+}
+
+static void *
+worker (void *vp)
+{
+  struct run *run = vp;
+  const struct parallel *p = run->p;
+  CLEANUP_FREE uint8_t *buf = malloc (2 * PARALLEL_BUFFER);
+  struct piece piece;
+  uint64_t span;
+
+  if (buf == NULL) {
+    msg_error ("copying: %m");
+    finish (run, -1, 0);
+    return NULL;
+  }
+  while (take (run, &piece, &span)) {
+    const int r = piece.length == 0 ? 0
+      : p->work (p->opaque, &piece, buf, buf + PARALLEL_BUFFER);
+
+    finish (run, r, span);
+  }
+  return NULL;
+}
+
+int
+parallel_run (const struct parallel *p)
+{
+  struct run run = { .p = p };
+  pthread_t threads[THREADS];
+  unsigned n;
+
+  pthread_mutex_init (&run.lock, NULL);
+  /* This thread is the first worker, and enough if there are no more. */
+  for (n = 0; n < THREADS - 1; ++n)
+    if (pthread_create (&threads[n], NULL, worker, &run) != 0)
+      break;
+  worker (&run);
+  while (n > 0)
+    pthread_join (threads[--n], NULL);
+  pthread_mutex_destroy (&run.lock);
+  errno = run.error;
+  return run.error ? -1 : 0;
+}

@@ -1,0 +1,46 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Going over a disk with several threads: one at a time finds the next
+ * piece that needs work, all work side by side.
+ */
+
+#ifndef BLOCKDRIVERS_QED_PARALLEL_H
+#define BLOCKDRIVERS_QED_PARALLEL_H
+
+#include <stdint.h>
+
+#include "../node/node.h"
+#include "qed.h"
+
+/* Length of the buffers that each thread has. */
+#define PARALLEL_BUFFER (512 * 1024)
+
+struct piece {
+  uint64_t offset, length;      /* of the disk, in bytes */
+  struct node *from;            /* the rest is for next and work alone */
+  uint64_t from_offset;
+};
+
+struct parallel {
+  uint64_t size;                /* of the disk, in bytes */
+
+  /* Fill in the first piece at or behind offset; a length of 0 if there
+   * is none.  Called by one thread at a time.
+   */
+  int (*next) (void *opaque, uint64_t offset, struct piece *piece);
+
+  int (*work) (void *opaque, const struct piece *piece,
+               uint8_t *buf1, uint8_t *buf2);
+  void *opaque;
+  const struct qed_progress *progress; /* may be NULL */
+};
+
+/* Do it all.  Stops early when something fails, and returns -1 with the
+ * errno of what failed first.
+ */
+extern int parallel_run (const struct parallel *p);
+
+#endif /* BLOCKDRIVERS_QED_PARALLEL_H */
