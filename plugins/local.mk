@@ -20,7 +20,25 @@ bin_PROGRAMS += plugins/qed/qed-img
 plugins_qed_qed_img_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
 plugins_qed_qed_img_SOURCES = \
 	plugins/qed/img-check.c \
+	plugins/qed/img-commit.c \
 	plugins/qed/img-create.c \
+	plugins/qed/img-empty.c \
 	plugins/qed/img-info.c \
+	plugins/qed/img-map.c \
+	plugins/qed/img-measure.c \
+	plugins/qed/img-options.c \
+	plugins/qed/img-progress.c \
+	plugins/qed/img-rebase.c \
+	plugins/qed/img-resize.c \
 	plugins/qed/img.h \
 	plugins/qed/qed-img.c
+
+# The shell completes the options of each tool.  Add a tool here that knows
+# --completions.
+completions_DATA = \
+	plugins/completions/qed-img
+CLEANFILES += $(completions_DATA)
+EXTRA_DIST += plugins/completion.bash
+
+$(completions_DATA): plugins/completion.bash
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && cp $(srcdir)/plugins/completion.bash $@

@@ -27,7 +27,7 @@ static const struct img_option options[] = {
   IMG_OPTION_FORMAT,
   IMG_OPTION_OUTPUT,
   { 'r', "repair", "leaks|all", "repair what can be repaired" },
-  { 'T', NULL, "writeback|writethrough|unsafe", "cache mode" },
+  { 'T', NULL, IMG_CACHE_MODES, "cache mode" },
   IMG_OPTION_FORCE_SHARE,
   IMG_OPTIONS_EVERYWHERE
 };
@@ -47,23 +47,6 @@ parse_repair (const char *value)
     return QED_FIX_ALL;
   img_usage_error ("Unknown option value for -r (expecting 'leaks' or "
                    "'all'): %s", value);
-}
-
-/* A check goes through the page cache, and a repair is flushed before
- * the program ends.  That keeps what the first three modes promise.
- */
-static void
-check_cache_mode (const char *mode)
-{
-  if (strcmp (mode, "writeback") == 0 || strcmp (mode, "writethrough") == 0 ||
-      strcmp (mode, "unsafe") == 0)
-    return;
-  if (strcmp (mode, "none") == 0 || strcmp (mode, "directsync") == 0)
-    msg_error ("source cache option '%s' is not supported: images are read "
-               "through the page cache", mode);
-  else
-    msg_error ("Invalid source cache option: %s", mode);
-  exit (EXIT_NOT_CHECKED);
 }
 
 /* ---- Output.  Order and wording are qemu-img's. */
@@ -208,7 +191,7 @@ run (int argc, char *argv[])
       fix = parse_repair (optarg);
       break;
     case 'T':
-      check_cache_mode (optarg);
+      img_check_cache_mode ("source cache", optarg);
       break;
     }
   }

@@ -24,14 +24,19 @@ enum {
   IMG_OBJECT,
   IMG_IMAGE_OPTS,
   IMG_BACKING_CHAIN,
+  IMG_SHRINK,
+  IMG_PREALLOCATION,
+  IMG_SIZE,
+  IMG_COMPLETIONS,
 };
 
 struct img_option {
   int code;                     /* its letter, or a number from above */
   const char *name;             /* long name, or NULL */
   const char *value;            /* what it takes: NULL for nothing, words
-                                   as "A|B", or a kind such as "FILE" */
-  const char *help;             /* NULL: known, but not supported here */
+                                   as "a|b", or a kind such as "FILE" */
+  const char *help;             /* NULL: known, but not shown: not
+                                   supported, or not for people */
 };
 
 /* Options that mean the same wherever a table lists them.
@@ -43,6 +48,8 @@ struct img_option {
   { 'q', NULL, NULL, "print nothing but errors" }
 #define IMG_OPTION_FORCE_SHARE                                          \
   { 'U', "force-share", NULL, "open IMAGE even if it is in use" }
+#define IMG_OPTION_PROGRESS                                             \
+  { 'p', NULL, NULL, "show how far it is" }
 #define IMG_OPTION_OUTPUT                                               \
   { IMG_OUTPUT, "output", "human|json", "how to print the result" }
 #define IMG_OPTIONS_EVERYWHERE                                          \
@@ -50,6 +57,9 @@ struct img_option {
   { IMG_OBJECT, "object", "OBJECT", NULL },                             \
   { IMG_IMAGE_OPTS, "image-opts", NULL, NULL },                         \
   { 0 }
+
+/* Cache modes that img_check_cache_mode accepts. */
+#define IMG_CACHE_MODES "writeback|writethrough|unsafe"
 
 struct img_command {
   const char *name;
@@ -62,6 +72,12 @@ struct img_command {
 extern const struct img_command img_create_command;
 extern const struct img_command img_info_command;
 extern const struct img_command img_check_command;
+extern const struct img_command img_map_command;
+extern const struct img_command img_resize_command;
+extern const struct img_command img_rebase_command;
+extern const struct img_command img_commit_command;
+extern const struct img_command img_measure_command;
+extern const struct img_command img_empty_command;
 
 /* ---- qed-img.c */
 
@@ -70,6 +86,8 @@ struct img_common {
   bool quiet;
   bool json;
   bool force_share;
+  bool progress;
+  const char *format;           /* NULL if not given */
 };
 
 /* getopt for a command's table: the code of the next option that is the
@@ -86,6 +104,16 @@ extern const char *img_one_image (int argc, char *argv[]);
 /* Say what is wrong with the command line and exit with status 1. */
 extern void img_usage_error (const char *fs, ...)
   __attribute__ ((noreturn, format (printf, 1, 2)));
+
+/* A size on the command line, of at most INT64_MAX bytes; what names it
+ * in the message.  Does not return for mistakes.
+ */
+extern int64_t img_parse_size (const char *what, const char *arg);
+
+/* Accept a cache mode of qemu-img, or say that kind of cache, and what
+ * is wrong, and exit with status 1.
+ */
+extern void img_check_cache_mode (const char *kind, const char *mode);
 
 /* Print the value to standard output as qemu-img does, and release it.
  * NULL is what jansson returns when out of memory.  Returns -1 after a
@@ -126,5 +154,53 @@ extern void img_chain_free (struct img_chain *chain);
 
 /* Are these the same file or export? */
 extern bool img_same_image (const char *name1, const char *name2);
+
+/* ---- img-options.c */
+
+/* A new image as the command line describes it. */
+struct img_new_image {
+  const char *image;            /* its name in messages */
+  int64_t size;                 /* bytes, or -1 if not given */
+  char *backing;                /* NULL if none */
+  char *backing_format;         /* a word, or NULL if not given */
+  int64_t cluster_size;         /* bytes, or -1 if not given */
+  int64_t table_size;           /* clusters, or -1 if not given */
+};
+
+/* Append the value of one more -o to a list, which is to be freed.  Does
+ * not return for mistakes.
+ */
+extern void img_add_options (char **list, const char *more);
+
+/* Does the list ask which options there are?  It may be NULL here and
+ * below.
+ */
+extern bool img_options_want_help (const char *list);
+extern void img_print_options (void);
+
+/* Set what the list says.  -1 after a message. */
+extern int img_set_options (struct img_new_image *new, const char *list);
+
+/* The same for the library.  Borrows the strings. */
+extern int img_create_options (const struct img_new_image *new,
+                               struct qed_create_options *options);
+extern void img_new_image_free (struct img_new_image *new);
+
+/* Replace a string by a copy of value; exits if out of memory. */
+extern void img_set_string (char **field, const char *value);
+
+/* The format that -F names, which may be NULL: -1 after a message. */
+extern int img_parse_backing_format (const char *image, const char *name,
+                                     enum qed_format *format);
+
+/* ---- img-progress.c */
+
+/* Where the library reports how far it is.  It goes to standard output
+ * if show; or else to standard error whenever SIGUSR1 comes.
+ */
+extern const struct qed_progress *img_progress_start (bool show);
+
+/* Call it when all is done. */
+extern void img_progress_end (void);
 
 #endif /* BLOCKDRIVERS_IMG_H */

@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* qed-img: create, inspect and check QED images.
+/* qed-img: all that is done with QED images besides serving them.
  *
  * Notes on the design
  *
@@ -12,15 +12,16 @@
  * is also why the messages about the command line have its wording.
  *
  * A sub-command is an entry of the table "commands" and has a table of
- * its options.  getopt's tables and the help are made from these, and
- * nothing else knows which options there are.  What a sub-command does
- * to an image is done by common/qed.
+ * its options.  getopt's tables, the help and what the shell completes
+ * are made from these, and nothing else knows which options there are.
+ * What a sub-command does to an image is done by common/qed.
  */
 
 #include <config.h>
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,17 +30,25 @@
 #include "img.h"
 #include "cleanup.h"
 #include "message.h"
+#include "sizes.h"
 
 static const struct img_command *const commands[] = {
   &img_create_command,
   &img_info_command,
   &img_check_command,
+  &img_map_command,
+  &img_resize_command,
+  &img_rebase_command,
+  &img_commit_command,
+  &img_measure_command,
+  &img_empty_command,
   NULL
 };
 
 static const struct img_option global_options[] = {
   { 'h', "help", NULL, "print this help and exit" },
   { 'V', "version", NULL, "print the version and exit" },
+  { IMG_COMPLETIONS, "completions", NULL, NULL },
   { 0 }
 };
 
@@ -111,6 +120,38 @@ static __attribute__ ((noreturn)) void
 exit_after_output (void)
 {
   exit (close_stdout () == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
+}
+
+/* ---- What the shell completes (plugins/completion.bash)
+ *
+ * A line for each spelling of an option and for each list of arguments:
+ * sub-command, option, value, separated by tabs.  The sub-command is
+ * empty for options that come before it, the option for arguments.
+ */
+
+static void
+print_completions_of (const char *command, const struct img_option *options)
+{
+  for (const struct img_option *o = options; o->code; ++o) {
+    const char *const value = o->value ? o->value : "";
+
+    if (o->help == NULL)
+      continue;
+    if (o->code < IMG_OUTPUT)
+      printf ("%s\t-%c\t%s\n", command, o->code, value);
+    if (o->name)
+      printf ("%s\t--%s\t%s\n", command, o->name, value);
+  }
+}
+
+static void
+print_completions (void)
+{
+  print_completions_of ("", global_options);
+  for (size_t i = 0; commands[i]; ++i) {
+    print_completions_of (commands[i]->name, commands[i]->options);
+    printf ("%s\t\t%s\n", commands[i]->name, commands[i]->arguments);
+  }
 }
 
 /* ---- The command line */
@@ -189,11 +230,33 @@ refuse_unsupported (int code)
   }
 }
 
-static void
-check_format (const char *format)
+/* Is this one of the words of "a|b"? */
+static bool
+is_word_of (const char *words, const char *word)
 {
-  if (strcmp (format, "qed") != 0) {
-    msg_error ("Unknown file format '%s': qed-img works on qed images only",
+  const size_t len = strlen (word);
+
+  for (;;) {
+    const size_t n = strcspn (words, "|");
+
+    if (n == len && memcmp (words, word, n) == 0)
+      return true;
+    if (words[n] == '\0')
+      return false;
+    words += n + 1;
+  }
+}
+
+/* The command's table says which formats it knows. */
+static void
+check_format (const struct img_command *command, const char *format)
+{
+  const struct img_option *o = command->options;
+
+  while (o->code != 'f')
+    o++;
+  if (!is_word_of (o->value, format)) {
+    msg_error ("Unknown file format '%s': qed-img works on qed images",
                format);
     exit (EXIT_FAILURE);
   }
@@ -223,13 +286,17 @@ img_next_option (const struct img_command *command, int argc, char *argv[],
       exit_after_output ();
       break;
     case 'f':
-      check_format (optarg);
+      check_format (command, optarg);
+      common->format = optarg;
       break;
     case 'q':
       common->quiet = true;
       break;
     case 'U':
       common->force_share = true;
+      break;
+    case 'p':
+      common->progress = true;
       break;
     case IMG_OUTPUT:
       common->json = parse_output (optarg);
@@ -242,6 +309,41 @@ img_next_option (const struct img_command *command, int argc, char *argv[],
       return c;
     }
   }
+}
+
+int64_t
+img_parse_size (const char *what, const char *arg)
+{
+  const int64_t size = parse_size (arg);
+
+  if (size >= 0)
+    return size;
+  if (errno == ERANGE)
+    msg_error ("Invalid %s specified. Must be between 0 and %" PRId64 ".",
+               what, INT64_MAX);
+  else {
+    msg_error ("Invalid %s specified. "
+               "You may use k, M, G, T, P or E suffixes for", what);
+    msg_error ("kilobytes, megabytes, gigabytes, terabytes, petabytes and "
+               "exabytes.");
+  }
+  exit (EXIT_FAILURE);
+}
+
+/* Everything goes through the page cache, and is durable when a command
+ * ends.  That keeps what these modes promise.
+ */
+void
+img_check_cache_mode (const char *kind, const char *mode)
+{
+  if (is_word_of (IMG_CACHE_MODES, mode))
+    return;
+  if (strcmp (mode, "none") == 0 || strcmp (mode, "directsync") == 0)
+    msg_error ("%s option '%s' is not supported: images are read and "
+               "written through the page cache", kind, mode);
+  else
+    msg_error ("Invalid %s option: %s", kind, mode);
+  exit (EXIT_FAILURE);
 }
 
 const char *
@@ -331,6 +433,9 @@ parse_global_options (int argc, char *argv[])
     exit_after_output ();
   case 'V':
     printf ("qed-img version %s (%s)\n", PACKAGE_VERSION, PACKAGE_NAME);
+    exit_after_output ();
+  case IMG_COMPLETIONS:
+    print_completions ();
     exit_after_output ();
   }
 }

@@ -1,0 +1,81 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* How far a long operation is.
+ *
+ * With -p it is printed to standard output, each time that it is a
+ * hundredth further: on a terminal over and over into one line, else
+ * line by line.  Without, SIGUSR1 asks for one line on standard error,
+ * which comes with the next report of the library.
+ */
+
+#include <config.h>
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "img.h"
+
+/* Only report changes these while an operation runs, and it is called
+ * from one thread at a time.
+ */
+static bool shown;
+static bool on_terminal;
+static double printed;          /* per cent; negative if nothing was */
+
+static atomic_bool asked;       /* SIGUSR1 came; lock-free, for the handler */
+
+static void
+ask (int sig)
+{
+  atomic_store (&asked, true);
+}
+
+static void
+print (FILE *fp, double percent, char end)
+{
+  fprintf (fp, "    (%3.2f/100%%)%c", percent, end);
+  fflush (fp);
+}
+
+static void
+report (void *opaque, uint64_t done, uint64_t total)
+{
+  const double percent = total ? 100.0 * done / total : 100;
+
+  if (atomic_exchange (&asked, false) && !shown)
+    print (stderr, percent, '\n');
+  if (shown && (printed < 0 || percent >= printed + 1 ||
+                (done == total && percent > printed))) {
+    print (stdout, percent, on_terminal ? '\r' : '\n');
+    printed = percent;
+  }
+}
+
+const struct qed_progress *
+img_progress_start (bool show)
+{
+  static const struct qed_progress progress = { .report = report };
+  const struct sigaction action = { .sa_handler = ask,
+                                    .sa_flags = SA_RESTART };
+
+  shown = show;
+  on_terminal = isatty (STDOUT_FILENO);
+  printed = -1;
+  sigaction (SIGUSR1, &action, NULL);
+  report (NULL, 0, 1);
+  return &progress;
+}
+
+void
+img_progress_end (void)
+{
+  report (NULL, 1, 1);
+  if (shown && on_terminal)
+    putchar ('\n');
+  shown = false;
+}
