@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The speed of qed-img, side by side with qemu-img in one run on this machine:
+#
+#     make bench            or: ./run bash tests/bench/qed-img.sh
+#
+# commit:  1 GiB of data in an image of 1 TiB, in pieces of 1 MiB or of one
+#          cluster (64 KiB) all over the disk, is written into an empty
+#          backing image.  qemu-img leaves the data in the image (its QED
+#          driver cannot empty one), qed-img empties it.
+# rebase:  the same image over one with 256 MiB elsewhere; only once, since
+#          qemu-img takes long.
+# empty:   nothing of qemu-img's does this; the times show that they do not
+#          depend on what the image holds, save what the file system takes to
+#          free it.
+#
+# All images are in memory (/dev/shm), where they take 4 GiB at most.  The
+# programs take turns in each round, medians are printed.
+#
+# BENCH_ROUNDS    measurements of each cell (5)
+
+set -e -o pipefail
+
+rounds=${BENCH_ROUNDS:-5}
+
+for tool in qed-img qemu-img qemu-io; do
+  if ! type -P $tool >/dev/null; then
+    echo "$0: $tool is missing" >&2
+    exit 1
+  fi
+done
+
+dir=$(mktemp -d /dev/shm/qed-img-bench.XXXXXX)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir"
+
+median ()
+{
+  tr ' ' '\n' | grep . | sort -g | awk '
+    { v[NR] = $1 }
+    END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+
+# fill IMAGE PIECE-KIB NUMBER SHIFT-KIB: write pieces all over 1 TiB.
+fill ()
+{
+  local step=$(((1 << 30) / $3))
+  seq 0 $(($3 - 1)) |
+    awk -v step="$step" -v piece="$2" -v shift="$4" '
+      { printf "write -P %d %dk %dk\n", $1 % 255 + 1, $1 * step + shift,
+               piece }' |
+    qemu-io -f qed --cache=writeback "$1" >/dev/null
+}
+
+# take KEY COMMAND...: measure one run, in microseconds.
+declare -A results
+take ()
+{
+  local key=$1 begin end
+  shift
+  begin=$(date +%s%N)
+  "$@" >/dev/null
+  end=$(date +%s%N)
+  results[$key]+=" $(((end - begin) / 1000))"
+}
+
+# fresh IMAGE: top.qed is a copy of it, base.qed is empty.
+fresh ()
+{
+  rm -f base.qed top.qed
+  cp --sparse=always empty-base.qed base.qed
+  cp --sparse=always "$1" top.qed
+}
+
+# img PROGRAM COMMAND ARGUMENT...
+img ()
+{
+  local program=$1 command=$2
+  shift 2
+  "$program" "$command" -q -f qed "$@"
+}
+
+both ()
+{
+  local key=$1 image=$2 program programs="qed-img qemu-img"
+  shift 2
+  if ((round % 2)); then programs="qemu-img qed-img"; fi
+  for program in $programs; do
+    fresh "$image"
+    take "$key,$program" img "$program" "$@" top.qed
+  done
+}
+
+qemu-img create -q -f qed empty-base.qed 1T
+cp --sparse=always empty-base.qed base.qed
+for name in megabytes clusters few; do
+  qemu-img create -q -f qed -b base.qed -F qed $name.qed
+done
+fill megabytes.qed 1024 1024 0
+fill clusters.qed 64 16384 0
+fill few.qed 64 1024 0
+qemu-img create -q -f qed other.qed 1T
+fill other.qed 1024 256 4096
+
+# Whoever is the first to use memory that the machine has not used before
+# pays for it; so this is not counted.
+round=0
+both commit-megabytes megabytes.qed commit
+results=()
+
+for ((round = 1; round <= rounds; round++)); do
+  both commit-megabytes megabytes.qed commit
+  both commit-clusters clusters.qed commit
+  for name in few clusters megabytes; do
+    fresh $name.qed
+    take "empty-$name" img qed-img empty top.qed
+  done
+done
+
+both rebase megabytes.qed rebase -b other.qed -F qed
+
+# line KEY TITLE TARGET
+line ()
+{
+  local program
+  for program in qed-img qemu-img; do
+    median <<<"${results[$1,$program]}"
+  done | paste -sd' ' | awk -v title="$2" -v target="$3" '
+    { printf "%-36s %10.1f %10.1f %10.2f   %s\n", title, $1 / 1000,
+             $2 / 1000, $1 / $2, target }'
+}
+
+echo
+echo "medians of $rounds rounds, images of 1 TiB in /dev/shm, milliseconds"
+echo
+printf '%-36s %10s %10s %10s   %s\n' "" qed-img qemu-img ours/qemu target
+line commit-megabytes "commit 1 GiB, pieces of 1 MiB" "below 1"
+line commit-clusters "commit 1 GiB, pieces of 64 KiB" "below 1"
+line rebase "rebase over 256 MiB elsewhere" ""
+echo
+for name in few:"64 MiB, pieces of 64 KiB" clusters:"1 GiB, pieces of 64 KiB" \
+            megabytes:"1 GiB, pieces of 1 MiB"; do
+  printf '%-36s %10.1f\n' "empty ${name#*:}" \
+         "$(median <<<"${results[empty-${name%%:*}]}" |
+              awk '{ print $1 / 1000 }')"
+done
