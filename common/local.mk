@@ -10,6 +10,7 @@ common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS)
 common_libblockdrivers_la_SOURCES = \
 	common/utils/bitmap.c \
 	common/utils/bitmap.h \
+	common/utils/byteorder.h \
 	common/utils/cleanup.h \
 	common/utils/iszero.h \
 	common/utils/message.c \
@@ -59,4 +60,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/scan.c \
 	common/qed/scan.h \
 	common/qed/settle.c \
-	common/qed/write.c
+	common/qed/write.c \
+	common/writelog/format.c \
+	common/writelog/format.h \
+	common/writelog/reader.c \
+	common/writelog/reader.h

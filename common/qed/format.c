@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "byteorder.h"
 #include "format.h"
 #include "message.h"
 #include "rounding.h"
@@ -24,55 +25,21 @@ enum {
   BACKING_OFFSET = 56, BACKING_LEN = 60
 };
 
-static uint32_t
-get32 (const uint8_t *buf, unsigned field)
-{
-  uint32_t le;
-
-  memcpy (&le, buf + field, sizeof le);
-  return le32toh (le);
-}
-
-static uint64_t
-get64 (const uint8_t *buf, unsigned field)
-{
-  uint64_t le;
-
-  memcpy (&le, buf + field, sizeof le);
-  return le64toh (le);
-}
-
-static void
-put32 (uint8_t *buf, unsigned field, uint32_t value)
-{
-  const uint32_t le = htole32 (value);
-
-  memcpy (buf + field, &le, sizeof le);
-}
-
-static void
-put64 (uint8_t *buf, unsigned field, uint64_t value)
-{
-  const uint64_t le = htole64 (value);
-
-  memcpy (buf + field, &le, sizeof le);
-}
-
 void
 qed_header_encode (const struct qed_header *header,
                    uint8_t buf[QED_HEADER_LEN])
 {
   memcpy (buf + MAGIC, magic, sizeof magic);
-  put32 (buf, CLUSTER_SIZE, header->cluster_size);
-  put32 (buf, TABLE_SIZE, header->table_size);
-  put32 (buf, HEADER_SIZE, header->header_size);
-  put64 (buf, FEATURES, header->features);
-  put64 (buf, COMPAT_FEATURES, header->compat_features);
-  put64 (buf, AUTOCLEAR_FEATURES, header->autoclear_features);
-  put64 (buf, L1_TABLE_OFFSET, header->l1_table_offset);
-  put64 (buf, IMAGE_SIZE, header->image_size);
-  put32 (buf, BACKING_OFFSET, header->backing_offset);
-  put32 (buf, BACKING_LEN, header->backing_len);
+  put_le32 (buf + CLUSTER_SIZE, header->cluster_size);
+  put_le32 (buf + TABLE_SIZE, header->table_size);
+  put_le32 (buf + HEADER_SIZE, header->header_size);
+  put_le64 (buf + FEATURES, header->features);
+  put_le64 (buf + COMPAT_FEATURES, header->compat_features);
+  put_le64 (buf + AUTOCLEAR_FEATURES, header->autoclear_features);
+  put_le64 (buf + L1_TABLE_OFFSET, header->l1_table_offset);
+  put_le64 (buf + IMAGE_SIZE, header->image_size);
+  put_le32 (buf + BACKING_OFFSET, header->backing_offset);
+  put_le32 (buf + BACKING_LEN, header->backing_len);
 }
 
 bool
@@ -96,8 +63,9 @@ qed_is_l1_offset_bit (unsigned bit)
 void
 qed_l1_behind_header (uint8_t buf[QED_HEADER_LEN])
 {
-  put64 (buf, L1_TABLE_OFFSET, (uint64_t) get32 (buf, HEADER_SIZE) *
-         get32 (buf, CLUSTER_SIZE));
+  put_le64 (buf + L1_TABLE_OFFSET,
+            (uint64_t) get_le32 (buf + HEADER_SIZE) *
+            get_le32 (buf + CLUSTER_SIZE));
 }
 
 bool
@@ -177,16 +145,16 @@ qed_header_decode (const uint8_t buf[QED_HEADER_LEN], const char *name,
     return -1;
   }
 
-  h->cluster_size = get32 (buf, CLUSTER_SIZE);
-  h->table_size = get32 (buf, TABLE_SIZE);
-  h->header_size = get32 (buf, HEADER_SIZE);
-  h->features = get64 (buf, FEATURES);
-  h->compat_features = get64 (buf, COMPAT_FEATURES);
-  h->autoclear_features = get64 (buf, AUTOCLEAR_FEATURES);
-  h->l1_table_offset = get64 (buf, L1_TABLE_OFFSET);
-  h->image_size = get64 (buf, IMAGE_SIZE);
-  h->backing_offset = get32 (buf, BACKING_OFFSET);
-  h->backing_len = get32 (buf, BACKING_LEN);
+  h->cluster_size = get_le32 (buf + CLUSTER_SIZE);
+  h->table_size = get_le32 (buf + TABLE_SIZE);
+  h->header_size = get_le32 (buf + HEADER_SIZE);
+  h->features = get_le64 (buf + FEATURES);
+  h->compat_features = get_le64 (buf + COMPAT_FEATURES);
+  h->autoclear_features = get_le64 (buf + AUTOCLEAR_FEATURES);
+  h->l1_table_offset = get_le64 (buf + L1_TABLE_OFFSET);
+  h->image_size = get_le64 (buf + IMAGE_SIZE);
+  h->backing_offset = get_le32 (buf + BACKING_OFFSET);
+  h->backing_len = get_le32 (buf + BACKING_LEN);
 
   if (check_features (name, h) == -1)
     return -1;

@@ -10,10 +10,11 @@
 #ifndef BLOCKDRIVERS_QED_FORMAT_H
 #define BLOCKDRIVERS_QED_FORMAT_H
 
-#include <endian.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "byteorder.h"
 
 #define QED_HEADER_LEN 64       /* bytes */
 #define QED_MAX_BACKING_LEN 4095 /* bytes */
@@ -83,18 +84,13 @@ extern uint64_t qed_max_image_size (uint32_t cluster_size,
 static inline uint64_t
 qed_entry_get (const uint8_t *table, uint64_t i)
 {
-  uint64_t le;
-
-  memcpy (&le, table + i * QED_ENTRY_LEN, sizeof le);
-  return le64toh (le);
+  return get_le64 (table + i * QED_ENTRY_LEN);
 }
 
 static inline void
 qed_entry_put (uint8_t *table, uint64_t i, uint64_t value)
 {
-  const uint64_t le = htole64 (value);
-
-  memcpy (table + i * QED_ENTRY_LEN, &le, sizeof le);
+  put_le64 (table + i * QED_ENTRY_LEN, value);
 }
 
 /* Bytes in a table; entries in a table (a power of two, at least 512). */

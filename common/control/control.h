@@ -1,0 +1,82 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The control socket of a filter: commands and answers in QMP's
+ * framing, over a Unix socket that only its owner may open (mode 0600).
+ * One thread serves many clients, and runs one command at a time.
+ * Specification: interfaces.md, "blkctl".
+ */
+
+#ifndef BLOCKDRIVERS_CONTROL_H
+#define BLOCKDRIVERS_CONTROL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+struct control;
+
+/* One connected client, valid until the disconnected callback. */
+struct control_client;
+
+/* An argument of a command.  The control socket refuses arguments that
+ * are unknown, missing or of another type, so a command need not look.
+ */
+struct control_argument {
+  const char *name;             /* NULL ends a list of them */
+  json_type type;               /* JSON_STRING, JSON_INTEGER, JSON_TRUE
+                                   for a boolean */
+  bool optional;
+};
+
+struct control_command {
+  const char *name;             /* NULL ends a list of them */
+  const struct control_argument *arguments; /* NULL for none */
+
+  /* Run it.  arguments is an object, borrowed.  Returns what the command
+   * returns (a new reference; json_object () if nothing), or NULL after
+   * control_fail.  It may block: other clients are answered afterwards.
+   */
+  json_t *(*run) (void *opaque, struct control_client *client,
+                  json_t *arguments);
+};
+
+struct control_callbacks {
+  const struct control_command *commands; /* besides those that every
+                                             socket knows */
+  /* A client is gone, so what it began and has not ended is to be undone.
+   * May be NULL.
+   */
+  void (*disconnected) (void *opaque, struct control_client *client);
+  void *opaque;
+};
+
+/* Make the socket.  A stale one is replaced; one that still answers, or
+ * a file that is no socket, is not.  Commands are not answered before
+ * control_start.  Returns NULL with errno after a message.
+ */
+extern struct control *control_open (const char *path,
+                                     const struct control_callbacks *callbacks);
+
+/* Start the thread; once, after the last fork.  It ends in
+ * control_close.
+ */
+extern int control_start (struct control *control);
+
+/* End the thread after the command that runs (call what makes that one
+ * end before), hang up, and remove the socket if it is still ours.  NULL
+ * is ignored.
+ */
+extern void control_close (struct control *control);
+
+/* The command fails with this description (of class GenericError).
+ * Returns NULL, for "return control_fail (...)".
+ */
+extern json_t *control_fail (struct control_client *client,
+                             const char *fs, ...)
+  __attribute__ ((format (printf, 2, 3)));
+
+#endif /* BLOCKDRIVERS_CONTROL_H */

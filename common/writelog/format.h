@@ -1,0 +1,95 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The write-log format on disk: this is the only place that knows an
+ * offset in a sector of the log.  Specification: write-log.md, "On
+ * disk".
+ */
+
+#ifndef BLOCKDRIVERS_WRITELOG_FORMAT_H
+#define BLOCKDRIVERS_WRITELOG_FORMAT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define WRITELOG_SUPER_LEN 28   /* bytes; the rest of sector 0 is zero */
+#define WRITELOG_ENTRY_LEN 32   /* bytes; the rest of the sector is zero,
+                                   or a mark's text */
+
+/* Sector sizes of logs that exist, and of those that we make. */
+#define WRITELOG_MIN_SECTOR_SIZE 32
+#define WRITELOG_MAX_SECTOR_SIZE (8 * 1024 * 1024)
+#define WRITELOG_DEFAULT_SECTOR_SIZE 512
+
+enum {
+  WRITELOG_FLUSH = 1,
+  WRITELOG_FUA = 2,
+  WRITELOG_DISCARD = 4,
+  WRITELOG_MARK = 8,
+  WRITELOG_METADATA = 16,
+  WRITELOG_KNOWN_FLAGS = 31
+};
+
+struct writelog_super {
+  uint64_t nr_entries;          /* complete entries in the log */
+  uint32_t sector_size;         /* bytes, power of two */
+};
+
+/* An entry, in host byte order; sectors are the log's. */
+struct writelog_entry {
+  uint64_t sector;              /* of the disk */
+  uint64_t nr_sectors;          /* of the disk; 0 for marks and bare
+                                   flushes */
+  uint64_t flags;
+  uint64_t data_len;            /* bytes of a mark's text; otherwise other
+                                   writers store what they like, we 0 */
+};
+
+/* buf has WRITELOG_SUPER_LEN bytes. */
+extern void writelog_super_encode (const struct writelog_super *super,
+                                   uint8_t *buf);
+
+enum writelog_super_kind {
+  WRITELOG_SUPER_OK,
+  WRITELOG_SUPER_EMPTY,         /* all zero: no log has been started */
+  WRITELOG_SUPER_BAD            /* not a log of ours, or damaged */
+};
+
+/* Decode the first len bytes of a log, at least WRITELOG_SUPER_LEN
+ * (less is BAD).  When it is BAD, *why is set to a string constant,
+ * as "the magic number is wrong".
+ */
+extern enum writelog_super_kind
+writelog_super_decode (const uint8_t *buf, size_t len,
+                       struct writelog_super *super, const char **why);
+
+/* buf has WRITELOG_ENTRY_LEN bytes.  Decoding checks nothing. */
+extern void writelog_entry_encode (const struct writelog_entry *entry,
+                                   uint8_t *buf);
+extern void writelog_entry_decode (const uint8_t *buf,
+                                   struct writelog_entry *entry);
+
+/* Does an entry keep the rules: known flags, a range that has byte
+ * offsets below 2^63, a mark whose text fits in its sector and that has
+ * no data?  Returns NULL, or a string constant that says what is wrong.
+ */
+extern const char *writelog_entry_problem (const struct writelog_entry *entry,
+                                           uint32_t sector_size);
+
+/* Sectors of data that follow the entry's own sector.  The entry must
+ * have been found without a problem.
+ */
+extern uint64_t writelog_data_sectors (const struct writelog_entry *entry);
+
+/* The longest text of a mark, in bytes. */
+extern size_t writelog_max_mark (uint32_t sector_size);
+
+/* The name of a single flag, in lower case as users see it; NULL if the
+ * bit is unknown.
+ */
+extern const char *writelog_flag_name (uint64_t flag);
+
+#endif /* BLOCKDRIVERS_WRITELOG_FORMAT_H */

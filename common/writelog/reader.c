@@ -1,0 +1,196 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Reading a write log entry by entry. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "align.h"
+#include "cleanup.h"
+#include "message.h"
+#include "reader.h"
+#include "rounding.h"
+
+/* Entries are read ahead in pieces of this size, so that a log of small
+ * writes costs few system calls.
+ */
+#define READ_AHEAD (256 * 1024)
+
+static int
+read_super (struct writelog_reader *r)
+{
+  uint8_t buf[WRITELOG_SUPER_LEN] = { 0 };
+  const size_t len = MIN (node_size (r->node), sizeof buf);
+  const char *why;
+
+  if (node_pread (r->node, buf, len, 0) == -1)
+    return -1;
+  switch (writelog_super_decode (buf, len, &r->super, &why)) {
+  case WRITELOG_SUPER_OK:
+    return 0;
+  case WRITELOG_SUPER_EMPTY:
+    why = "it is empty";
+    break;
+  default:
+    break;
+  }
+  errno = EINVAL;
+  msg_error ("%s: not a write log: super block at offset 0: %s",
+             r->node->name, why);
+  return -1;
+}
+
+struct writelog_reader *
+writelog_reader_open_node (struct node *node)
+{
+  struct writelog_reader *r = calloc (1, sizeof *r);
+
+  if (r)
+    r->buffer = malloc (READ_AHEAD);
+  if (r == NULL || r->buffer == NULL) {
+    msg_error ("%s: open: %m", node->name);
+    free (r);
+    node_close (node);
+    return NULL;
+  }
+  r->node = node;
+  if (read_super (r) == -1) {
+    const int err = errno;
+
+    writelog_reader_close (r);
+    errno = err;
+    return NULL;
+  }
+  writelog_reader_rewind (r);
+  return r;
+}
+
+struct writelog_reader *
+writelog_reader_open (const char *name)
+{
+  const struct node_open_options options = { .read_only = true };
+  struct node *node = align_open (name, &options);
+
+  return node ? writelog_reader_open_node (node) : NULL;
+}
+
+void
+writelog_reader_close (struct writelog_reader *r)
+{
+  if (r == NULL)
+    return;
+  node_close (r->node);
+  free (r->buffer);
+  free (r->mark);
+  free (r);
+}
+
+void
+writelog_reader_rewind (struct writelog_reader *r)
+{
+  r->next = 0;
+  r->offset = r->super.sector_size;
+}
+
+static int
+refuse (const struct writelog_reader *r, const char *why)
+{
+  errno = EINVAL;
+  msg_error ("%s: entry %" PRIu64 " at offset %" PRIu64 ": %s",
+             r->node->name, r->next, r->offset, why);
+  return -1;
+}
+
+/* Copy count bytes at an offset, which lie inside the log. */
+static int
+copy_out (struct writelog_reader *r, void *dest, size_t count,
+          uint64_t offset)
+{
+  if (count > READ_AHEAD)
+    return node_pread (r->node, dest, count, offset);
+
+  if (offset < r->buffer_offset ||
+      offset - r->buffer_offset > r->buffer_len ||
+      r->buffer_len - (offset - r->buffer_offset) < count) {
+    const size_t len = MIN (node_size (r->node) - offset, READ_AHEAD);
+
+    r->buffer_len = 0;
+    if (node_pread (r->node, r->buffer, len, offset) == -1)
+      return -1;
+    r->buffer_offset = offset;
+    r->buffer_len = len;
+  }
+  memcpy (dest, r->buffer + (offset - r->buffer_offset), count);
+  return 0;
+}
+
+/* A mark's text, which is no longer than the entry's sector. */
+static int
+read_mark (struct writelog_reader *r, size_t len)
+{
+  char *text = realloc (r->mark, len + 1);
+
+  if (text == NULL) {
+    msg_error ("%s: entry %" PRIu64 ": %m", r->node->name, r->next);
+    return -1;
+  }
+  r->mark = text;
+  text[len] = '\0';
+  return copy_out (r, text, len, r->offset + WRITELOG_ENTRY_LEN);
+}
+
+/* Does the entry with its data lie inside the log?  The range of an
+ * entry without a problem is below 2^63 bytes, so nothing overflows.
+ */
+static bool
+fits (const struct writelog_reader *r, const struct writelog_entry *entry)
+{
+  const uint64_t left = node_size (r->node) - r->offset;
+
+  return left >= r->super.sector_size &&
+    writelog_data_sectors (entry) <=
+    left / r->super.sector_size - 1;
+}
+
+int
+writelog_reader_next (struct writelog_reader *r, struct writelog_item *item)
+{
+  const uint32_t sector_size = r->super.sector_size;
+  uint8_t buf[WRITELOG_ENTRY_LEN];
+  const char *problem;
+
+  if (r->next == r->super.nr_entries)
+    return 0;
+  if (r->offset > node_size (r->node) ||
+      node_size (r->node) - r->offset < sector_size)
+    return refuse (r, "the log ends before it");
+
+  if (copy_out (r, buf, sizeof buf, r->offset) == -1)
+    return -1;
+  writelog_entry_decode (buf, &item->entry);
+  problem = writelog_entry_problem (&item->entry, sector_size);
+  if (problem)
+    return refuse (r, problem);
+  if (!fits (r, &item->entry))
+    return refuse (r, "the log ends inside it");
+
+  item->mark = NULL;
+  if (item->entry.flags & WRITELOG_MARK) {
+    if (read_mark (r, item->entry.data_len) == -1)
+      return -1;
+    item->mark = r->mark;
+  }
+  item->number = r->next;
+  item->offset = r->offset;
+  item->data_offset = r->offset + sector_size;
+  r->next++;
+  r->offset += (1 + writelog_data_sectors (&item->entry)) * sector_size;
+  return 1;
+}
