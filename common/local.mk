@@ -34,6 +34,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/request/flush.h \
 	common/request/job.c \
 	common/request/job.h \
+	common/control/control.h \
 	common/qed/alloc.c \
 	common/qed/cache.c \
 	common/qed/chain.c \
@@ -61,6 +62,10 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/scan.h \
 	common/qed/settle.c \
 	common/qed/write.c \
+	common/replication/primary.h \
+	common/replication/secondary.h \
+	common/replication/status.c \
+	common/replication/status.h \
 	common/writelog/format.c \
 	common/writelog/format.h \
 	common/writelog/reader.c \

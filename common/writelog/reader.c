@@ -21,7 +21,7 @@
 /* Entries are read ahead in pieces of this size, so that a log of small
  * writes costs few system calls.
  */
-#define READ_AHEAD (256 * 1024)
+#define READ_AHEAD ((size_t) 256 * 1024)
 
 static int
 read_super (struct writelog_reader *r)

@@ -1,0 +1,76 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What both sides of a replication say about themselves.
+ * Specification: replication.md, "Stages"; interfaces.md,
+ * "nbdkit-replication-filter".
+ */
+
+#ifndef BLOCKDRIVERS_REPLICATION_STATUS_H
+#define BLOCKDRIVERS_REPLICATION_STATUS_H
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum replication_stage {
+  REPLICATION_NONE,
+  REPLICATION_RUNNING,
+  REPLICATION_FAILOVER,
+  REPLICATION_FAILOVER_FAILED,
+  REPLICATION_DONE
+};
+
+#define REPLICATION_DESC_LEN 256
+
+/* A snapshot, for query-replication. */
+struct replication_status {
+  enum replication_stage stage;
+  bool error;                   /* stays until the next start */
+  char desc[REPLICATION_DESC_LEN]; /* what happened, "" if nothing did */
+  uint64_t checkpoints;         /* since the start */
+  uint64_t active_clusters;     /* in the buffers (secondary) */
+  uint64_t hidden_clusters;
+  unsigned failover_progress;   /* 0 to 100 (secondary) */
+  bool remote_connected;        /* (primary) */
+  uint64_t dirty_bytes;         /* that the remote lacks (primary) */
+};
+
+/* The first error since the start, which stays. */
+struct replication_error {
+  pthread_mutex_t lock;         /* protects the rest; a leaf lock */
+  bool set;
+  char desc[REPLICATION_DESC_LEN];
+};
+
+extern void replication_error_init (struct replication_error *error);
+extern void replication_error_destroy (struct replication_error *error);
+extern void replication_error_clear (struct replication_error *error);
+
+/* Remember this one unless there is one already. */
+extern void replication_error_set (struct replication_error *error,
+                                   const char *fs, ...)
+  __attribute__ ((format (printf, 2, 3)));
+
+/* Copy it into a snapshot. */
+extern void replication_error_get (struct replication_error *error,
+                                   struct replication_status *status);
+
+/* "none", "running", "failover", "failover-failed", "done". */
+extern const char *replication_stage_name (enum replication_stage stage);
+
+/* A command refuses with a reason, for whoever sent it: functions that
+ * take one return -1 after filling it in.
+ */
+struct replication_refusal {
+  char desc[REPLICATION_DESC_LEN];
+};
+
+extern int replication_refuse (struct replication_refusal *refusal,
+                               const char *fs, ...)
+  __attribute__ ((format (printf, 2, 3)));
+
+#endif /* BLOCKDRIVERS_REPLICATION_STATUS_H */
