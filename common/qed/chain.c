@@ -96,7 +96,6 @@ qed_probe (struct node *n, enum qed_format *format)
                  "own server (such as qemu-nbd) and pass that as backing=URI, "
                  "or say that it is raw", n->name,
                  foreign_formats[i].format);
-      errno = ENOTSUP;
       return -1;
     }
   }
@@ -127,7 +126,6 @@ qed_backing_name (struct node *file, const struct qed_header *h, char **name)
     msg_error ("%s: QED header: the backing name at offset %" PRIu32
                " has a zero byte in it", file->name, h->backing_offset);
     free (str);
-    errno = EINVAL;
     return -1;
   }
   *name = str;
@@ -169,7 +167,6 @@ qed_backing_path (const char *image, const char *backing)
       errno = EINVAL;
       msg_error ("%s: the backing image \"%s\" is relative to the image, "
                  "which is no local file; pass backing=", image, backing);
-      errno = EINVAL;
       return NULL;
     }
     else

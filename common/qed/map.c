@@ -78,7 +78,6 @@ damaged (struct qed *s, uint64_t number, uint64_t offset, uint64_t entry)
                "damaged: it points to offset %" PRIu64 " of the file, which "
                "is outside, not a cluster, or in use for something else",
                s->node.name, number & L2_ENTRY ? "L2" : "L1", offset, entry);
-  errno = EIO;
   return -1;
 }
 
