@@ -6,13 +6,15 @@
 # linked into each of them and not installed.  Lower rooms first.
 
 noinst_LTLIBRARIES += common/libblockdrivers.la
-common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS)
+common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS) $(JANSSON_LIBS)
 common_libblockdrivers_la_SOURCES = \
 	common/utils/bitmap.c \
 	common/utils/bitmap.h \
 	common/utils/byteorder.h \
 	common/utils/cleanup.h \
 	common/utils/iszero.h \
+	common/utils/jsontext.c \
+	common/utils/jsontext.h \
 	common/utils/message.c \
 	common/utils/message.h \
 	common/utils/rounding.h \

@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "jsontext.h"
 #include "message.h"
 
 static const struct img_option options[] = {
@@ -119,7 +120,7 @@ result_to_json (const char *image, const struct qed_check_result *r)
       add_count (o, "leaks-fixed", r->leaks_fixed) == 0 &&
       add_count (o, "leaks", r->leaks) == 0 &&
       add_count (o, "allocated-clusters", r->allocated_clusters) == 0 &&
-      json_object_set_new (o, "filename", img_json_string (image)) == 0 &&
+      json_object_set_new (o, "filename", json_text (image)) == 0 &&
       json_object_set_new (o, "format", json_string ("qed")) == 0 &&
       add_count (o, "fragmented-clusters", r->fragmented_clusters) == 0)
     return o;

@@ -16,6 +16,7 @@
 
 #include "img.h"
 #include "align.h"
+#include "jsontext.h"
 #include "message.h"
 #include "node.h"
 #include "rounding.h"
@@ -222,7 +223,7 @@ layer_to_json (const struct img_layer *layer)
     r |= json_object_set_new (o, "backing-filename-format",
                               json_string ("raw"));
   r |= json_object_set_new (o, "virtual-size", json_integer (layer->size));
-  r |= json_object_set_new (o, "filename", img_json_string (layer->name));
+  r |= json_object_set_new (o, "filename", json_text (layer->name));
   if (info)
     r |= json_object_set_new (o, "cluster-size",
                               json_integer (info->cluster_size));
@@ -232,9 +233,9 @@ layer_to_json (const struct img_layer *layer)
                               json_integer (layer->allocated_size));
   if (info && info->backing) {
     r |= json_object_set_new (o, "full-backing-filename",
-                              img_json_string (info->full_backing));
+                              json_text (info->full_backing));
     r |= json_object_set_new (o, "backing-filename",
-                              img_json_string (info->backing));
+                              json_text (info->backing));
   }
   if (info || !layer->is_uri)
     r |= json_object_set_new (o, "dirty-flag",

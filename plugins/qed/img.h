@@ -121,9 +121,6 @@ extern void img_check_cache_mode (const char *kind, const char *mode);
  */
 extern int img_print_json (json_t *value);
 
-/* A JSON string of bytes that may be no UTF-8. */
-extern json_t *img_json_string (const char *str);
-
 /* ---- img-info.c */
 
 /* An image, or one below it. */

@@ -356,45 +356,6 @@ img_one_image (int argc, char *argv[])
 
 /* ---- JSON */
 
-json_t *
-img_json_string (const char *str)
-{
-  CLEANUP_FREE char *copy = NULL;
-  size_t len = 0;
-  json_t *json = json_string (str);
-
-  if (json)
-    return json;
-
-  /* A name of a file is any bytes.  Replace those that are no part of a
-   * character by U+FFFD, which takes three; jansson knows characters.
-   */
-  copy = malloc (3 * strlen (str) + 1);
-  if (copy == NULL)
-    return NULL;
-  while (*str) {
-    size_t n;
-
-    for (n = 1; n <= 4; ++n) {
-      json = json_stringn (str, strnlen (str, n));
-      if (json)
-        break;
-    }
-    if (json) {
-      memcpy (copy + len, str, n);
-      len += n;
-      str += n;
-      json_decref (json);
-    }
-    else {
-      memcpy (copy + len, "\357\277\275", 3);
-      len += 3;
-      str++;
-    }
-  }
-  return json_stringn (copy, len);
-}
-
 int
 img_print_json (json_t *value)
 {

@@ -1,0 +1,20 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Any text as a JSON string: names of files and messages about them need
+ * not be UTF-8.
+ */
+
+#ifndef BLOCKDRIVERS_JSONTEXT_H
+#define BLOCKDRIVERS_JSONTEXT_H
+
+#include <jansson.h>
+
+/* A JSON string of these bytes, in which those that are no part of a
+ * character are replaced by U+FFFD.  NULL if out of memory.
+ */
+extern json_t *json_text (const char *bytes);
+
+#endif /* BLOCKDRIVERS_JSONTEXT_H */
