@@ -36,7 +36,14 @@ common_libblockdrivers_la_SOURCES = \
 	common/request/flush.h \
 	common/request/job.c \
 	common/request/job.h \
+	common/control/control.c \
 	common/control/control.h \
+	common/control/qmp.c \
+	common/control/qmp.h \
+	common/control/socket.c \
+	common/control/socket.h \
+	common/control/stream.c \
+	common/control/stream.h \
 	common/qed/alloc.c \
 	common/qed/cache.c \
 	common/qed/chain.c \

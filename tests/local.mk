@@ -50,8 +50,8 @@ else
 TESTS = tests/sanitizers.sh $(bats_tests) $(unit_tests)
 endif
 
-# Each unit test is linked with the library.
-check_PROGRAMS += $(unit_tests)
+# Each unit test is linked with the library.  The others are run by tests.
+check_PROGRAMS += $(unit_tests) tests/unit/control-server
 AM_CPPFLAGS += $(CMOCKA_CFLAGS)
 LDADD = common/libblockdrivers.la $(CMOCKA_LIBS)
 

@@ -5,7 +5,8 @@
 
 /* The control socket of a filter: commands and answers in QMP's
  * framing, over a Unix socket that only its owner may open (mode 0600).
- * One thread serves many clients, and runs one command at a time.
+ * One thread serves many clients, and runs one command at a time; all
+ * callbacks are called from it.
  * Specification: interfaces.md, "blkctl".
  */
 
@@ -38,7 +39,8 @@ struct control_command {
 
   /* Run it.  arguments is an object, borrowed.  Returns what the command
    * returns (a new reference; json_object () if nothing), or NULL after
-   * control_fail.  It may block: other clients are answered afterwards.
+   * control_fail (without it: if out of memory).  It may block: other
+   * clients are answered afterwards.
    */
   json_t *(*run) (void *opaque, struct control_client *client,
                   json_t *arguments);
@@ -48,7 +50,8 @@ struct control_callbacks {
   const struct control_command *commands; /* besides those that every
                                              socket knows */
   /* A client is gone, so what it began and has not ended is to be undone.
-   * May be NULL.
+   * Called once for each client, at the latest in control_close.  May be
+   * NULL.
    */
   void (*disconnected) (void *opaque, struct control_client *client);
   void *opaque;
@@ -56,7 +59,8 @@ struct control_callbacks {
 
 /* Make the socket.  A stale one is replaced; one that still answers, or
  * a file that is no socket, is not.  Commands are not answered before
- * control_start.  Returns NULL with errno after a message.
+ * control_start.  The callbacks are copied, the list of commands is not.
+ * Returns NULL with errno after a message.
  */
 extern struct control *control_open (const char *path,
                                      const struct control_callbacks *callbacks);

@@ -1,0 +1,560 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See control.h.
+ *
+ * Notes on the design
+ *
+ * One thread, started by control_start and ended by control_close, does
+ * everything: it waits for all clients at once, takes one request of
+ * each client that has one, runs it, and goes round.  So commands need no
+ * lock against each other, and a client that floods the socket gets its
+ * turn like the others.  Nothing here is shared with other threads but
+ * the descriptor that tells it to end.
+ *
+ * No client can make it wait or eat memory: sockets are non-blocking;
+ * what comes is bounded by the stream, as nothing is read from a client
+ * while a request of it waits; and while more than MAX_UNREAD bytes of
+ * answers have not been read by a client, none of its requests is looked
+ * at.  A client that does not read its answers only stops itself.
+ *
+ * Requests that came before the client hung up are run, whether or not
+ * it can be told the result.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "control.h"
+#include "job.h"
+#include "message.h"
+#include "qmp.h"
+#include "socket.h"
+#include "stream.h"
+
+#define MAX_CLIENTS 256         /* more wait to be accepted */
+#define MAX_REQUEST 1048576     /* bytes */
+#define MAX_UNREAD 65536        /* bytes */
+#define READ_SIZE 16384         /* bytes */
+
+struct control_client {
+  struct control *control;
+  int fd;
+  struct stream input;
+  bool input_ended;
+  bool has_request;             /* perhaps: the input has not been looked
+                                   at to its end */
+  char *output;                 /* output_len bytes not sent yet */
+  size_t output_len;
+  bool output_failed;           /* nobody reads the answers any more */
+  bool negotiated;              /* qmp_capabilities was first */
+  char *failure;                /* of the command that runs */
+};
+
+struct control {
+  struct control_callbacks callbacks;
+  struct listener listener;
+  int end;                      /* an eventfd: readable to end the thread */
+  struct job *thread;           /* NULL before control_start */
+  struct control_client *clients[MAX_CLIENTS];
+  size_t nr_clients;
+  bool accept_failed;           /* the last time */
+  time_t accept_again;          /* not before; CLOCK_MONOTONIC */
+};
+
+/* ---- Answers */
+
+static void
+drop_output (struct control_client *client)
+{
+  free (client->output);
+  client->output = NULL;
+  client->output_len = 0;
+}
+
+static void
+send_output (struct control_client *client)
+{
+  while (client->output_len > 0) {
+    const ssize_t r = send (client->fd, client->output, client->output_len,
+                            MSG_NOSIGNAL);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
+      return;
+    if (r == -1) {
+      client->output_failed = true;
+      break;
+    }
+    client->output_len -= r;
+    memmove (client->output, client->output + r, client->output_len);
+  }
+  drop_output (client);
+}
+
+/* Takes over the reference of the answer, which is NULL if there was no
+ * memory for it.
+ */
+static void
+answer (struct control_client *client, json_t *json)
+{
+  CLEANUP_FREE char *text = NULL;
+  char *p;
+
+  if (!client->output_failed) {
+    size_t len;
+
+    text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
+    len = text ? strlen (text) : 0;
+    p = text ? realloc (client->output, client->output_len + len + 2) : NULL;
+    if (p) {
+      client->output = p;
+      memcpy (p + client->output_len, text, len);
+      memcpy (p + client->output_len + len, "\r\n", 2);
+      client->output_len += len + 2;
+    }
+    else {
+      /* Better no client than one that waits for ever. */
+      msg_error ("answering a client of the control socket: out of memory");
+      shutdown (client->fd, SHUT_RDWR);
+    }
+  }
+  json_decref (json);
+  send_output (client);
+}
+
+/* ---- Commands */
+
+json_t *
+control_fail (struct control_client *client, const char *fs, ...)
+{
+  va_list args;
+
+  free (client->failure);
+  va_start (args, fs);
+  if (vasprintf (&client->failure, fs, args) == -1)
+    client->failure = NULL;
+  va_end (args);
+  return NULL;
+}
+
+static const struct control_command own_commands[];
+
+static json_t *
+run_capabilities (void *opaque, struct control_client *client,
+                  json_t *arguments)
+{
+  json_t *const enable = json_object_get (arguments, "enable");
+
+  /* There are none that could be enabled. */
+  for (size_t i = 0; i < json_array_size (enable); ++i) {
+    const char *name = json_string_value (json_array_get (enable, i));
+
+    if (name == NULL)
+      return control_fail (client, "Invalid parameter type for 'enable[%zu]'"
+                           ", expected: string", i);
+    return control_fail (client, "Parameter 'enable[%zu]' does not accept "
+                         "value '%s'", i, name);
+  }
+  client->negotiated = true;
+  return json_object ();
+}
+
+static int
+add_names (json_t *array, const struct control_command *commands)
+{
+  for (const struct control_command *c = commands; c->name; ++c)
+    if (json_array_append_new (array, json_pack ("{s:s}", "name", c->name))
+        == -1)
+      return -1;
+  return 0;
+}
+
+static json_t *
+run_query_commands (void *opaque, struct control_client *client,
+                    json_t *arguments)
+{
+  json_t *const array = json_array ();
+
+  if (add_names (array, client->control->callbacks.commands) == -1 ||
+      add_names (array, own_commands) == -1) {
+    json_decref (array);
+    return NULL;
+  }
+  return array;
+}
+
+static const struct control_argument capabilities_arguments[] = {
+  { "enable", JSON_ARRAY, true },
+  { NULL }
+};
+
+static const struct control_command own_commands[] = {
+  { "qmp_capabilities", capabilities_arguments, run_capabilities },
+  { "query-commands", NULL, run_query_commands },
+  { NULL }
+};
+
+static const struct control_command *
+find_command (const struct control_command *commands, const char *name)
+{
+  for (const struct control_command *c = commands; c->name; ++c)
+    if (strcmp (c->name, name) == 0)
+      return c;
+  return NULL;
+}
+
+/* The command of this name that the client may use now, or NULL with
+ * *desc the reason, to be freed.
+ */
+static const struct control_command *
+choose_command (struct control_client *client, const char *name, char **desc)
+{
+  const struct control_callbacks *const cb = &client->control->callbacks;
+  const bool negotiates = strcmp (name, "qmp_capabilities") == 0;
+  const struct control_command *c;
+
+  if (!client->negotiated && !negotiates) {
+    *desc = strdup ("Expecting capabilities negotiation with "
+                    "'qmp_capabilities'");
+    return NULL;
+  }
+  if (client->negotiated && negotiates) {
+    *desc = strdup ("Capabilities negotiation is already complete, "
+                    "command ignored");
+    return NULL;
+  }
+  c = find_command (own_commands, name);
+  if (c == NULL)
+    c = find_command (cb->commands, name);
+  if (c == NULL &&
+      asprintf (desc, "The command %s has not been found", name) == -1)
+    *desc = NULL;
+  return c;
+}
+
+static json_t *
+run_command (struct control_client *client,
+             const struct control_command *command, json_t *request)
+{
+  CLEANUP_FREE char *error = NULL;
+  json_t *const arguments = qmp_arguments (request);
+  json_t *value = NULL, *reply;
+
+  if (arguments &&
+      qmp_check_arguments (command, arguments, &error) == 0) {
+    value = command->run (client->control->callbacks.opaque, client,
+                          arguments);
+    error = client->failure;
+    client->failure = NULL;
+  }
+  json_decref (arguments);
+  if (value)
+    reply = qmp_return (request, value);
+  else
+    reply = qmp_error (request, QMP_GENERIC_ERROR,
+                          error ? error : "out of memory");
+  return reply;
+}
+
+static void
+handle_request (struct control_client *client, json_t *request)
+{
+  CLEANUP_FREE char *desc = NULL;
+  const struct control_command *command = NULL;
+  const char *class = QMP_GENERIC_ERROR;
+  const char *name = qmp_command (request, &desc);
+
+  if (name) {
+    class = QMP_COMMAND_NOT_FOUND;
+    command = choose_command (client, name, &desc);
+  }
+  if (command)
+    answer (client, run_command (client, command, request));
+  else
+    answer (client, qmp_error (request, class,
+                                  desc ? desc : "out of memory"));
+}
+
+/* ---- Clients */
+
+static void
+receive (struct control_client *client)
+{
+  char buffer[READ_SIZE];
+  const ssize_t r = recv (client->fd, buffer, sizeof buffer, 0);
+
+  if (r > 0 && stream_append (&client->input, buffer, r) == 0)
+    client->has_request = true;
+  else if (r >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
+                      errno != EINTR))
+    client->input_ended = true;
+}
+
+static void
+take_request (struct control_client *client)
+{
+  json_t *request;
+  char *error;
+
+  switch (stream_next (&client->input, &request, &error)) {
+  case STREAM_MORE:
+    client->has_request = false;
+    break;
+  case STREAM_VALUE:
+    handle_request (client, request);
+    json_decref (request);
+    break;
+  case STREAM_ERROR:
+    answer (client, qmp_error (NULL, QMP_GENERIC_ERROR,
+                                  error ? error : "out of memory"));
+    free (error);
+    break;
+  }
+}
+
+static bool
+may_take_request (const struct control_client *client)
+{
+  return client->has_request && client->output_len <= MAX_UNREAD;
+}
+
+static short
+wanted_events (const struct control_client *client)
+{
+  short events = 0;
+
+  if (!client->has_request && !client->input_ended &&
+      client->output_len <= MAX_UNREAD)
+    events |= POLLIN;
+  if (client->output_len > 0)
+    events |= POLLOUT;
+  return events;
+}
+
+/* Do what can be done for a client without waiting.  False when it is
+ * done with.
+ */
+static bool
+serve_client (struct control_client *client, short events)
+{
+  if (events & (POLLOUT | POLLERR | POLLHUP))
+    send_output (client);
+  if (wanted_events (client) & POLLIN &&
+      events & (POLLIN | POLLERR | POLLHUP))
+    receive (client);
+  if (may_take_request (client))
+    take_request (client);
+  return client->has_request || client->output_len > 0 ||
+    !client->input_ended;
+}
+
+static void
+hang_up (struct control_client *client)
+{
+  const struct control_callbacks *const cb = &client->control->callbacks;
+
+  if (cb->disconnected)
+    cb->disconnected (cb->opaque, client);
+  close (client->fd);
+  stream_free (&client->input);
+  free (client->output);
+  free (client->failure);
+  free (client);
+}
+
+static void
+add_client (struct control *control, int fd)
+{
+  struct control_client *const client = calloc (1, sizeof *client);
+
+  if (client == NULL) {
+    msg_error ("accepting a client of the control socket: %m");
+    close (fd);
+    return;
+  }
+  client->control = control;
+  client->fd = fd;
+  stream_init (&client->input, MAX_REQUEST);
+  control->clients[control->nr_clients++] = client;
+  answer (client, qmp_greeting ());
+}
+
+static time_t
+now (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec;
+}
+
+static bool
+may_accept (const struct control *control)
+{
+  return control->nr_clients < MAX_CLIENTS &&
+    (!control->accept_failed || now () >= control->accept_again);
+}
+
+/* For want of resources, most likely.  Said once, and tried again a
+ * second or two later.
+ */
+static void
+accept_failed (struct control *control)
+{
+  if (!control->accept_failed)
+    msg_error ("accepting a client of the control socket: %m");
+  control->accept_failed = true;
+  control->accept_again = now () + 2;
+}
+
+static void
+accept_clients (struct control *control)
+{
+  while (control->nr_clients < MAX_CLIENTS) {
+    const int fd = accept4 (control->listener.fd, NULL, NULL,
+                            SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    if (fd == -1 && (errno == EINTR || errno == ECONNABORTED))
+      continue;
+    if (fd == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
+      return;
+    if (fd == -1) {
+      accept_failed (control);
+      return;
+    }
+    control->accept_failed = false;
+    add_client (control, fd);
+  }
+}
+
+/* ---- The thread */
+
+enum { END, LISTENER, CLIENTS, NR_POLLED = CLIENTS + MAX_CLIENTS };
+
+static int
+poll_timeout (const struct control *control)
+{
+  for (size_t i = 0; i < control->nr_clients; ++i)
+    if (may_take_request (control->clients[i]))
+      return 0;
+  return control->accept_failed ? 1000 : -1;
+}
+
+/* Sets what has happened to whom.  False when it is time to end. */
+static bool
+wait_for_events (struct control *control, struct pollfd polled[NR_POLLED])
+{
+  int r;
+
+  polled[END] = (struct pollfd) { .fd = control->end, .events = POLLIN };
+  polled[LISTENER] = (struct pollfd) {
+    .fd = may_accept (control) ? control->listener.fd : -1,
+    .events = POLLIN
+  };
+  for (size_t i = 0; i < control->nr_clients; ++i)
+    polled[CLIENTS + i] = (struct pollfd) {
+      .fd = control->clients[i]->fd,
+      .events = wanted_events (control->clients[i])
+    };
+
+  do
+    r = poll (polled, CLIENTS + control->nr_clients, poll_timeout (control));
+  while (r == -1 && errno == EINTR);
+  if (r == -1) {
+    msg_error ("waiting for clients of the control socket: %m");
+    return false;
+  }
+  return polled[END].revents == 0;
+}
+
+static void
+serve_clients (struct control *control, const struct pollfd *polled)
+{
+  size_t nr = 0;
+
+  for (size_t i = 0; i < control->nr_clients; ++i) {
+    struct control_client *const client = control->clients[i];
+
+    if (serve_client (client, polled[CLIENTS + i].revents))
+      control->clients[nr++] = client;
+    else
+      hang_up (client);
+  }
+  control->nr_clients = nr;
+}
+
+static int
+control_thread (struct job *job, void *opaque)
+{
+  struct control *const control = opaque;
+  struct pollfd polled[NR_POLLED];
+
+  while (wait_for_events (control, polled)) {
+    serve_clients (control, polled);
+    if (polled[LISTENER].revents)
+      accept_clients (control);
+  }
+  for (size_t i = 0; i < control->nr_clients; ++i)
+    hang_up (control->clients[i]);
+  return 0;
+}
+
+/* ---- Open and close */
+
+struct control *
+control_open (const char *path, const struct control_callbacks *callbacks)
+{
+  struct control *const control = calloc (1, sizeof *control);
+
+  if (control == NULL) {
+    msg_error ("%s: making a control socket: %m", path);
+    return NULL;
+  }
+  control->callbacks = *callbacks;
+  control->end = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (control->end == -1) {
+    msg_error ("%s: making a control socket: %m", path);
+    free (control);
+    return NULL;
+  }
+  if (listener_open (&control->listener, path) == -1) {
+    close (control->end);
+    free (control);
+    return NULL;
+  }
+  return control;
+}
+
+int
+control_start (struct control *control)
+{
+  control->thread = job_start ("control", control_thread, control);
+  return control->thread ? 0 : -1;
+}
+
+void
+control_close (struct control *control)
+{
+  if (control == NULL)
+    return;
+  eventfd_write (control->end, 1);
+  job_wait (control->thread);
+  listener_close (&control->listener);
+  close (control->end);
+  free (control);
+}
