@@ -67,6 +67,8 @@ SH_LOG_DRIVER = $(tap_driver)
 SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
+	tests/data/kernel-ext4.log.xz \
+	tests/data/kernel-ext4.states \
 	tests/demo.sh \
 	tests/functions.bash \
 	tests/guestfs.bash \
@@ -87,6 +89,7 @@ EXTRA_DIST += \
 	tests/sanitizers.sh \
 	tests/tap.sh \
 	tests/unit/unit.h \
+	tests/writelog_format.py \
 	$(benches) \
 	$(bats_tests)
 
