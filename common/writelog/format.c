@@ -77,6 +77,9 @@ writelog_entry_problem (const struct writelog_entry *entry,
 {
   const uint64_t max_sectors = INT64_MAX / sector_size;
 
+  if ((entry->sector | entry->nr_sectors | entry->flags |
+       entry->data_len) == 0)
+    return "nothing has been written there";
   if (entry->flags & ~(uint64_t) WRITELOG_KNOWN_FLAGS)
     return "unknown flags";
   if (entry->flags & WRITELOG_MARK) {

@@ -75,6 +75,10 @@ extern void writelog_entry_decode (const uint8_t *buf,
 /* Does an entry keep the rules: known flags, a range that has byte
  * offsets below 2^63, a mark whose text fits in its sector and that has
  * no data?  Returns NULL, or a string constant that says what is wrong.
+ *
+ * All zeroes is no entry either: it would say that nothing happened, and
+ * is what one finds where a log was counted further than it was written,
+ * or in the holes of a sparse file.
  */
 extern const char *writelog_entry_problem (const struct writelog_entry *entry,
                                            uint32_t sector_size);

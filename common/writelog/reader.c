@@ -18,10 +18,12 @@
 #include "reader.h"
 #include "rounding.h"
 
-/* Entries are read ahead in pieces of this size, so that a log of small
- * writes costs few system calls.
+/* Entries that stand close together are read in pieces of up to MAX, so
+ * that a log of small writes costs few system calls.  Where long data
+ * lie between them little more than each entry's sector is read.
  */
-#define READ_AHEAD ((size_t) 256 * 1024)
+#define MIN_AHEAD ((size_t) 4096)
+#define MAX_AHEAD ((size_t) 256 * 1024)
 
 static int
 read_super (struct writelog_reader *r)
@@ -34,7 +36,10 @@ read_super (struct writelog_reader *r)
     return -1;
   switch (writelog_super_decode (buf, len, &r->super, &why)) {
   case WRITELOG_SUPER_OK:
-    return 0;
+    if (node_size (r->node) >= r->super.sector_size)
+      return 0;
+    why = "the log ends inside it";
+    break;
   case WRITELOG_SUPER_EMPTY:
     why = "it is empty";
     break;
@@ -53,7 +58,7 @@ writelog_reader_open_node (struct node *node)
   struct writelog_reader *r = calloc (1, sizeof *r);
 
   if (r)
-    r->buffer = malloc (READ_AHEAD);
+    r->buffer = malloc (MAX_AHEAD);
   if (r == NULL || r->buffer == NULL) {
     msg_error ("%s: open: %m", node->name);
     free (r);
@@ -108,25 +113,40 @@ refuse (const struct writelog_reader *r, const char *why)
   return -1;
 }
 
+/* Read the buffer anew, from an offset on and at least count bytes,
+ * which lie inside the log.
+ */
+static int
+fill_buffer (struct writelog_reader *r, size_t count, uint64_t offset)
+{
+  const uint64_t end = r->buffer_offset + r->buffer_len;
+  const bool close = offset >= r->buffer_offset && offset <= end + r->ahead;
+  size_t len;
+
+  r->ahead = close ? MIN (2 * r->ahead, MAX_AHEAD) : MIN_AHEAD;
+  len = MIN (node_size (r->node) - offset, MAX (r->ahead, count));
+
+  r->buffer_len = 0;
+  if (node_pread (r->node, r->buffer, len, offset) == -1)
+    return -1;
+  r->buffer_offset = offset;
+  r->buffer_len = len;
+  return 0;
+}
+
 /* Copy count bytes at an offset, which lie inside the log. */
 static int
 copy_out (struct writelog_reader *r, void *dest, size_t count,
           uint64_t offset)
 {
-  if (count > READ_AHEAD)
+  if (count > MAX_AHEAD)
     return node_pread (r->node, dest, count, offset);
 
-  if (offset < r->buffer_offset ||
-      offset - r->buffer_offset > r->buffer_len ||
-      r->buffer_len - (offset - r->buffer_offset) < count) {
-    const size_t len = MIN (node_size (r->node) - offset, READ_AHEAD);
-
-    r->buffer_len = 0;
-    if (node_pread (r->node, r->buffer, len, offset) == -1)
-      return -1;
-    r->buffer_offset = offset;
-    r->buffer_len = len;
-  }
+  if ((offset < r->buffer_offset ||
+       offset - r->buffer_offset > r->buffer_len ||
+       r->buffer_len - (offset - r->buffer_offset) < count) &&
+      fill_buffer (r, count, offset) == -1)
+    return -1;
   memcpy (dest, r->buffer + (offset - r->buffer_offset), count);
   return 0;
 }

@@ -31,6 +31,7 @@ struct writelog_reader {
   uint8_t *buffer;
   uint64_t buffer_offset;
   size_t buffer_len;
+  size_t ahead;                 /* how much to read the next time */
   char *mark;                   /* the last one */
 };
 
@@ -44,8 +45,9 @@ struct writelog_item {
                                    else NULL; valid until the next call */
 };
 
-/* Open a log.  What is no log, or an empty file, is refused.  Returns
- * NULL with errno after a message.
+/* Open a log.  What is no log, an empty file, or one that ends within
+ * the sector of its super block, is refused.  Returns NULL with errno
+ * after a message.
  */
 extern struct writelog_reader *writelog_reader_open (const char *name);
 
