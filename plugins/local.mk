@@ -5,6 +5,13 @@
 # Plugins, each with the tools of its format.  A folder plugins/NAME holds
 # nbdkit-NAME-plugin, which `run` finds there by its name.
 
+# What the tools share.
+tool_sources = \
+	plugins/progress.c \
+	plugins/progress.h \
+	plugins/tool.c \
+	plugins/tool.h
+
 if !SANITIZERS
 plugin_LTLIBRARIES += plugins/qed/nbdkit-qed-plugin.la
 endif
@@ -19,6 +26,7 @@ plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
 bin_PROGRAMS += plugins/qed/qed-img
 plugins_qed_qed_img_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
 plugins_qed_qed_img_SOURCES = \
+	$(tool_sources) \
 	plugins/qed/img-check.c \
 	plugins/qed/img-commit.c \
 	plugins/qed/img-create.c \
@@ -27,7 +35,6 @@ plugins_qed_qed_img_SOURCES = \
 	plugins/qed/img-map.c \
 	plugins/qed/img-measure.c \
 	plugins/qed/img-options.c \
-	plugins/qed/img-progress.c \
 	plugins/qed/img-rebase.c \
 	plugins/qed/img-resize.c \
 	plugins/qed/img.h \

@@ -3,12 +3,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* How far a long operation is.
+/* How far a long operation of a tool is.
  *
- * With -p it is printed to standard output, each time that it is a
- * hundredth further: on a terminal over and over into one line, else
- * line by line.  Without, SIGUSR1 asks for one line on standard error,
- * which comes with the next report of the library.
+ * It is printed each time that it is a hundredth further: on a terminal
+ * over and over into one line, else line by line.  What SIGUSR1 asks for
+ * comes with the next report.
  */
 
 #include <config.h>
@@ -18,9 +17,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "img.h"
+#include "progress.h"
 
-/* Only report changes these while an operation runs, and it is called
+/* Only progress_report changes these while an operation runs, and it is called
  * from one thread at a time.
  */
 static bool shown;
@@ -42,8 +41,8 @@ print (FILE *fp, double percent, char end)
   fflush (fp);
 }
 
-static void
-report (void *opaque, uint64_t done, uint64_t total)
+void
+progress_report (void *opaque, uint64_t done, uint64_t total)
 {
   const double percent = total ? 100.0 * done / total : 100;
 
@@ -56,10 +55,9 @@ report (void *opaque, uint64_t done, uint64_t total)
   }
 }
 
-const struct qed_progress *
-img_progress_start (bool show)
+void
+progress_start (bool show)
 {
-  static const struct qed_progress progress = { .report = report };
   const struct sigaction action = { .sa_handler = ask,
                                     .sa_flags = SA_RESTART };
 
@@ -67,14 +65,13 @@ img_progress_start (bool show)
   on_terminal = isatty (STDOUT_FILENO);
   printed = -1;
   sigaction (SIGUSR1, &action, NULL);
-  report (NULL, 0, 1);
-  return &progress;
+  progress_report (NULL, 0, 1);
 }
 
 void
-img_progress_end (void)
+progress_end (void)
 {
-  report (NULL, 1, 1);
+  progress_report (NULL, 1, 1);
   if (shown && on_terminal)
     putchar ('\n');
   shown = false;

@@ -23,10 +23,10 @@
 #include "jsontext.h"
 #include "message.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
-  IMG_OPTION_OUTPUT,
+  TOOL_OPTION_OUTPUT,
   { 'r', "repair", "leaks|all", "repair what can be repaired" },
   { 'T', NULL, IMG_CACHE_MODES, "cache mode" },
   IMG_OPTION_FORCE_SHARE,
@@ -46,8 +46,8 @@ parse_repair (const char *value)
     return QED_FIX_LEAKS;
   if (strcmp (value, "all") == 0)
     return QED_FIX_ALL;
-  img_usage_error ("Unknown option value for -r (expecting 'leaks' or "
-                   "'all'): %s", value);
+  tool_usage_error ("Unknown option value for -r (expecting 'leaks' or "
+                    "'all'): %s", value);
 }
 
 /* ---- Output.  Order and wording are qemu-img's. */
@@ -171,7 +171,7 @@ print (const char *image, const struct img_common *common,
   if (common->quiet)
     return 0;
   if (common->json)
-    return img_print_json (result_to_json (image, result));
+    return tool_print_json (result_to_json (image, result));
   print_summary (result);
   return 0;
 }
@@ -213,7 +213,7 @@ run (int argc, char *argv[])
   return exit_status (&result);
 }
 
-const struct img_command img_check_command = {
+const struct tool_command img_check_command = {
   "check", "IMAGE", "Find inconsistencies of an image, and repair them.",
   options, run
 };

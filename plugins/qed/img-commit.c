@@ -12,8 +12,9 @@
 #include <stdlib.h>
 
 #include "img.h"
+#include "../progress.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "commit into this image of the chain, and keep IMAGE" },
@@ -46,8 +47,8 @@ run (int argc, char *argv[])
       break;
     case 'r':
       img_parse_size ("rate limit", optarg);
-      img_usage_error ("-r is not supported: a commit takes what it can get; "
-                       "ionice(1) makes it yield to others");
+      tool_usage_error ("-r is not supported: a commit takes what it can get; "
+                        "ionice(1) makes it yield to others");
     }
   }
   image = img_one_image (argc, argv);
@@ -55,13 +56,13 @@ run (int argc, char *argv[])
   o.progress = img_progress_start (common.progress && !common.quiet);
   if (qed_commit (image, &o) == -1)
     return EXIT_FAILURE;
-  img_progress_end ();
+  progress_end ();
   if (!common.quiet)
     printf ("Image committed.\n");
   return EXIT_SUCCESS;
 }
 
-const struct img_command img_commit_command = {
+const struct tool_command img_commit_command = {
   "commit", "IMAGE", "Write what an image holds into its backing image.",
   options, run
 };

@@ -27,7 +27,7 @@
 #include "cleanup.h"
 #include "message.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "make an overlay over this backing image" },
@@ -51,12 +51,12 @@ parse_arguments (struct request *r, int argc, char *argv[], const char *list)
   int64_t size = -1;
 
   if (optind >= argc)
-    img_usage_error ("Expecting image file name");
+    tool_usage_error ("Expecting image file name");
   r->new.image = argv[optind++];
   if (optind < argc)
     size = img_parse_size ("image size", argv[optind++]);
   if (optind < argc)
-    img_usage_error ("Unexpected argument: %s", argv[optind]);
+    tool_usage_error ("Unexpected argument: %s", argv[optind]);
 
   if (img_set_options (&r->new, list) == -1)
     return -1;
@@ -241,6 +241,6 @@ run (int argc, char *argv[])
   return result == -1 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-const struct img_command img_create_command = {
+const struct tool_command img_create_command = {
   "create", "IMAGE [SIZE]", "Make a new image.", options, run
 };

@@ -12,7 +12,7 @@
 
 #include "img.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   IMG_OPTIONS_EVERYWHERE
@@ -35,7 +35,7 @@ run (int argc, char *argv[])
   return EXIT_SUCCESS;
 }
 
-const struct img_command img_empty_command = {
+const struct tool_command img_empty_command = {
   "empty", "IMAGE", "Drop all data of an image, down to its backing image.",
   options, run
 };

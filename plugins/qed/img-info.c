@@ -22,9 +22,9 @@
 #include "rounding.h"
 #include "sizes.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_FORMAT,
-  IMG_OPTION_OUTPUT,
+  TOOL_OPTION_OUTPUT,
   { IMG_BACKING_CHAIN, "backing-chain", NULL,
     "describe the images below IMAGE too" },
   IMG_OPTION_FORCE_SHARE,
@@ -265,8 +265,8 @@ static int
 print (const struct img_chain *chain, bool json, bool whole)
 {
   if (json)
-    return img_print_json (whole ? chain_to_json (chain)
-                           : layer_to_json (&chain->layers[0]));
+    return tool_print_json (whole ? chain_to_json (chain)
+                            : layer_to_json (&chain->layers[0]));
   print_chain (chain);
   return 0;
 }
@@ -293,6 +293,6 @@ run (int argc, char *argv[])
   return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
-const struct img_command img_info_command = {
+const struct tool_command img_info_command = {
   "info", "IMAGE", "Describe an image.", options, run
 };

@@ -27,9 +27,9 @@
 #include "node.h"
 #include "rounding.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_FORMAT,
-  IMG_OPTION_OUTPUT,
+  TOOL_OPTION_OUTPUT,
   { 's', "start-offset", "OFFSET", "where on the disk to begin" },
   { 'l', "max-length", "LENGTH", "how many bytes of the disk to describe" },
   IMG_OPTION_FORCE_SHARE,
@@ -210,7 +210,7 @@ run (int argc, char *argv[])
   return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
-const struct img_command img_map_command = {
+const struct tool_command img_map_command = {
   "map", "IMAGE", "Show which image of the chain has which part of the disk.",
   options, run
 };

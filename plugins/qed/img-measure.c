@@ -20,8 +20,8 @@
 #include "node.h"
 #include "rounding.h"
 
-static const struct img_option options[] = {
-  IMG_OPTION_OUTPUT,
+static const struct tool_option options[] = {
+  TOOL_OPTION_OUTPUT,
   { 'O', NULL, "qed|raw", "measure an image of this format" },
   { 'o', NULL, "KEY=VALUE,...", "options of that image, see '-o help'" },
   { IMG_SIZE, "size", "SIZE", "size of its disk, if there is no IMAGE" },
@@ -169,10 +169,10 @@ static int
 print (const struct qed_measurement *m, bool json)
 {
   if (json)
-    return img_print_json (json_pack ("{s:I, s:I}", "required",
-                                      (json_int_t) m->required,
-                                      "fully-allocated",
-                                      (json_int_t) m->fully_allocated));
+    return tool_print_json (json_pack ("{s:I, s:I}", "required",
+                                       (json_int_t) m->required,
+                                       "fully-allocated",
+                                       (json_int_t) m->fully_allocated));
   printf ("required size: %" PRIu64 "\nfully allocated size: %" PRIu64 "\n",
           m->required, m->fully_allocated);
   return 0;
@@ -197,7 +197,7 @@ run (int argc, char *argv[])
   return result == -1 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-const struct img_command img_measure_command = {
+const struct tool_command img_measure_command = {
   "measure", "[IMAGE]", "Tell how much space an image would take.",
   options, run
 };

@@ -12,10 +12,11 @@
 #include <string.h>
 
 #include "img.h"
+#include "../progress.h"
 #include "cleanup.h"
 #include "message.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "the new backing image, '' for none" },
@@ -76,7 +77,8 @@ run (int argc, char *argv[])
   }
   image = img_one_image (argc, argv);
   if (o.backing == NULL && !o.unsafe)
-    img_usage_error ("Must specify backing file (-b) or use unsafe mode (-u)");
+    tool_usage_error ("Must specify backing file (-b) or use unsafe mode "
+                      "(-u)");
   if (img_parse_backing_format (image, format, &o.backing_format) == -1 ||
       refuse_itself (image, &o) == -1)
     return EXIT_FAILURE;
@@ -85,10 +87,10 @@ run (int argc, char *argv[])
   o.progress = img_progress_start (common.progress && !common.quiet);
   if (qed_rebase (image, &o) == -1)
     return EXIT_FAILURE;
-  img_progress_end ();
+  progress_end ();
   return EXIT_SUCCESS;
 }
 
-const struct img_command img_rebase_command = {
+const struct tool_command img_rebase_command = {
   "rebase", "IMAGE", "Give an image another backing image.", options, run
 };

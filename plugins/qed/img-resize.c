@@ -20,7 +20,7 @@
 #include "rounding.h"
 #include "sizes.h"
 
-static const struct img_option options[] = {
+static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { IMG_SHRINK, "shrink", NULL, NULL },
@@ -138,7 +138,7 @@ run (int argc, char *argv[])
   if (argc < 3) {
     while (img_next_option (&img_resize_command, argc, argv, &common) != -1)
       ;
-    img_usage_error ("Not enough arguments");
+    tool_usage_error ("Not enough arguments");
   }
   size = argv[--argc];
   while ((c = img_next_option (&img_resize_command, argc, argv,
@@ -153,7 +153,7 @@ run (int argc, char *argv[])
     }
   }
   if (optind != argc - 1)
-    img_usage_error ("Expecting image file name and size");
+    tool_usage_error ("Expecting image file name and size");
   image = argv[optind];
 
   if (parse_change (&change, size) == -1 || resize (image, &change) == -1)
@@ -163,6 +163,6 @@ run (int argc, char *argv[])
   return EXIT_SUCCESS;
 }
 
-const struct img_command img_resize_command = {
+const struct tool_command img_resize_command = {
   "resize", "IMAGE [+]SIZE", "Make the disk of an image larger.", options, run
 };

@@ -3,9 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* qed-img: what its sub-commands share.  Each of them is described by
- * one table, from which parsing and help are made.
- */
+/* qed-img: what its sub-commands share. */
 
 #ifndef BLOCKDRIVERS_IMG_H
 #define BLOCKDRIVERS_IMG_H
@@ -14,29 +12,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <jansson.h>
-
+#include "../tool.h"
 #include "qed.h"
 
 /* Options without a letter. */
 enum {
-  IMG_OUTPUT = 256,
-  IMG_OBJECT,
+  IMG_OBJECT = TOOL_FIRST_CODE,
   IMG_IMAGE_OPTS,
   IMG_BACKING_CHAIN,
   IMG_SHRINK,
   IMG_PREALLOCATION,
   IMG_SIZE,
-  IMG_COMPLETIONS,
-};
-
-struct img_option {
-  int code;                     /* its letter, or a number from above */
-  const char *name;             /* long name, or NULL */
-  const char *value;            /* what it takes: NULL for nothing, words
-                                   as "a|b", or a kind such as "FILE" */
-  const char *help;             /* NULL: known, but not shown: not
-                                   supported, or not for people */
 };
 
 /* Options that mean the same wherever a table lists them.
@@ -50,10 +36,8 @@ struct img_option {
   { 'U', "force-share", NULL, "open IMAGE even if it is in use" }
 #define IMG_OPTION_PROGRESS                                             \
   { 'p', NULL, NULL, "show how far it is" }
-#define IMG_OPTION_OUTPUT                                               \
-  { IMG_OUTPUT, "output", "human|json", "how to print the result" }
 #define IMG_OPTIONS_EVERYWHERE                                          \
-  { 'h', "help", NULL, "print this help and exit" },                    \
+  TOOL_OPTION_HELP,                                                     \
   { IMG_OBJECT, "object", "OBJECT", NULL },                             \
   { IMG_IMAGE_OPTS, "image-opts", NULL, NULL },                         \
   { 0 }
@@ -61,23 +45,15 @@ struct img_option {
 /* Cache modes that img_check_cache_mode accepts. */
 #define IMG_CACHE_MODES "writeback|writethrough|unsafe"
 
-struct img_command {
-  const char *name;
-  const char *arguments;        /* "IMAGE [SIZE]" */
-  const char *help;
-  const struct img_option *options; /* ends with code 0 */
-  int (*run) (int argc, char *argv[]); /* returns the exit status */
-};
-
-extern const struct img_command img_create_command;
-extern const struct img_command img_info_command;
-extern const struct img_command img_check_command;
-extern const struct img_command img_map_command;
-extern const struct img_command img_resize_command;
-extern const struct img_command img_rebase_command;
-extern const struct img_command img_commit_command;
-extern const struct img_command img_measure_command;
-extern const struct img_command img_empty_command;
+extern const struct tool_command img_create_command;
+extern const struct tool_command img_info_command;
+extern const struct tool_command img_check_command;
+extern const struct tool_command img_map_command;
+extern const struct tool_command img_resize_command;
+extern const struct tool_command img_rebase_command;
+extern const struct tool_command img_commit_command;
+extern const struct tool_command img_measure_command;
+extern const struct tool_command img_empty_command;
 
 /* ---- qed-img.c */
 
@@ -94,16 +70,12 @@ struct img_common {
  * command's own business, its value in optarg, or -1 at the end; optind
  * then is the first argument.  Does not return for mistakes and --help.
  */
-extern int img_next_option (const struct img_command *command,
+extern int img_next_option (const struct tool_command *command,
                             int argc, char *argv[],
                             struct img_common *common);
 
 /* The only argument, after all options. */
 extern const char *img_one_image (int argc, char *argv[]);
-
-/* Say what is wrong with the command line and exit with status 1. */
-extern void img_usage_error (const char *fs, ...)
-  __attribute__ ((noreturn, format (printf, 1, 2)));
 
 /* A size on the command line, of at most INT64_MAX bytes; what names it
  * in the message.  Does not return for mistakes.
@@ -115,11 +87,10 @@ extern int64_t img_parse_size (const char *what, const char *arg);
  */
 extern void img_check_cache_mode (const char *kind, const char *mode);
 
-/* Print the value to standard output as qemu-img does, and release it.
- * NULL is what jansson returns when out of memory.  Returns -1 after a
- * message.
+/* Where the library reports how far it is: progress_start (progress.h),
+ * with the library's way to call it.  progress_end ends it.
  */
-extern int img_print_json (json_t *value);
+extern const struct qed_progress *img_progress_start (bool show);
 
 /* ---- img-info.c */
 
@@ -189,15 +160,5 @@ extern void img_set_string (char **field, const char *value);
 /* The format that -F names, which may be NULL: -1 after a message. */
 extern int img_parse_backing_format (const char *image, const char *name,
                                      enum qed_format *format);
-
-/* ---- img-progress.c */
-
-/* Where the library reports how far it is.  It goes to standard output
- * if show; or else to standard error whenever SIGUSR1 comes.
- */
-extern const struct qed_progress *img_progress_start (bool show);
-
-/* Call it when all is done. */
-extern void img_progress_end (void);
 
 #endif /* BLOCKDRIVERS_IMG_H */

@@ -1,0 +1,302 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the tools share: options, help, completion, JSON. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "message.h"
+#include "tool.h"
+
+/* The one that this program is; set by tool_main. */
+static const struct tool *tool;
+
+static const struct tool_option global_options[] = {
+  TOOL_OPTION_HELP,
+  { 'V', "version", NULL, "print the version and exit" },
+  { TOOL_COMPLETIONS, "completions", NULL, NULL },
+  { 0 }
+};
+
+/* ---- Help */
+
+static void
+print_option (const struct tool_option *o)
+{
+  const int width = 24;
+  char synopsis[80] = "";
+  size_t len = 0;
+
+  if (o->code < TOOL_OUTPUT)
+    len += snprintf (synopsis, sizeof synopsis, "-%c%s", o->code,
+                     o->name ? ", " : "");
+  if (o->name)
+    len += snprintf (synopsis + len, sizeof synopsis - len, "--%s", o->name);
+  if (o->value)
+    snprintf (synopsis + len, sizeof synopsis - len, "%s%s",
+              o->name ? "=" : " ", o->value);
+  if (strlen (synopsis) > (size_t) width)
+    printf ("  %s\n  %*s  %s\n", synopsis, width, "", o->help);
+  else
+    printf ("  %-*s  %s\n", width, synopsis, o->help);
+}
+
+static void
+print_options (const struct tool_option *options)
+{
+  for (const struct tool_option *o = options; o->code; ++o)
+    if (o->help)
+      print_option (o);
+}
+
+static void
+print_help (void)
+{
+  printf ("usage: %s COMMAND [OPTION...] %s\n%s\n\nCommands:\n",
+          tool->name, tool->arguments, tool->help);
+  for (size_t i = 0; tool->commands[i]; ++i)
+    printf ("  %-24s  %s\n", tool->commands[i]->name,
+            tool->commands[i]->help);
+  printf ("\nOptions:\n");
+  print_options (global_options);
+  printf ("\n'%s COMMAND --help' describes a command; see also %s(1).\n",
+          tool->name, tool->name);
+}
+
+static void
+print_command_help (const struct tool_command *command)
+{
+  printf ("usage: %s %s [OPTION...] %s\n%s\n\nOptions:\n",
+          tool->name, command->name, command->arguments, command->help);
+  print_options (command->options);
+}
+
+/* What was printed must have arrived where it should go. */
+static int
+close_stdout (void)
+{
+  if (ferror (stdout) || fflush (stdout) == EOF) {
+    msg_error ("cannot write to standard output: %m");
+    return -1;
+  }
+  return 0;
+}
+
+static __attribute__ ((noreturn)) void
+exit_after_output (void)
+{
+  exit (close_stdout () == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
+}
+
+/* ---- What the shell completes (plugins/completion.bash)
+ *
+ * A line for each spelling of an option and for each list of arguments:
+ * sub-command, option, value, separated by tabs.  The sub-command is
+ * empty for options that come before it, the option for arguments.
+ */
+
+static void
+print_completions_of (const char *command, const struct tool_option *options)
+{
+  for (const struct tool_option *o = options; o->code; ++o) {
+    const char *const value = o->value ? o->value : "";
+
+    if (o->help == NULL)
+      continue;
+    if (o->code < TOOL_OUTPUT)
+      printf ("%s\t-%c\t%s\n", command, o->code, value);
+    if (o->name)
+      printf ("%s\t--%s\t%s\n", command, o->name, value);
+  }
+}
+
+static void
+print_completions (void)
+{
+  print_completions_of ("", global_options);
+  for (size_t i = 0; tool->commands[i]; ++i) {
+    const struct tool_command *const c = tool->commands[i];
+
+    print_completions_of (c->name, c->options);
+    printf ("%s\t\t%s\n", c->name, c->arguments);
+  }
+}
+
+/* ---- The command line */
+
+void
+tool_usage_error (const char *fs, ...)
+{
+  CLEANUP_FREE char *text = NULL;
+  va_list args;
+
+  va_start (args, fs);
+  if (vasprintf (&text, fs, args) == -1)
+    text = NULL;
+  va_end (args);
+  msg_error ("%s", text ? text : fs);
+  fprintf (stderr, "Try '%s --help' for more information\n", tool->name);
+  exit (EXIT_FAILURE);
+}
+
+/* getopt's two ways to describe options, made from one of our tables.
+ * Short options are preceded by the characters in flags.
+ */
+struct getopt_tables {
+  char letters[128];
+  struct option names[64];
+};
+
+static void
+make_getopt_tables (const struct tool_option *options, const char *flags,
+                    struct getopt_tables *t)
+{
+  size_t nr_letters, nr_names = 0;
+
+  memset (t, 0, sizeof *t);
+  nr_letters = strlen (strcpy (t->letters, flags));
+  for (const struct tool_option *o = options; o->code; ++o) {
+    if (o->code < TOOL_OUTPUT) {
+      t->letters[nr_letters++] = o->code;
+      if (o->value)
+        t->letters[nr_letters++] = ':';
+    }
+    if (o->name)
+      t->names[nr_names++] = (struct option) {
+        o->name, o->value ? required_argument : no_argument, NULL, o->code
+      };
+  }
+}
+
+static int
+next_option (int argc, char *argv[], const struct tool_option *options,
+             const char *flags)
+{
+  struct getopt_tables tables;
+  int c;
+
+  make_getopt_tables (options, flags, &tables);
+  opterr = 0;
+  c = getopt_long (argc, argv, tables.letters, tables.names, NULL);
+  if (c == ':')
+    tool_usage_error ("missing argument for option '%s'", argv[optind - 1]);
+  if (c == '?')
+    tool_usage_error ("unrecognized option '%s'", argv[optind - 1]);
+  return c;
+}
+
+int
+tool_next_option (const struct tool_command *command, int argc, char *argv[])
+{
+  const int c = next_option (argc, argv, command->options, ":");
+
+  if (c == 'h') {
+    print_command_help (command);
+    exit_after_output ();
+  }
+  return c;
+}
+
+bool
+tool_is_word_of (const char *words, const char *word)
+{
+  const size_t len = strlen (word);
+
+  for (;;) {
+    const size_t n = strcspn (words, "|");
+
+    if (n == len && memcmp (words, word, n) == 0)
+      return true;
+    if (words[n] == '\0')
+      return false;
+    words += n + 1;
+  }
+}
+
+bool
+tool_parse_output (const char *format)
+{
+  if (strcmp (format, "json") == 0)
+    return true;
+  if (strcmp (format, "human") == 0)
+    return false;
+  msg_error ("--output must be used with human or json as argument.");
+  exit (EXIT_FAILURE);
+}
+
+/* ---- JSON */
+
+int
+tool_print_json (json_t *value)
+{
+  int r = -1;
+
+  if (value == NULL)
+    msg_error ("cannot make JSON: out of memory");
+  else if (json_dumpf (value, stdout, JSON_INDENT (4) | JSON_ENSURE_ASCII)
+           == -1)
+    msg_error ("cannot print JSON: %m");
+  else {
+    putchar ('\n');
+    r = 0;
+  }
+  json_decref (value);
+  return r;
+}
+
+/* ---- Main */
+
+static const struct tool_command *
+find_command (const char *name)
+{
+  for (size_t i = 0; tool->commands[i]; ++i)
+    if (strcmp (tool->commands[i]->name, name) == 0)
+      return tool->commands[i];
+  tool_usage_error ("Command not found: %s", name);
+}
+
+static void
+parse_global_options (int argc, char *argv[])
+{
+  switch (next_option (argc, argv, global_options, "+:")) {
+  case 'h':
+    print_help ();
+    exit_after_output ();
+  case 'V':
+    printf ("%s version %s (%s)\n", tool->name, PACKAGE_VERSION,
+            PACKAGE_NAME);
+    exit_after_output ();
+  case TOOL_COMPLETIONS:
+    print_completions ();
+    exit_after_output ();
+  }
+}
+
+int
+tool_main (const struct tool *this_tool, int argc, char *argv[])
+{
+  const struct tool_command *command;
+  int status;
+
+  tool = this_tool;
+  parse_global_options (argc, argv);
+  if (optind >= argc)
+    tool_usage_error ("Not enough arguments");
+  command = find_command (argv[optind]);
+
+  argc -= optind;
+  argv += optind;
+  optind = 0;                   /* makes getopt start afresh */
+  status = command->run (argc, argv);
+  return close_stdout () == -1 ? EXIT_FAILURE : status;
+}
