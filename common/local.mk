@@ -75,7 +75,14 @@ common_libblockdrivers_la_SOURCES = \
 	common/replication/secondary.h \
 	common/replication/status.c \
 	common/replication/status.h \
+	common/writelog/cover.c \
+	common/writelog/cover.h \
 	common/writelog/format.c \
 	common/writelog/format.h \
+	common/writelog/index.c \
+	common/writelog/index.h \
+	common/writelog/moment.c \
+	common/writelog/moments.h \
 	common/writelog/reader.c \
-	common/writelog/reader.h
+	common/writelog/reader.h \
+	common/writelog/state.c
