@@ -10,7 +10,9 @@
 #
 # where VALUE is empty, words as "a|b", or a kind in capitals.  Lines without
 # an OPTION describe the arguments.  Lines without a SUB-COMMAND are about
-# what stands before it, or about a tool that has none.
+# what stands before it, or about a tool that has none.  The words before
+# the one to be completed follow --completions, in case the table depends on
+# them.
 
 # The values of a kind, one a line.
 _blockdrivers_values ()
@@ -48,6 +50,9 @@ _blockdrivers_words ()
       _blockdrivers_items "$word"
   elif [ -z "$command" ] && grep -q '^[^[:blank:]]' <<<"$table"; then
     compgen -W "$(cut -f 1 <<<"$table" | sort -u)" -- "$word"
+    if grep -q $'^\t\t' <<<"$table"; then
+      compgen -f -- "$word"
+    fi
   else
     compgen -f -- "$word"
   fi
@@ -57,7 +62,6 @@ _blockdrivers ()
 {
   local tool=$1 table word before=$((COMP_CWORD - 1)) command='' kind='' i
   COMPREPLY=()
-  table=$("$tool" --completions 2>/dev/null) || return 0
 
   # bash takes a word with equals signs apart.  What stands before the last
   # one is not to be in the reply.
@@ -66,6 +70,8 @@ _blockdrivers ()
     word=${COMP_WORDS[before]}$word
     before=$((before - 1))
   done
+  table=$("$tool" --completions "${COMP_WORDS[@]:1:before}" 2>/dev/null) ||
+    return 0
 
   for ((i = 1; i <= before; i++)); do
     if cut -f 1 <<<"$table" | grep -qxF -- "${COMP_WORDS[i]:--}"; then
@@ -99,7 +105,9 @@ _blockdrivers ()
   fi
   if [[ ${COMPREPLY[0]} == *= ]]; then
     compopt -o nospace
-  elif [[ $kind == FILE || ( ! $kind && $command && $word != -* ) ]]; then
+  elif [[ $kind == FILE ||
+            ( ! $kind && $word != -* &&
+                ( $command || $table == *$'\n\t\t'* ) ) ]]; then
     compopt -o filenames
   fi 2>/dev/null
 }

@@ -43,6 +43,7 @@ plugins_qed_qed_img_SOURCES = \
 # The shell completes the options of each tool.  Add a tool here that knows
 # --completions.
 completions_DATA = \
+	plugins/completions/blkctl \
 	plugins/completions/qed-img
 CLEANFILES += $(completions_DATA)
 EXTRA_DIST += plugins/completion.bash

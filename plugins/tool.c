@@ -62,15 +62,21 @@ print_options (const struct tool_option *options)
 static void
 print_help (void)
 {
-  printf ("usage: %s COMMAND [OPTION...] %s\n%s\n\nCommands:\n",
-          tool->name, tool->arguments, tool->help);
-  for (size_t i = 0; tool->commands[i]; ++i)
+  printf ("usage: %s %s[OPTION...] %s\n%s\n",
+          tool->name, tool->commands ? "COMMAND " : "", tool->arguments,
+          tool->help);
+  if (tool->commands)
+    printf ("\nCommands:\n");
+  for (size_t i = 0; tool->commands && tool->commands[i]; ++i)
     printf ("  %-24s  %s\n", tool->commands[i]->name,
             tool->commands[i]->help);
   printf ("\nOptions:\n");
   print_options (global_options);
-  printf ("\n'%s COMMAND --help' describes a command; see also %s(1).\n",
-          tool->name, tool->name);
+  if (tool->commands)
+    printf ("\n'%s COMMAND --help' describes a command; see also %s(1).\n",
+            tool->name, tool->name);
+  else
+    printf ("\nSee also %s(1).\n", tool->name);
 }
 
 static void
@@ -121,10 +127,12 @@ print_completions_of (const char *command, const struct tool_option *options)
 }
 
 static void
-print_completions (void)
+print_completions (int argc, char *argv[])
 {
   print_completions_of ("", global_options);
-  for (size_t i = 0; tool->commands[i]; ++i) {
+  if (tool->print_completions)
+    tool->print_completions (argc, argv);
+  for (size_t i = 0; tool->commands && tool->commands[i]; ++i) {
     const struct tool_command *const c = tool->commands[i];
 
     print_completions_of (c->name, c->options);
@@ -146,7 +154,7 @@ tool_usage_error (const char *fs, ...)
   va_end (args);
   msg_error ("%s", text ? text : fs);
   fprintf (stderr, "Try '%s --help' for more information\n", tool->name);
-  exit (EXIT_FAILURE);
+  exit (tool->usage_status ? tool->usage_status : EXIT_FAILURE);
 }
 
 /* getopt's two ways to describe options, made from one of our tables.
@@ -277,26 +285,31 @@ parse_global_options (int argc, char *argv[])
             PACKAGE_NAME);
     exit_after_output ();
   case TOOL_COMPLETIONS:
-    print_completions ();
+    print_completions (argc - optind, argv + optind);
     exit_after_output ();
   }
+}
+
+static int
+run_command (int argc, char *argv[])
+{
+  const struct tool_command *const command = find_command (argv[0]);
+
+  optind = 0;                   /* makes getopt start afresh */
+  return command->run (argc, argv);
 }
 
 int
 tool_main (const struct tool *this_tool, int argc, char *argv[])
 {
-  const struct tool_command *command;
   int status;
 
   tool = this_tool;
   parse_global_options (argc, argv);
   if (optind >= argc)
     tool_usage_error ("Not enough arguments");
-  command = find_command (argv[optind]);
-
   argc -= optind;
   argv += optind;
-  optind = 0;                   /* makes getopt start afresh */
-  status = command->run (argc, argv);
+  status = tool->commands ? run_command (argc, argv) : tool->run (argc, argv);
   return close_stdout () == -1 ? EXIT_FAILURE : status;
 }

@@ -5,7 +5,8 @@
 
 /* What the tools share.  A tool is a table of sub-commands, and each of
  * these has a table of its options: getopt's tables, the help and what
- * the shell completes are made from them.
+ * the shell completes are made from them.  A tool may have no
+ * sub-commands, and then has no options but those that all tools have.
  */
 
 #ifndef BLOCKDRIVERS_TOOL_H
@@ -49,6 +50,18 @@ struct tool {
   const char *arguments;        /* of any command, as "IMAGE ..." */
   const char *help;
   const struct tool_command *const *commands; /* ends with NULL */
+
+  /* A tool without commands has this instead.  It gets what stands after
+   * the options.
+   */
+  int (*run) (int argc, char *argv[]); /* returns the exit status */
+
+  /* Print more lines of what the shell completes, after these words
+   * (of an unfinished command line).  May be NULL.
+   */
+  void (*print_completions) (int argc, char *argv[]);
+
+  int usage_status;             /* for mistakes, if it is not 1 */
 };
 
 /* All of main. */
@@ -61,7 +74,7 @@ extern int tool_main (const struct tool *tool, int argc, char *argv[]);
 extern int tool_next_option (const struct tool_command *command,
                              int argc, char *argv[]);
 
-/* Say what is wrong with the command line and exit with status 1. */
+/* Say what is wrong with the command line and exit. */
 extern void tool_usage_error (const char *fs, ...)
   __attribute__ ((noreturn, format (printf, 1, 2)));
 

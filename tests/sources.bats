@@ -102,10 +102,13 @@ passes_shellcheck_bats ()
   shellcheck -s bats -S warning -e SC2154,SC2034,SC2164 "$srcdir/$1"
 }
 
-# Names of the modules in plugins/ or filters/: folders with sources.
+# Names of the modules in plugins/ or filters/: folders with sources that
+# nbdkit gets to see.
 modules ()
 {
-  (cd "$srcdir/$1" && find . -mindepth 2 -name '*.c' | cut -d/ -f2 | sort -u)
+  (cd "$srcdir/$1" &&
+     find . -mindepth 2 -name '*.c' -exec grep -l '^NBDKIT_REGISTER_' {} + |
+       cut -d/ -f2 | sort -u)
 }
 
 @test "each file opens with the licence and what it is for" {

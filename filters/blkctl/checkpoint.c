@@ -1,0 +1,166 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* One checkpoint of several disks at one moment.
+ *
+ * Notes on the design
+ *
+ * Each server prepares its checkpoint: it does all that may fail, and
+ * from then on makes its guest wait.  When all are prepared all commit;
+ * if one refuses, or cannot be asked, those that are prepared abort and
+ * nothing has changed anywhere.  A server whose client hangs up aborts by
+ * itself, so that this program may end at any moment before the first
+ * commit.  During the commits it does not let itself be interrupted.
+ *
+ * All connections are made before the first prepare, and each step is
+ * sent to all servers before the first answer is waited for, as guests
+ * stand still meanwhile.
+ */
+
+#include <config.h>
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "blkctl.h"
+#include "cleanup.h"
+#include "client.h"
+#include "message.h"
+#include "../../plugins/tool.h"
+
+struct participant {
+  struct client client;
+  bool sent;                    /* the step, which waits for its answer */
+  bool done;                    /* the step */
+};
+
+/* The same disk twice would wait for itself. */
+static void
+refuse_twins (char *sockets[], int nr)
+{
+  struct stat a, b;
+
+  for (int i = 0; i < nr; ++i)
+    for (int j = 0; j < i; ++j)
+      if (stat (sockets[i], &a) == 0 && stat (sockets[j], &b) == 0 &&
+          a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        tool_usage_error ("'%s' and '%s' are the same socket", sockets[j],
+                          sockets[i]);
+}
+
+/* Wait for the answer of one. */
+static void
+receive_step (struct participant *p)
+{
+  CLEANUP_FREE char *refusal = NULL;
+  json_t *const value = client_receive (&p->client, &refusal);
+
+  if (refusal)
+    msg_error ("%s: %s", p->client.path, refusal);
+  p->done = value != NULL;
+  json_decref (value);
+}
+
+/* Let all take a step that have done the one before.  Returns how many
+ * did this one; the others have been told of.
+ */
+static int
+take_step (struct participant *all, int nr, const char *step)
+{
+  int nr_done = 0;
+
+  for (int i = 0; i < nr; ++i) {
+    all[i].sent =
+      all[i].done && client_send (&all[i].client, step, NULL) == 0;
+    all[i].done = false;
+  }
+  for (int i = 0; i < nr; ++i) {
+    if (all[i].sent)
+      receive_step (&all[i]);
+    nr_done += all[i].done;
+  }
+  return nr_done;
+}
+
+/* One that has gone while others prepared has aborted.  Returns how many
+ * are left; the others have been told of.
+ */
+static int
+count_connected (struct participant *all, int nr)
+{
+  int nr_connected = 0;
+
+  for (int i = 0; i < nr; ++i) {
+    if (all[i].done && !client_is_connected (&all[i].client)) {
+      msg_error ("%s: the server hung up before the checkpoint",
+                 all[i].client.path);
+      all[i].done = false;
+    }
+    nr_connected += all[i].done;
+  }
+  return nr_connected;
+}
+
+static void
+block_interruptions (void)
+{
+  sigset_t set;
+
+  sigemptyset (&set);
+  sigaddset (&set, SIGHUP);
+  sigaddset (&set, SIGINT);
+  sigaddset (&set, SIGTERM);
+  sigprocmask (SIG_BLOCK, &set, NULL);
+}
+
+/* The worst case: say of each where it is now. */
+static void
+tell_what_was_made (const struct participant *all, int nr)
+{
+  for (int i = 0; i < nr; ++i)
+    msg_error ("%s: %s", all[i].client.path,
+               all[i].done ? "the checkpoint was made"
+               : "it is not known to have made the checkpoint");
+}
+
+static int
+checkpoint (struct participant *all, int nr)
+{
+  if (take_step (all, nr, CHECKPOINT "-prepare") < nr ||
+      count_connected (all, nr) < nr) {
+    take_step (all, nr, CHECKPOINT "-abort");
+    msg_error ("no checkpoint was made");
+    return STATUS_FAILED;
+  }
+  block_interruptions ();
+  if (take_step (all, nr, CHECKPOINT "-commit") < nr) {
+    tell_what_was_made (all, nr);
+    return STATUS_FAILED;
+  }
+  return tool_print_json (json_object ()) == 0 ? EXIT_SUCCESS
+    : STATUS_FAILED;
+}
+
+int
+checkpoint_together (char *sockets[], int nr)
+{
+  struct participant all[nr];
+  int status = EXIT_SUCCESS;
+
+  refuse_twins (sockets, nr);
+  for (int i = 0; i < nr; ++i)
+    all[i] = (struct participant) { .client = CLIENT_NONE, .done = true };
+  for (int i = 0; i < nr && status == EXIT_SUCCESS; ++i)
+    if (client_open (&all[i].client, sockets[i], 0) == -1)
+      status = STATUS_NOT_SENT;
+  if (status == EXIT_SUCCESS)
+    status = checkpoint (all, nr);
+  for (int i = 0; i < nr; ++i)
+    client_close (&all[i].client);
+  return status;
+}
