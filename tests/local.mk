@@ -15,6 +15,7 @@
 unit_tests = \
 	tests/unit/test-align \
 	tests/unit/test-claim \
+	tests/unit/test-control \
 	tests/unit/test-drain \
 	tests/unit/test-flush \
 	tests/unit/test-job \
