@@ -26,6 +26,7 @@ unit_tests = \
 	tests/unit/test-utils
 
 bats_tests = \
+	tests/control.bats \
 	tests/frame.bats \
 	tests/qed-bad-input.bats \
 	tests/qed-crash.bats \
@@ -68,6 +69,7 @@ SH_LOG_DRIVER = $(tap_driver)
 SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
+	tests/control-ask.py \
 	tests/data/kernel-ext4.log.xz \
 	tests/data/kernel-ext4.states \
 	tests/demo.sh \
@@ -95,7 +97,7 @@ EXTRA_DIST += \
 	$(bats_tests)
 
 # Long campaigns, of which the suite runs a short form: more of the random
-# model and more killed servers, more damaged images.  ROUNDS says how many;
+# model and more killed servers, more damaged images and requests.  ROUNDS says how many;
 # a failure prints the SEED that repeats it.
 
 .PHONY: soak fuzz bench
@@ -103,7 +105,9 @@ soak: all
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
-fuzz: all
+fuzz: all tests/unit/test-control
+	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
+	    tests/unit/test-control
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed-bad-input.bats

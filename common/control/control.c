@@ -18,7 +18,7 @@
  * what comes is bounded by the stream, as nothing is read from a client
  * while a request of it waits; and while more than MAX_UNREAD bytes of
  * answers have not been read by a client, none of its requests is looked
- * at.  A client that does not read its answers only stops itself.
+ * at.  A client that then reads nothing for a while is hung up on.
  *
  * Requests that came before the client hung up are run, whether or not
  * it can be told the result.
@@ -48,6 +48,7 @@
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 #define MAX_REQUEST 1048576     /* bytes */
 #define MAX_UNREAD 65536        /* bytes */
+#define MAX_STALLED 10          /* seconds */
 #define READ_SIZE 16384         /* bytes */
 
 struct control_client {
@@ -60,6 +61,7 @@ struct control_client {
   char *output;                 /* output_len bytes not sent yet */
   size_t output_len;
   bool output_failed;           /* nobody reads the answers any more */
+  time_t last_sent;             /* when some of it was; CLOCK_MONOTONIC */
   bool negotiated;              /* qmp_capabilities was first */
   char *failure;                /* of the command that runs */
 };
@@ -74,6 +76,15 @@ struct control {
   bool accept_failed;           /* the last time */
   time_t accept_again;          /* not before; CLOCK_MONOTONIC */
 };
+
+static time_t
+now (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec;
+}
 
 /* ---- Answers */
 
@@ -100,6 +111,7 @@ send_output (struct control_client *client)
       client->output_failed = true;
       break;
     }
+    client->last_sent = now ();
     client->output_len -= r;
     memmove (client->output, client->output + r, client->output_len);
   }
@@ -125,6 +137,8 @@ answer (struct control_client *client, json_t *json)
       client->output = p;
       memcpy (p + client->output_len, text, len);
       memcpy (p + client->output_len + len, "\r\n", 2);
+      if (client->output_len == 0)
+        client->last_sent = now ();
       client->output_len += len + 2;
     }
     else {
@@ -327,10 +341,23 @@ take_request (struct control_client *client)
   }
 }
 
+/* It has to read before anything else is done for it. */
+static bool
+must_read (const struct control_client *client)
+{
+  return client->output_len > MAX_UNREAD;
+}
+
+static bool
+has_stalled (const struct control_client *client)
+{
+  return must_read (client) && now () - client->last_sent > MAX_STALLED;
+}
+
 static bool
 may_take_request (const struct control_client *client)
 {
-  return client->has_request && client->output_len <= MAX_UNREAD;
+  return client->has_request && !must_read (client);
 }
 
 static short
@@ -338,8 +365,7 @@ wanted_events (const struct control_client *client)
 {
   short events = 0;
 
-  if (!client->has_request && !client->input_ended &&
-      client->output_len <= MAX_UNREAD)
+  if (!client->has_request && !client->input_ended && !must_read (client))
     events |= POLLIN;
   if (client->output_len > 0)
     events |= POLLOUT;
@@ -359,6 +385,8 @@ serve_client (struct control_client *client, short events)
     receive (client);
   if (may_take_request (client))
     take_request (client);
+  if (has_stalled (client))
+    return false;
   return client->has_request || client->output_len > 0 ||
     !client->input_ended;
 }
@@ -392,15 +420,6 @@ add_client (struct control *control, int fd)
   stream_init (&client->input, MAX_REQUEST);
   control->clients[control->nr_clients++] = client;
   answer (client, qmp_greeting ());
-}
-
-static time_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec;
 }
 
 static bool
@@ -449,10 +468,14 @@ enum { END, LISTENER, CLIENTS, NR_POLLED = CLIENTS + MAX_CLIENTS };
 static int
 poll_timeout (const struct control *control)
 {
-  for (size_t i = 0; i < control->nr_clients; ++i)
+  bool waits = control->accept_failed;
+
+  for (size_t i = 0; i < control->nr_clients; ++i) {
     if (may_take_request (control->clients[i]))
       return 0;
-  return control->accept_failed ? 1000 : -1;
+    waits |= must_read (control->clients[i]);
+  }
+  return waits ? 1000 : -1;
 }
 
 /* Sets what has happened to whom.  False when it is time to end. */

@@ -62,8 +62,8 @@ struct control_callbacks {
  * control_start.  The callbacks are copied, the list of commands is not.
  * Returns NULL with errno after a message.
  */
-extern struct control *control_open (const char *path,
-                                     const struct control_callbacks *callbacks);
+extern struct control *
+control_open (const char *path, const struct control_callbacks *callbacks);
 
 /* Start the thread; once, after the last fork.  It ends in
  * control_close.
