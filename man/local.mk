@@ -5,6 +5,7 @@
 # Manual pages: one .pod a page, all of section 1.  Add man/NAME.pod here.
 
 manual_pages = \
+	man/blkctl.pod \
 	man/nbdkit-qed-plugin.pod \
 	man/qed-img.pod
 

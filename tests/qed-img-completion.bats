@@ -93,3 +93,18 @@ completes ()
   completes "othertool lo" log.1
   completes "othertool --log=l" log.1
 }
+
+@test "the commands of a control socket" {
+  "$builddir/tests/unit/control-server" ./a.sock 3>&- &
+  remember $!
+  wait_until 60 blkctl ./a.sock query-commands
+  touch other
+  completes "blkctl --" --help --version
+  completes "blkctl " a.sock other
+  completes "blkctl ./a.sock ec" echo
+  completes "blkctl ./a.sock fail" fail fail-badly
+  completes "blkctl ./a.sock ./o" ./other
+  completes "blkctl ./a.sock ./a.sock replication-checkpoint-a" \
+            replication-checkpoint-abort
+  completes "blkctl ./none ec" ""
+}

@@ -6,12 +6,12 @@
 /* A control socket with a few sample commands, for the tests of the
  * socket and of blkctl.
  *
- *     control-server SOCKET [RECORD [refuse|die COMMAND]]
+ *     control-server SOCKET [RECORD [refuse|die|hold COMMAND]]
  *
  * serves until SIGTERM.  RECORD is a file to which each step of a
  * checkpoint, and the end of each client that has prepared one, is
- * appended as "SOCKET STEP".  This COMMAND, a step of a checkpoint, fails
- * or ends the program at once.
+ * appended as "SOCKET STEP".  This COMMAND, a step of a checkpoint, fails,
+ * ends the program at once, or waits until there is a file "go".
  */
 
 #include <config.h>
@@ -65,18 +65,6 @@ fail_badly (void *opaque, struct control_client *client, json_t *arguments)
   return control_fail (client, "caf\xe9: no such file");
 }
 
-/* Blocks until a file exists. */
-static json_t *
-wait_for (void *opaque, struct control_client *client, json_t *arguments)
-{
-  const char *file =
-    json_string_value (json_object_get (arguments, "file"));
-
-  while (access (file, F_OK) == -1)
-    usleep (10000);
-  return json_object ();
-}
-
 /* Returns as many bytes. */
 static json_t *
 large (void *opaque, struct control_client *client, json_t *arguments)
@@ -101,7 +89,9 @@ take_step (struct control_client *client, const char *step)
 
   if (chosen && strcmp (how, "die") == 0)
     _exit (EXIT_FAILURE);
-  if (chosen) {
+  while (chosen && strcmp (how, "hold") == 0 && access ("go", F_OK) == -1)
+    usleep (10000);
+  if (chosen && strcmp (how, "refuse") == 0) {
     char text[64];
 
     snprintf (text, sizeof text, "refused %s", step);
@@ -167,11 +157,6 @@ static const struct control_argument fail_arguments[] = {
   { NULL }
 };
 
-static const struct control_argument wait_arguments[] = {
-  { "file", JSON_STRING, false },
-  { NULL }
-};
-
 static const struct control_argument large_arguments[] = {
   { "bytes", JSON_INTEGER, false },
   { NULL }
@@ -181,7 +166,6 @@ static const struct control_command commands[] = {
   { "echo", echo_arguments, echo },
   { "fail", fail_arguments, fail },
   { "fail-badly", NULL, fail_badly },
-  { "wait", wait_arguments, wait_for },
   { "large", large_arguments, large },
   { "replication-checkpoint", NULL, checkpoint },
   { "replication-checkpoint-prepare", NULL, prepare },
@@ -203,7 +187,8 @@ main (int argc, char *argv[])
   int signal;
 
   if (argc < 2 || argc == 4 || argc > 5) {
-    msg_error ("usage: %s SOCKET [RECORD [refuse|die COMMAND]]", argv[0]);
+    msg_error ("usage: %s SOCKET [RECORD [refuse|die|hold COMMAND]]",
+               argv[0]);
     return EXIT_FAILURE;
   }
   path = argv[1];
