@@ -200,8 +200,8 @@ static int
 map_layers (struct commit *c, uint64_t count, uint64_t offset,
             struct mapping *m, struct qed **s)
 {
-  m->length = count;
-  m->kind = MAP_UNALLOCATED;
+  *m = (struct mapping) { .kind = MAP_UNALLOCATED, .length = count };
+  *s = c->top->s;
   for (struct layer *l = c->top; l; l = l->below) {
     const uint64_t size = node_size (&l->s->node);
 
