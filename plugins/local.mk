@@ -40,10 +40,24 @@ plugins_qed_qed_img_SOURCES = \
 	plugins/qed/img.h \
 	plugins/qed/qed-img.c
 
+bin_PROGRAMS += plugins/logreplay/logwrites
+plugins_logreplay_logwrites_LDADD = \
+	common/libblockdrivers.la $(JANSSON_LIBS) -lm
+plugins_logreplay_logwrites_SOURCES = \
+	$(tool_sources) \
+	plugins/logreplay/logwrites-info.c \
+	plugins/logreplay/logwrites-list.c \
+	plugins/logreplay/logwrites-plot.c \
+	plugins/logreplay/logwrites-replay.c \
+	plugins/logreplay/logwrites-verify.c \
+	plugins/logreplay/logwrites.c \
+	plugins/logreplay/logwrites.h
+
 # The shell completes the options of each tool.  Add a tool here that knows
 # --completions.
 completions_DATA = \
 	plugins/completions/blkctl \
+	plugins/completions/logwrites \
 	plugins/completions/qed-img
 CLEANFILES += $(completions_DATA)
 EXTRA_DIST += plugins/completion.bash

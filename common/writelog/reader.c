@@ -100,8 +100,15 @@ writelog_reader_close (struct writelog_reader *r)
 void
 writelog_reader_rewind (struct writelog_reader *r)
 {
-  r->next = 0;
-  r->offset = r->super.sector_size;
+  writelog_reader_seek (r, 0, r->super.sector_size);
+}
+
+void
+writelog_reader_seek (struct writelog_reader *r, uint64_t number,
+                      uint64_t offset)
+{
+  r->next = number;
+  r->offset = offset;
 }
 
 static int

@@ -65,4 +65,10 @@ extern int writelog_reader_next (struct writelog_reader *reader,
 /* Begin again at the first entry. */
 extern void writelog_reader_rewind (struct writelog_reader *reader);
 
+/* Go on with an entry that has been met, or with the one behind the
+ * last: what next and offset were before it was read.
+ */
+extern void writelog_reader_seek (struct writelog_reader *reader,
+                                  uint64_t number, uint64_t offset);
+
 #endif /* BLOCKDRIVERS_WRITELOG_READER_H */
