@@ -23,7 +23,8 @@ unit_tests = \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
-	tests/unit/test-utils
+	tests/unit/test-utils \
+	tests/unit/test-writelog-reader
 
 bats_tests = \
 	tests/control.bats \
@@ -108,9 +109,12 @@ soak: all
 fuzz: all tests/unit/test-control
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
 	    tests/unit/test-control
+fuzz: all tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed-bad-input.bats
+	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-1000000} \
+	    tests/unit/test-writelog-reader
 
 # Speed, side by side with the reference; see the head of each script.
 
