@@ -29,6 +29,7 @@ unit_tests = \
 bats_tests = \
 	tests/control.bats \
 	tests/frame.bats \
+	tests/logwrites.bats \
 	tests/qed-bad-input.bats \
 	tests/qed-crash.bats \
 	tests/qed-damage.bats \
@@ -76,6 +77,7 @@ EXTRA_DIST += \
 	tests/demo.sh \
 	tests/functions.bash \
 	tests/guestfs.bash \
+	tests/logwrites-model.py \
 	tests/qed-attempt.py \
 	tests/qed-crash.py \
 	tests/qed-damage.py \

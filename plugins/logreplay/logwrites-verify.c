@@ -77,17 +77,33 @@ compare_piece (struct verify *v, uint64_t count, uint64_t offset,
   return 0;
 }
 
+/* How a node reads from an offset on.  Zeroes that were written may be a
+ * hole in the log.
+ */
+static int
+extent_at (const struct verify *v, struct node *n, uint64_t count,
+           uint64_t offset, struct extent *e)
+{
+  struct node *const log = writelog_index_log (v->index);
+
+  if (node_extents (n, count, offset, e) == -1)
+    return -1;
+  if ((e->flags & EXTENT_MAPPED) && e->where == log)
+    return node_extents (log, e->length, e->offset, e);
+  return 0;
+}
+
 /* How many bytes from an offset are known to be zeroes in both, or else
  * are to be compared next.
  */
 static int
-next_piece (struct verify *v, uint64_t count, uint64_t offset,
+next_piece (const struct verify *v, uint64_t count, uint64_t offset,
             bool *both_zero, uint64_t *len)
 {
   struct extent a, b;
 
-  if (node_extents (v->expected, count, offset, &a) == -1 ||
-      node_extents (v->disk, count, offset, &b) == -1)
+  if (extent_at (v, v->expected, count, offset, &a) == -1 ||
+      extent_at (v, v->disk, count, offset, &b) == -1)
     return -1;
   *both_zero = a.flags & b.flags & EXTENT_ZERO;
   *len = *both_zero ? MIN (a.length, b.length) : MIN (count, PIECE);

@@ -669,6 +669,7 @@ random_damage (void **state)
   unsigned nr_good = 0;
 
   (void) state;
+  print_message ("SEED=%" PRIu64 " ROUNDS=%" PRIu64 "\n", seed, rounds);
   for (uint64_t i = 0; i < rounds; ++i) {
     uint64_t random = (seed + i) * UINT64_C (0x9e3779b97f4a7c15) | 1;
     size_t len;
