@@ -6,6 +6,7 @@
 
 manual_pages = \
 	man/blkctl.pod \
+	man/logwrites.pod \
 	man/nbdkit-qed-plugin.pod \
 	man/qed-img.pod
 

@@ -42,7 +42,10 @@ zeroes ()
 # noise FILE SIZE: a disk whose every byte is something.
 noise ()
 {
-  openssl enc -aes-128-ctr -K 0 -iv 0 </dev/zero 2>/dev/null | head -c "$2" >"$1"
+  "$python" -c '
+import random, sys
+sys.stdout.buffer.write(random.Random(7).randbytes(int(sys.argv[1])))' \
+    "$2" >"$1"
 }
 
 hash_of ()
@@ -261,6 +264,24 @@ echo x >>count; test \$(wc -l <count) != 3"
   run -1 replay --log r.log --replay disk.img --check 1 --fsck 'kill $$'
   assert_output --partial "after entry 0 at offset 512"
   assert_output --partial "ended by signal 15"
+}
+
+@test "replay --fsck: the kernel's ext4 is whole at every FUA write" {
+  zeroes disk.img 32M
+  replay --log kernel.log --replay disk.img --end-mark mkfs
+  run -0 replay --log kernel.log --replay disk.img \
+      --start-mark mkfs --check fua --fsck '
+        echo checked
+        cp --sparse=always disk.img copy.img
+        e2fsck -p copy.img >/dev/null 2>&1
+        e2fsck -fn copy.img'
+  assert_equal "$(grep -c checked <<<"$output")" \
+    "$(model list kernel.log |
+         jq 'map(select(.entry > 91 and (.flags | index("fua")))) | length')"
+
+  # Without replaying its journal it is not.
+  run -1 replay --log kernel.log --replay disk.img --check fua \
+      --fsck 'e2fsck -fn disk.img'
 }
 
 @test "replay: where to begin and where to stop" {
@@ -762,7 +783,6 @@ unknown flags$"
 }
 
 @test "verify: an image behind an NBD server, as disk and as base" {
-  require_tool qemu-img
   model random r.log 2000
   noise base.img $MiB
   cp base.img disk.img
