@@ -397,7 +397,8 @@ extreme_value (unsigned i, uint32_t sector_size)
 {
   const uint64_t limit = INT64_MAX / sector_size;
   const uint64_t values[] = {
-    0, 1, 2, 3, 4, 8, 9, 12, 16, 31, 32, 33, 512 - 32, 512 - 31, 1 << 31,
+    0, 1, 2, 3, 4, 8, 9, 12, 16, 31, 32, 33, 512 - 32, 512 - 31,
+    UINT64_C (1) << 31,
     UINT32_MAX, UINT64_C (1) << 32, limit - 1, limit, limit + 1,
     UINT64_C (1) << 62, INT64_MAX, UINT64_C (1) << 63, UINT64_MAX - 1,
     UINT64_MAX, UINT64_MAX / sector_size, UINT64_MAX / sector_size + 1,
