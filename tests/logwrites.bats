@@ -243,7 +243,7 @@ fua .flags | index("fua")
 END
 
   # The count begins where the replay begins.
-  run -0 replay --log r.log --replay disk.img --start-entry 50 \
+  run -0 replay --log r.log --replay disk.img --start-entry 53 \
       --limit 25 --check 10 --fsck "echo checked"
   assert_equal "$output" $'checked\nchecked'
 }
@@ -505,6 +505,20 @@ sys.exit(pty.spawn(sys.argv[1:]))' \
   assert_equal "$(stat -c %s disk.img)" $((100 * 512 + 200))
   truncate -s $((100 * 512 + 200)) expected.img
   assert_same disk.img expected.img
+
+  # A discard that is skipped needs no room.
+  "$python" - <<END
+import sys
+sys.path.insert(0, "$tests")
+import writelog_format as wf
+open("d.log", "wb").write(wf.make_log([wf.pack_entry(5, 1, 0, b"x" * 512),
+                                       wf.pack_entry(100, 9, wf.DISCARD)]))
+END
+  : >disk.img
+  replay --log d.log --replay disk.img --no-discard
+  assert_equal "$(stat -c %s disk.img)" $((6 * 512))
+  replay --log d.log --replay disk.img
+  assert_equal "$(stat -c %s disk.img)" $((109 * 512))
 
   # What is behind the log's sectors stays.
   noise disk.img $MiB
