@@ -108,10 +108,9 @@ soak: all
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
-fuzz: all tests/unit/test-control
+fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
 	    tests/unit/test-control
-fuzz: all tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed-bad-input.bats
