@@ -957,6 +957,11 @@ No such file or directory"
   chmod +x bin/gnuplot
   run -1 env PATH="$PWD/bin" logwrites plot kernel.log -o old.svg
   assert_output "logwrites: gnuplot could not draw the picture"
+  # No room.
+  run -1 strace -o /dev/null -e inject=sendfile:error=ENOSPC \
+      logwrites plot kernel.log -o old.svg
+  assert_output "logwrites: old.svg: write: No space left on device"
+
   assert_equal "$(cat old.svg)" old
   assert_equal "$(ls old*)" old.svg
 }

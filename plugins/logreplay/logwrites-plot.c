@@ -35,6 +35,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -719,9 +721,23 @@ plot_to (struct plot *p, int fd, bool png)
 
 /* ---- The command */
 
-/* Draw into a new file beside it, which then takes its name. */
 static int
-plot_file (struct plot *p, const char *name, bool png)
+copy_picture (int picture, int fd, const char *name)
+{
+  off_t offset = 0;
+  ssize_t r;
+
+  do
+    r = sendfile (fd, picture, &offset, 1024 * 1024);
+  while (r > 0);
+  if (r == -1)
+    msg_error ("%s: write: %m", name);
+  return r;
+}
+
+/* A new file beside it takes its name when it is complete. */
+static int
+save_picture (int picture, const char *name)
 {
   CLEANUP_FREE char *new_name = NULL;
   CLEANUP_CLOSE int fd = -1;
@@ -739,13 +755,28 @@ plot_file (struct plot *p, const char *name, bool png)
   }
   mask = umask (0);
   umask (mask);
-  if (plot_to (p, fd, png) == 0) {
+  if (copy_picture (picture, fd, name) == 0) {
     if (fchmod (fd, 0666 & ~mask) == 0 && rename (new_name, name) == 0)
       return 0;
     msg_error ("%s: %m", name);
   }
   unlink (new_name);
   return -1;
+}
+
+/* Drawn in memory, since gnuplot does not notice when a disk is full. */
+static int
+plot_file (struct plot *p, const char *name, bool png)
+{
+  CLEANUP_CLOSE int picture = memfd_create ("picture", MFD_CLOEXEC);
+
+  if (picture == -1) {
+    msg_error ("%s: memory for a picture: %m", name);
+    return -1;
+  }
+  if (plot_to (p, picture, png) == -1)
+    return -1;
+  return save_picture (picture, name);
 }
 
 static int
