@@ -23,6 +23,15 @@ plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
 	plugins/qed/server.h \
 	plugins/qed/qed.c
 
+if !SANITIZERS
+plugin_LTLIBRARIES += plugins/logreplay/nbdkit-logreplay-plugin.la
+endif
+plugins_logreplay_nbdkit_logreplay_plugin_la_CFLAGS = $(module_cflags)
+plugins_logreplay_nbdkit_logreplay_plugin_la_LDFLAGS = $(module_ldflags)
+plugins_logreplay_nbdkit_logreplay_plugin_la_LIBADD = $(module_libs)
+plugins_logreplay_nbdkit_logreplay_plugin_la_SOURCES = \
+	plugins/logreplay/logreplay.c
+
 bin_PROGRAMS += plugins/qed/qed-img
 plugins_qed_qed_img_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
 plugins_qed_qed_img_SOURCES = \

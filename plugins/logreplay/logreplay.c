@@ -1,0 +1,405 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* nbdkit-logreplay-plugin: serves the disk of a write log as it was at
+ * any moment.  This is glue: parameters, and handing on each callback;
+ * see common/writelog for what happens then.
+ *
+ * The log is indexed once, in get_ready.  A connection has a node of its
+ * own for the moment that its export name picks; all of them share the
+ * index, the log and the base.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "align.h"
+#include "cleanup.h"
+#include "index.h"
+#include "message.h"
+#include "node.h"
+#include "rounding.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* Extents that one reply is made of at most. */
+#define MAX_EXTENTS 4096
+
+/* Marks, and flushes, that are listed at most. */
+#define MAX_LISTED 500
+
+/* The longest string of the NBD protocol. */
+#define MAX_STRING 4096
+
+static char *log_name;
+static char *base_name;
+static int64_t size = -1;       /* -1: not given */
+
+/* Constant from get_ready on. */
+static struct writelog_index *log_index;
+static struct writelog_totals totals;
+static struct node *base;       /* or NULL */
+
+static void
+to_nbdkit (enum msg_level level, const char *fs, va_list args)
+{
+  if (level == MSG_DEBUG)
+    nbdkit_vdebug (fs, args);
+  else
+    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
+}
+
+static void
+logreplay_load (void)
+{
+  msg_set_handler (to_nbdkit);
+}
+
+static void
+logreplay_cleanup (void)
+{
+  writelog_index_close (log_index);
+  log_index = NULL;
+  node_close (base);
+  base = NULL;
+}
+
+static void
+logreplay_unload (void)
+{
+  logreplay_cleanup ();
+  free (log_name);
+  free (base_name);
+}
+
+static int
+set_name (char **name, const char *key, const char *value)
+{
+  if (*name) {
+    nbdkit_error ("%s was given twice", key);
+    return -1;
+  }
+  if (*value == 0) {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  /* nbdkit changes its folder when it goes into the background. */
+  *name = node_is_uri (value) ? strdup (value) : nbdkit_absolute_path (value);
+  return *name ? 0 : -1;
+}
+
+static int
+logreplay_config (const char *key, const char *value)
+{
+  if (strcmp (key, "log") == 0)
+    return set_name (&log_name, key, value);
+  if (strcmp (key, "base") == 0)
+    return set_name (&base_name, key, value);
+  if (strcmp (key, "size") == 0) {
+    size = nbdkit_parse_size (value);
+    return size == -1 ? -1 : 0;
+  }
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+static int
+logreplay_config_complete (void)
+{
+  if (log_name == NULL) {
+    nbdkit_error ("the name of a write log is missing: "
+                  "nbdkit logreplay LOG");
+    return -1;
+  }
+  return 0;
+}
+
+#define logreplay_config_help                                           \
+  "[log=]LOG        (required) The write log, a path or an NBD URI.\n"  \
+  "base=IMAGE       The disk before the first entry (zeroes).\n"        \
+  "size=SIZE        Size of the disk (of base, else the log's end)."
+
+static void
+logreplay_dump_plugin (void)
+{
+  printf ("logreplay_moments=entry,mark,flush,fua,crash\n");
+  printf ("logreplay_base_format=raw\n");
+  printf ("logreplay_uri=nbd,nbds,nbd+unix,nbds+unix,nbd+vsock,nbds+vsock\n");
+  printf ("logreplay_min_sector_size=%d\n", WRITELOG_MIN_SECTOR_SIZE);
+  printf ("logreplay_max_sector_size=%d\n", WRITELOG_MAX_SECTOR_SIZE);
+}
+
+static int
+open_base (void)
+{
+  const struct node_open_options options = {
+    .read_only = true, .lock = NODE_LOCK_BACKING,
+  };
+
+  base = align_open (base_name, &options);
+  return base ? 0 : -1;
+}
+
+/* The size of the disk if none was given.  The last sector of the log
+ * may reach behind the base, if that is no multiple of it.
+ */
+static int
+find_size (void)
+{
+  const uint64_t base_size = base ? node_size (base) : totals.end;
+
+  if (totals.end > round_up (base_size, totals.sector_size)) {
+    nbdkit_error ("%s: the base has %" PRIu64 " bytes, but entry %" PRIu64
+                  " of the log reaches up to byte %" PRIu64 "; it is not the "
+                  "disk that was logged, or give its size by size=",
+                  base_name, base_size, totals.end_entry, totals.end);
+    return -1;
+  }
+  size = base_size;
+  return 0;
+}
+
+static int
+logreplay_get_ready (void)
+{
+  struct writelog_reader *reader = writelog_reader_open (log_name);
+
+  if (reader == NULL)
+    return -1;
+  log_index = writelog_index_open (reader);
+  if (log_index == NULL)
+    return -1;
+  writelog_index_totals (log_index, &totals);
+  nbdkit_debug ("%s: %" PRIu64 " entries, index of %" PRIu64 " bytes",
+                log_name, totals.entries, totals.memory);
+  if (base_name && open_base () == -1)
+    return -1;
+  return size == -1 ? find_size () : 0;
+}
+
+static int
+logreplay_after_fork (void)
+{
+  if (node_start (writelog_index_log (log_index)) == -1)
+    return -1;
+  return base ? node_start (base) : 0;
+}
+
+/* ---- Exports */
+
+static int
+list_marks (struct nbdkit_exports *exports)
+{
+  for (uint64_t i = 0; i < MIN (totals.marks, (uint64_t) MAX_LISTED); ++i) {
+    CLEANUP_FREE char *mark = NULL, *name = NULL;
+    char description[64];
+    uint64_t entry;
+    bool first;
+
+    if (writelog_index_mark (log_index, i, &mark, &entry, &first) == -1)
+      return -1;
+    /* Of marks with one name, and of those whose name no client can ask
+     * for, nothing can be said.
+     */
+    if (!first || strlen (mark) > MAX_STRING - strlen ("mark/"))
+      continue;
+    if (asprintf (&name, "mark/%s", mark) == -1)
+      return -1;
+    snprintf (description, sizeof description, "the same as entry/%" PRIu64, entry);
+    if (nbdkit_add_export (exports, name, description) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+list_flushes (struct nbdkit_exports *exports)
+{
+  for (uint64_t n = 1; n <= MIN (totals.flushes, (uint64_t) MAX_LISTED); ++n) {
+    struct writelog_moment moment;
+    char name[32], description[64];
+
+    if (writelog_moment_flag (log_index, WRITELOG_FLUSH, n, &moment) == -1)
+      return -1;
+    snprintf (name, sizeof name, "flush/%" PRIu64, n);
+    snprintf (description, sizeof description, "the same as entry/%" PRIu64,
+              moment.entries);
+    if (nbdkit_add_export (exports, name, description) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+logreplay_list_exports (int readonly, int is_tls,
+                        struct nbdkit_exports *exports)
+{
+  if (nbdkit_add_export (exports, "", "after the last entry") == -1 ||
+      list_marks (exports) == -1)
+    return -1;
+  return list_flushes (exports);
+}
+
+static const char *
+logreplay_default_export (int readonly, int is_tls)
+{
+  return "";
+}
+
+struct handle {
+  struct writelog_moment moment;
+  struct node *node;            /* the disk at this moment */
+};
+
+static void *
+logreplay_open (int readonly)
+{
+  const char *name = nbdkit_export_name ();
+  struct handle *h = calloc (1, sizeof *h);
+
+  if (h == NULL) {
+    nbdkit_error ("%s: open: %m", log_name);
+    return NULL;
+  }
+  if (name && writelog_moment_parse (log_index, name, &h->moment) == 0)
+    h->node = writelog_moment_open (log_index, &h->moment, base, size);
+  if (h->node == NULL) {
+    free (h);
+    return NULL;
+  }
+  return h;
+}
+
+static void
+logreplay_close (void *handle)
+{
+  struct handle *h = handle;
+
+  node_close (h->node);
+  free (h);
+}
+
+static const char *
+logreplay_export_description (void *handle)
+{
+  const struct handle *h = handle;
+  const uint64_t certain = h->moment.certain;
+
+  if (h->moment.entries == certain)
+    return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
+                                 " entries", log_name, certain,
+                                 totals.entries);
+  return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
+                               " entries and a part of the next %" PRIu64,
+                               log_name, certain, totals.entries,
+                               h->moment.entries - certain);
+}
+
+/* ---- Requests */
+
+static int64_t
+logreplay_get_size (void *handle)
+{
+  return size;
+}
+
+static int
+logreplay_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                      uint32_t *maximum)
+{
+  const struct handle *h = handle;
+
+  *minimum = 1;
+  *preferred = h->node->preferred;
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+static int
+yes (void *handle)
+{
+  return 1;
+}
+
+static int
+logreplay_can_cache (void *handle)
+{
+  return NBDKIT_CACHE_EMULATE;
+}
+
+static int
+logreplay_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+                 uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return node_pread (h->node, buf, count, offset);
+}
+
+static int
+logreplay_extents (void *handle, uint32_t count, uint64_t offset,
+                   uint32_t flags, struct nbdkit_extents *extents)
+{
+  const struct handle *h = handle;
+  const uint64_t end = offset + count;
+
+  for (unsigned n = 0; offset < end && n < MAX_EXTENTS; ++n) {
+    struct extent e;
+    uint32_t type = 0;
+
+    if (node_extents (h->node, end - offset, offset, &e) == -1)
+      return n > 0 ? 0 : -1;
+    if (e.flags & EXTENT_ZERO)
+      type |= NBDKIT_EXTENT_ZERO;
+    if (e.flags & EXTENT_HOLE)
+      type |= NBDKIT_EXTENT_HOLE;
+    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
+      return -1;
+    if (flags & NBDKIT_FLAG_REQ_ONE)
+      break;
+    offset += e.length;
+  }
+  return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "logreplay",
+  .longname = "nbdkit write log replay plugin",
+  .version = PACKAGE_VERSION,
+  .description = "serve the disk of a write log at any moment",
+  .load = logreplay_load,
+  .unload = logreplay_unload,
+  .config = logreplay_config,
+  .config_complete = logreplay_config_complete,
+  .config_help = logreplay_config_help,
+  .magic_config_key = "log",
+  .dump_plugin = logreplay_dump_plugin,
+  .get_ready = logreplay_get_ready,
+  .after_fork = logreplay_after_fork,
+  .cleanup = logreplay_cleanup,
+  .list_exports = logreplay_list_exports,
+  .default_export = logreplay_default_export,
+  .open = logreplay_open,
+  .close = logreplay_close,
+  .export_description = logreplay_export_description,
+  .get_size = logreplay_get_size,
+  .block_size = logreplay_block_size,
+  .can_multi_conn = yes,
+  .can_extents = yes,
+  .can_cache = logreplay_can_cache,
+  .pread = logreplay_pread,
+  .extents = logreplay_extents,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)
