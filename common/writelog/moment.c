@@ -16,7 +16,7 @@
  *   key       mix (mix (SEED) + N)
  *   moment    with r = mix (key + 1): if r is a multiple of 4, all
  *             entries up to the next flush; otherwise the first
- *             1 + (r / 4) % count of the count entries in between
+ *             (r / 4) % (count + 1) of the count entries in between
  *   chance    chances[mix (key + 2) % 8] of 64
  *   whole     if mix (key + 3) is odd: writes are there or not there as
  *             a whole, otherwise sector by sector
@@ -123,7 +123,7 @@ writelog_moment_crash (const struct writelog_index *index, uint64_t n,
   if (seed == 0 || count == 0)
     return 0;
 
-  moment->entries = start + (r % 4 == 0 ? count : 1 + r / 4 % count);
+  moment->entries = start + (r % 4 == 0 ? count : r / 4 % (count + 1));
   moment->key = key;
   moment->chance = chances[mix (key + 2) % 8];
   moment->whole = mix (key + 3) % 2 == 1;

@@ -186,8 +186,8 @@ replay_crash (struct model *m, const struct log *log, uint64_t n,
   replay (m, log, 0, start);
   if (seed == 0)
     return;
-  if (count > 0 && mix (key + 1) % 4 != 0)
-    moment = 1 + mix (key + 1) / 4 % count;
+  if (mix (key + 1) % 4 != 0)
+    moment = mix (key + 1) / 4 % (count + 1);
   for (uint64_t e = start; e < start + moment; ++e) {
     const struct writelog_entry *entry = &log->entries[e];
 
