@@ -31,6 +31,7 @@ bats_tests = \
 	tests/control.bats \
 	tests/frame.bats \
 	tests/logwrites.bats \
+	tests/logreplay.bats \
 	tests/qed-bad-input.bats \
 	tests/qed-crash.bats \
 	tests/qed-damage.bats \
@@ -73,12 +74,14 @@ SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
 	tests/control-ask.py \
+	tests/crash-check.sh \
 	tests/data/kernel-ext4.log.xz \
 	tests/data/kernel-ext4.states \
 	tests/demo.sh \
 	tests/functions.bash \
 	tests/guestfs.bash \
 	tests/logwrites-model.py \
+	tests/logreplay.py \
 	tests/qed-attempt.py \
 	tests/qed-crash.py \
 	tests/qed-damage.py \
