@@ -25,18 +25,19 @@
 
 set -euo pipefail
 
-# What try runs beside a server.  nbdfuse shows its disk as a file, and 125
-# is the status when it cannot.
+# What try runs beside a server.  nbdfuse shows its disk as a file.  The
+# status is 100 if the command fails; any other one but 0 is a failure of
+# this script or the server.
 with_disk='
   nbdfuse -P "$crash_dir/pid" "$crash_dir/mnt/disk" "$uri" & fuse=$!
   until [ -s "$crash_dir/pid" ]; do
-    kill -0 $fuse || exit 125
+    kill -0 $fuse || exit 1
     sleep 0.01
   done
   status=0
-  bash -c "$crash_command" crash-check "$crash_dir/mnt/disk" || status=1
-  fusermount3 -u "$crash_dir/mnt" || exit 125
-  wait $fuse || exit 125
+  bash -c "$crash_command" crash-check "$crash_dir/mnt/disk" || status=100
+  fusermount3 -u "$crash_dir/mnt" || exit 1
+  wait $fuse || exit 1
   exit $status'
 
 # try MOMENT: run the command on it.  A cow layer is shared by all who
@@ -50,12 +51,12 @@ try ()
          --run "$with_disk" >"$dir/output" 2>&1 || status=$?
   tried=$((tried + 1))
   case $status in
-    0) return ;;
-    1) bad=$((bad + 1))
-       echo "--- $1" ;;
-    *) echo "crash-check.sh: $1 could not be tried:" >&2
-       cat "$dir/output" >&2
-       exit 2 ;;
+    0)   return ;;
+    100) bad=$((bad + 1))
+         echo "--- $1" ;;
+    *)   echo "crash-check.sh: $1 could not be tried:" >&2
+         cat "$dir/output" >&2
+         exit 2 ;;
   esac
   cat "$dir/output"
 }

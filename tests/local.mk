@@ -29,6 +29,7 @@ unit_tests = \
 
 bats_tests = \
 	tests/control.bats \
+	tests/crash-recipe.bats \
 	tests/frame.bats \
 	tests/logwrites.bats \
 	tests/logreplay.bats \
