@@ -247,11 +247,28 @@ parse_number (const char *text, char end, uint64_t *n)
   return end ? p + 1 : p;
 }
 
-/* Some marks by name, for a message, to be freed. */
-static char *
-some_marks (const struct writelog_index *index)
+/* Print the beginning of a text that others chose, for a message: no
+ * control characters.
+ */
+static void
+print_text (FILE *fp, const char *text)
 {
-  enum { SHOWN = 10, LONGEST = 40 };
+  enum { LONGEST = 40 };
+
+  for (unsigned i = 0; text[i]; ++i) {
+    if (i == LONGEST) {
+      fputs ("...", fp);
+      break;
+    }
+    putc ((uint8_t) text[i] < 32 || text[i] == 127 ? '?' : text[i], fp);
+  }
+}
+
+/* Say what was asked for, and what there is; to be freed. */
+static char *
+describe (const struct writelog_index *index, const char *asked)
+{
+  enum { SHOWN = 10 };
   const size_t shown = MIN (index->nr_marks, (size_t) SHOWN);
   char *list = NULL;
   size_t len;
@@ -259,12 +276,17 @@ some_marks (const struct writelog_index *index)
 
   if (fp == NULL)
     return NULL;
+  fputs ("there is no moment '", fp);
+  print_text (fp, asked);
+  fprintf (fp, "': the log has entry/0 to entry/%zu, flush/N up to %zu, "
+           "fua/N up to %zu, crash/N/SEED from 0 up to %zu, and %zu marks",
+           index->nr_entries, index->flushes.nr, index->fuas.nr,
+           index->flushes.nr, index->nr_marks);
   for (size_t i = 0; i < shown; ++i) {
-    CLEANUP_FREE char *name = read_mark (index, &index->marks[i]);
+    CLEANUP_FREE char *mark = read_mark (index, &index->marks[i]);
 
-    if (name)
-      fprintf (fp, "%s%.*s%s", i > 0 ? ", " : " (", LONGEST, name,
-               strlen (name) > LONGEST ? "..." : "");
+    fputs (i > 0 ? ", " : " (", fp);
+    print_text (fp, mark ? mark : "?");
   }
   if (shown > 0)
     fprintf (fp, "%s)", shown < index->nr_marks ? ", ..." : "");
@@ -273,21 +295,6 @@ some_marks (const struct writelog_index *index)
     list = NULL;
   }
   return list;
-}
-
-/* Say what there is. */
-static int
-refuse (const struct writelog_index *index, const char *name)
-{
-  CLEANUP_FREE char *marks = some_marks (index);
-
-  msg_error ("%s: there is no moment '%s': the log has entry/0 to entry/%zu, "
-             "flush/N up to %zu, fua/N up to %zu, crash/N/SEED from 0 up to "
-             "%zu, and %zu marks%s", index->reader->node->name, name,
-             index->nr_entries, index->flushes.nr, index->fuas.nr,
-             index->flushes.nr, index->nr_marks, marks ? marks : "");
-  errno = ENOENT;
-  return -1;
 }
 
 /* A name that cannot be one of a moment is one of no moment. */
@@ -319,7 +326,14 @@ int
 writelog_moment_parse (const struct writelog_index *index, const char *name,
                        struct writelog_moment *moment)
 {
+  CLEANUP_FREE char *text = NULL;
+
   if (parse (index, name, moment) == 0)
     return 0;
-  return errno == ENOENT ? refuse (index, name) : -1;
+  if (errno != ENOENT)
+    return -1;                  /* this has been told */
+  text = describe (index, name);
+  msg_error ("%s: %s", index->reader->node->name,
+             text ? text : "there is no such moment");
+  return no_such_moment ();
 }

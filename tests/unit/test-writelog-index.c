@@ -51,6 +51,7 @@ log_begin (struct log *log, uint32_t sector_size)
   *log = (struct log) { .sector_size = sector_size, .offset = sector_size };
   log->fd = memfd_create ("log", MFD_CLOEXEC);
   assert_true (log->fd >= 0);
+  assert_int_equal (ftruncate (log->fd, sector_size), 0);
 }
 
 /* What stands in sector s of the disk after the entry wrote it. */
@@ -610,7 +611,7 @@ test_names_of_moments (void **state)
     "entry/0x1", "entry/18446744073709551616", "entry/1/", "entry", "entry1",
     "flush/0", "flush/3", "fua/0", "fua/2", "mark/c", "mark/", "mark",
     "mark/a ", "crash/3/0", "crash/0", "crash/0/", "crash//1", "crash/0/x",
-    "crash/0/-1", "crash/0/18446744073709551616", "Entry/1", "/", "x",
+    "crash/0/-1", "crash/0/18446744073709551616", "Entry/1", "/", "q",
   };
   struct writelog_moment moment;
   struct writelog_index *index;
@@ -625,7 +626,7 @@ test_names_of_moments (void **state)
   log_mark (&log, "a");
   log_add (&log, 0, 0, WRITELOG_MARK, "x\0y", 3);       /* 6 */
   log_add (&log, 5, 1, 0, NULL, 0);
-  log_mark (&log, "\xff\xfe");
+  log_mark (&log, "\xff\xfe\177");
   index = log_open (&log);
   assert_non_null (index);
 
@@ -636,7 +637,7 @@ test_names_of_moments (void **state)
   assert_moment (index, "mark/a", 0);
   assert_moment (index, "mark/b/c d", 3);
   assert_moment (index, "mark/x", 6);
-  assert_moment (index, "mark/\xff\xfe", 8);
+  assert_moment (index, "mark/\xff\xfe\177", 8);
   assert_moment (index, "flush/1", 3);
   assert_moment (index, "flush/2", 5);
   assert_moment (index, "fua/1", 5);
@@ -652,9 +653,14 @@ test_names_of_moments (void **state)
     assert_int_equal (errno, ENOENT);
     assert_messages (1, "entry/0 to entry/9, flush/N up to 2, fua/N up to 1, "
                      "crash/N/SEED from 0 up to 2, and 5 marks "
-                     "(a, b/c d, a, x, \xff\xfe)");
+                     "(a, b/c d, a, x, \xff\xfe?)");
     assert_non_null (strstr (messages.last, bad[i]));
   }
+  /* Nobody's terminal is at the mercy of a client or of a log. */
+  forget_messages ();
+  assert_int_equal (writelog_moment_parse (index, "mark/\n\033[2J", &moment),
+                    -1);
+  assert_messages (1, "no moment 'mark/??[2J':");
   forget_messages ();
   writelog_index_close (index);
   close (log.fd);
