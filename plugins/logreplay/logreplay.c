@@ -197,26 +197,37 @@ logreplay_after_fork (void)
 
 /* ---- Exports */
 
+/* Add one that is the same as entry/N. */
+static int
+add_export (struct nbdkit_exports *exports, const char *name, uint64_t n)
+{
+  char description[64];
+
+  snprintf (description, sizeof description, "the same as entry/%" PRIu64, n);
+  return nbdkit_add_export (exports, name, description);
+}
+
 static int
 list_marks (struct nbdkit_exports *exports)
 {
   for (uint64_t i = 0; i < MIN (totals.marks, (uint64_t) MAX_LISTED); ++i) {
     CLEANUP_FREE char *mark = NULL, *name = NULL;
-    char description[64];
     uint64_t entry;
     bool first;
 
     if (writelog_index_mark (log_index, i, &mark, &entry, &first) == -1)
       return -1;
-    /* Of marks with one name, and of those whose name no client can ask
-     * for, nothing can be said.
+    /* Only the first mark of a name can be asked for, and no name that is
+     * too long for the protocol.
      */
     if (!first || strlen (mark) > MAX_STRING - strlen ("mark/"))
       continue;
-    if (asprintf (&name, "mark/%s", mark) == -1)
+    if (asprintf (&name, "mark/%s", mark) == -1) {
+      name = NULL;
+      nbdkit_error ("%s: list of marks: %m", log_name);
       return -1;
-    snprintf (description, sizeof description, "the same as entry/%" PRIu64, entry);
-    if (nbdkit_add_export (exports, name, description) == -1)
+    }
+    if (add_export (exports, name, entry) == -1)
       return -1;
   }
   return 0;
@@ -227,14 +238,12 @@ list_flushes (struct nbdkit_exports *exports)
 {
   for (uint64_t n = 1; n <= MIN (totals.flushes, (uint64_t) MAX_LISTED); ++n) {
     struct writelog_moment moment;
-    char name[32], description[64];
+    char name[32];
 
     if (writelog_moment_flag (log_index, WRITELOG_FLUSH, n, &moment) == -1)
       return -1;
     snprintf (name, sizeof name, "flush/%" PRIu64, n);
-    snprintf (description, sizeof description, "the same as entry/%" PRIu64,
-              moment.entries);
-    if (nbdkit_add_export (exports, name, description) == -1)
+    if (add_export (exports, name, moment.entries) == -1)
       return -1;
   }
   return 0;

@@ -579,7 +579,8 @@ test_a_power_loss_reads_the_same_in_any_order (void **state)
     memset (pieces, 0xff, SIZE);
     for (unsigned i = 0; i < 200; ++i) {
       const uint64_t at = random_below (&random, SIZE);
-      const uint64_t len = random_below (&random, MIN (SIZE - at, UINT64_C (2000))) + 1;
+      const uint64_t limit = MIN (SIZE - at, UINT64_C (2000));
+      const uint64_t len = random_below (&random, limit) + 1;
 
       assert_int_equal (node_pread (n, pieces + at, len, at), 0);
       assert_memory_equal (pieces + at, whole + at, len);
