@@ -111,7 +111,8 @@ EXTRA_DIST += \
 .PHONY: soak fuzz bench
 soak: all
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
-	    $(top_builddir)/run bats $(srcdir)/tests/qed-model.bats \
+	    $(top_builddir)/run bats $(srcdir)/tests/logreplay.bats \
+	    $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \

@@ -307,6 +307,17 @@ print(next(i + 1 for i, e in enumerate(read_log("disk.log")[1])
   holds '' 'b"a" * 512 + b"b" * 512 + bytes(76)'
 }
 
+@test "a base in which QEMU writes is refused" {
+  small_log
+  truncate -s 1M base.img
+  start_qemu_nbd writer -f raw base.img
+  log_refused "base.img.*in use" -- small.log base=base.img
+  end_process "$qemu_pid"
+  # Readers do not lock each other out.
+  start_nbdkit logreplay small.log base=base.img
+  start_qemu_nbd reader -r -f raw base.img
+}
+
 @test "parameters that are wrong are refused" {
   small_log
   log_refused "log.*missing|missing.*log" --

@@ -135,8 +135,7 @@ moment_has (const struct writelog_index *index,
             const struct writelog_moment *moment, uint64_t entry,
             uint64_t sector)
 {
-  const uint64_t coin = mix (mix (moment->key + entry) +
-                             (moment->whole ? 0 : sector));
+  const uint64_t coin = mix (mix (moment->key + entry) + sector);
 
   return (index->flags[entry] & WRITELOG_FUA) || coin % 64 < moment->chance;
 }

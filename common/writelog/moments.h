@@ -52,8 +52,8 @@ struct writelog_index {
 /* The hash of a mark's text, len bytes. */
 extern uint64_t mark_hash (const char *text, size_t len);
 
-/* Does an entry reach the disk in a power loss, at this sector?  entry is
- * one of those that are not certain.
+/* Does an entry, one of those that are not certain, reach the disk in a
+ * power loss at this sector?  Where writes are whole, ask for sector 0.
  */
 extern bool moment_has (const struct writelog_index *index,
                         const struct writelog_moment *moment,
