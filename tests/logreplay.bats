@@ -307,7 +307,7 @@ print(next(i + 1 for i, e in enumerate(read_log("disk.log")[1])
   holds '' 'b"a" * 512 + b"b" * 512 + bytes(76)'
 }
 
-@test "a base in which QEMU writes is refused" {
+@test "QEMU and the plugin keep each other from changing the base" {
   small_log
   truncate -s 1M base.img
   start_qemu_nbd writer -f raw base.img
@@ -316,6 +316,9 @@ print(next(i + 1 for i, e in enumerate(read_log("disk.log")[1])
   # Readers do not lock each other out.
   start_nbdkit logreplay small.log base=base.img
   start_qemu_nbd reader -r -f raw base.img
+  run qemu-io -f raw -c "write 0 512" base.img
+  assert_failure
+  assert_output --partial lock
 }
 
 @test "parameters that are wrong are refused" {

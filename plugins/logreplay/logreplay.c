@@ -143,7 +143,7 @@ static int
 open_base (void)
 {
   const struct node_open_options options = {
-    .read_only = true, .lock = NODE_LOCK_BACKING,
+    .read_only = true, .lock = NODE_LOCK_IMAGE,
   };
 
   base = align_open (base_name, &options);
