@@ -8,7 +8,7 @@
 
 load functions
 
-# One machine has both disks.  good.log holds an ext4 from its making on;
+# Before all tests, one machine uses both disks.  good.log holds an ext4 from its making on;
 # bad.log begins with the whole one in before.img, and between the guest and
 # the log there is a filter that acknowledges flushes and drops them.
 setup_file ()
@@ -18,13 +18,17 @@ setup_file ()
   truncate -s 64M good.img
   mke2fs -q -t ext4 -b 4096 before.img 64M
   cp --sparse=always before.img bad.img
-  start_nbdkit --filter=blklogwrites file good.img log=good.log \
-               log-sector-size=4096 log-control="$tmp/good.ctl"
+  # Whatever fails here, nobody calls teardown for this.
+  start_nbdkit --exit-with-parent --filter=blklogwrites file good.img \
+               log=good.log log-sector-size=4096 log-control="$tmp/good.ctl"
   local good=$sock
-  start_nbdkit --filter=fua --filter=blklogwrites file bad.img \
-               fuamode=discard log=bad.log log-sector-size=4096
+  start_nbdkit --exit-with-parent --filter=fua --filter=blklogwrites \
+               file bad.img fuamode=discard log=bad.log log-sector-size=4096
 
-  run_guest "$good" "$sock" || fail "guestfish failed"
+  if ! run_guest "$good" "$sock"; then
+    teardown_test
+    fail "guestfish failed"
+  fi
   end_servers
   cp --sparse=always good.img good.log before.img bad.log \
      "$BATS_FILE_TMPDIR"

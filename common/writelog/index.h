@@ -57,13 +57,17 @@ extern void writelog_index_totals (const struct writelog_index *index,
 
 /* A moment: what has happened to the disk.  A plain value, to be filled
  * in by the functions below, and good for the index that it came from.
+ *
+ * The first entries of the log have happened, and of these the first
+ * certain ones are there wholly.  The others are there if they are FUA
+ * writes; else what key, chance and whole say (moment.c, "Power loss").
+ * certain is the same as entries but after a power loss.
  */
 struct writelog_moment {
-  uint64_t entries;             /* the first so many entries, of which */
-  uint64_t certain;             /* the first so many are there wholly, */
-  uint64_t key;                 /* and of the others, unless they are */
-  unsigned chance;              /* FUA, what the coin says (index.c, */
-  bool whole;                   /* "Power loss") */
+  uint64_t entries, certain;
+  uint64_t key;
+  unsigned chance;
+  bool whole;
 };
 
 /* These return -1, with errno ENOENT and without a message, if there is
