@@ -24,7 +24,7 @@ unit_tests = \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
 	tests/unit/test-utils \
-	tests/unit/test-writelog-reader
+	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-index
 
 bats_tests = \
