@@ -86,3 +86,23 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/reader.c \
 	common/writelog/reader.h \
 	common/writelog/state.c
+
+# What the command-line tools share besides.
+noinst_LTLIBRARIES += common/libblockdrivers-tool.la
+common_libblockdrivers_tool_la_SOURCES = \
+	common/tool/progress.c \
+	common/tool/progress.h \
+	common/tool/tool.c \
+	common/tool/tool.h
+
+# The shell completes the options of each tool.  Add a tool here that knows
+# --completions.
+completions_DATA = \
+	common/completions/blkctl \
+	common/completions/logwrites \
+	common/completions/qed-img
+CLEANFILES += $(completions_DATA)
+EXTRA_DIST += common/tool/completion.bash
+
+$(completions_DATA): common/tool/completion.bash
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && cp $(srcdir)/common/tool/completion.bash $@

@@ -6,10 +6,8 @@
 # holds nbdkit-NAME-filter, which `run` finds there by its name.
 
 bin_PROGRAMS += filters/blkctl/blkctl
-filters_blkctl_blkctl_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
+filters_blkctl_blkctl_LDADD = $(tool_libs)
 filters_blkctl_blkctl_SOURCES = \
-	plugins/tool.c \
-	plugins/tool.h \
 	filters/blkctl/blkctl.c \
 	filters/blkctl/blkctl.h \
 	filters/blkctl/checkpoint.c \

@@ -5,13 +5,6 @@
 # Plugins, each with the tools of its format.  A folder plugins/NAME holds
 # nbdkit-NAME-plugin, which `run` finds there by its name.
 
-# What the tools share.
-tool_sources = \
-	plugins/progress.c \
-	plugins/progress.h \
-	plugins/tool.c \
-	plugins/tool.h
-
 if !SANITIZERS
 plugin_LTLIBRARIES += plugins/qed/nbdkit-qed-plugin.la
 endif
@@ -33,9 +26,8 @@ plugins_logreplay_nbdkit_logreplay_plugin_la_SOURCES = \
 	plugins/logreplay/logreplay.c
 
 bin_PROGRAMS += plugins/qed/qed-img
-plugins_qed_qed_img_LDADD = common/libblockdrivers.la $(JANSSON_LIBS)
+plugins_qed_qed_img_LDADD = $(tool_libs)
 plugins_qed_qed_img_SOURCES = \
-	$(tool_sources) \
 	plugins/qed/img-check.c \
 	plugins/qed/img-commit.c \
 	plugins/qed/img-create.c \
@@ -50,10 +42,8 @@ plugins_qed_qed_img_SOURCES = \
 	plugins/qed/qed-img.c
 
 bin_PROGRAMS += plugins/logreplay/logwrites
-plugins_logreplay_logwrites_LDADD = \
-	common/libblockdrivers.la $(JANSSON_LIBS) -lm
+plugins_logreplay_logwrites_LDADD = $(tool_libs) -lm
 plugins_logreplay_logwrites_SOURCES = \
-	$(tool_sources) \
 	plugins/logreplay/logwrites-info.c \
 	plugins/logreplay/logwrites-list.c \
 	plugins/logreplay/logwrites-plot.c \
@@ -61,15 +51,3 @@ plugins_logreplay_logwrites_SOURCES = \
 	plugins/logreplay/logwrites-verify.c \
 	plugins/logreplay/logwrites.c \
 	plugins/logreplay/logwrites.h
-
-# The shell completes the options of each tool.  Add a tool here that knows
-# --completions.
-completions_DATA = \
-	plugins/completions/blkctl \
-	plugins/completions/logwrites \
-	plugins/completions/qed-img
-CLEANFILES += $(completions_DATA)
-EXTRA_DIST += plugins/completion.bash
-
-$(completions_DATA): plugins/completion.bash
-	$(AM_V_GEN)$(MKDIR_P) $(@D) && cp $(srcdir)/plugins/completion.bash $@

@@ -23,7 +23,7 @@ completes ()
     $function "$tool" "${COMP_WORDS[COMP_CWORD]}" \
               "${COMP_WORDS[COMP_CWORD - 1]}"
     printf "%s\n" "${COMPREPLY[@]}" | LC_ALL=C sort
-  ' bash "$builddir/plugins/completions/${line%% *}" "$line"
+  ' bash "$builddir/common/completions/${line%% *}" "$line"
   assert_output "$(printf '%s\n' "$@" | LC_ALL=C sort)"
 }
 
@@ -79,15 +79,21 @@ completes ()
   done < <(qed-img --completions | cut -f 1,2 | tr '\t' '|')
 }
 
+@test "the sub-commands and options of logwrites" {
+  completes "logwrites " info list plot replay verify
+  completes "logwrites info --o" --output=
+  completes "logwrites replay --next" --next-flush --next-fua
+  completes "logwrites verify --b" --base=
+}
+
 @test "another tool only needs a table of its own" {
-  mkdir bin plugins
+  mkdir -p bin common/completions
   printf '#!/bin/sh\nprintf "%%s\\t%%s\\t%%s\\n" "" --log FILE "" --wait "" \
     "" "" LOG\n' >bin/othertool
   chmod +x bin/othertool
   touch log.1
   PATH=$PWD/bin:$PATH
-  mkdir plugins/completions
-  cp "$srcdir/plugins/completion.bash" plugins/completions/othertool
+  cp "$srcdir/common/tool/completion.bash" common/completions/othertool
   builddir=$PWD
   completes "othertool --" --log= --wait
   completes "othertool lo" log.1

@@ -22,7 +22,7 @@
 #include "cleanup.h"
 #include "client.h"
 #include "message.h"
-#include "../../plugins/tool.h"
+#include "tool.h"
 
 /* How long the shell waits for a server that is busy. */
 #define COMPLETION_MILLISECONDS 500

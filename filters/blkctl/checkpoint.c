@@ -31,7 +31,7 @@
 #include "cleanup.h"
 #include "client.h"
 #include "message.h"
-#include "../../plugins/tool.h"
+#include "tool.h"
 
 struct participant {
   struct client client;

@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 #include "logwrites.h"
-#include "../progress.h"
+#include "progress.h"
 #include "align.h"
 #include "cleanup.h"
 #include "message.h"

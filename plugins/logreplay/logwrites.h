@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#include "../tool.h"
+#include "tool.h"
 #include "reader.h"
 
 extern const struct tool_command logwrites_info_command;

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 #include "img.h"
-#include "../progress.h"
+#include "progress.h"
 
 static const struct tool_option options[] = {
   IMG_OPTION_QUIET,

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "img.h"
-#include "../progress.h"
+#include "progress.h"
 #include "cleanup.h"
 #include "message.h"
 

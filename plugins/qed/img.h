@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../tool.h"
+#include "tool.h"
 #include "qed.h"
 
 /* Options without a letter. */

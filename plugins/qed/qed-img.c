@@ -25,7 +25,7 @@
 #include <string.h>
 
 #include "img.h"
-#include "../progress.h"
+#include "progress.h"
 #include "message.h"
 #include "sizes.h"
 

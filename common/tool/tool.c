@@ -104,7 +104,7 @@ exit_after_output (void)
   exit (close_stdout () == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
-/* ---- What the shell completes (plugins/completion.bash)
+/* ---- What the shell completes (common/tool/completion.bash)
  *
  * A line for each spelling of an option and for each list of arguments:
  * sub-command, option, value, separated by tabs.  The sub-command is
