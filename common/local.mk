@@ -79,13 +79,19 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/cover.h \
 	common/writelog/format.c \
 	common/writelog/format.h \
+	common/writelog/hold.c \
+	common/writelog/hold.h \
 	common/writelog/index.c \
 	common/writelog/index.h \
 	common/writelog/moment.c \
 	common/writelog/moments.h \
 	common/writelog/reader.c \
 	common/writelog/reader.h \
-	common/writelog/state.c
+	common/writelog/record.c \
+	common/writelog/record.h \
+	common/writelog/state.c \
+	common/writelog/writer.c \
+	common/writelog/writer.h
 
 # What the command-line tools share besides.
 noinst_LTLIBRARIES += common/libblockdrivers-tool.la

@@ -24,8 +24,10 @@ unit_tests = \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
 	tests/unit/test-utils \
+	tests/unit/test-writelog-index \
 	tests/unit/test-writelog-reader \
-	tests/unit/test-writelog-index
+	tests/unit/test-writelog-record \
+	tests/unit/test-writelog-writer
 
 bats_tests = \
 	tests/control.bats \

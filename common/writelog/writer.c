@@ -1,0 +1,661 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * An entry gets its place, a number and an offset, under a lock that is
+ * held for a few instructions.  It is written outside of the lock, with
+ * its data, in one vectored write, while other threads write theirs.
+ * Entries that are being written stand in a list in the order of their
+ * places.  When one is complete it is marked so, and all complete ones
+ * at the head of the list are taken off and counted; an append returns
+ * when its entry has been counted.  So whoever comes out of turn waits
+ * for those before him, and everybody else just goes on.  If an entry
+ * cannot be written, those behind it can never be counted: all of them
+ * fail, and so does what comes later, while those before it succeed.
+ *
+ * The super block is written when somebody wants to be durable (flush
+ * coalescing, ../request/flush.h: one thread does it for all that
+ * wait), and when "interval" entries are not counted by it.  Each time
+ *
+ *   1. the number of complete entries is noted,
+ *   2. the log is flushed: these entries are on the medium,
+ *   3. the super block is written with this number,
+ *   4. the log is flushed: it is on the medium.
+ *
+ * The order of 2 and 3 keeps promise 3 when the power fails: the medium
+ * never holds a number of entries of which one is not there.  Nothing
+ * else ever writes the super block.
+ *
+ * A local file is made longer in steps, by zeroes, ahead of what is
+ * needed, and cut to length at a clean end; what the log of a server
+ * that was killed has behind its last counted entry is cut off when the
+ * log is continued.  So behind the last entry there are zeroes only,
+ * and long zeroes need not be written.  In a node of fixed size they
+ * are; there the log may be full.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "align.h"
+#include "cleanup.h"
+#include "flush.h"
+#include "message.h"
+#include "reader.h"
+#include "rounding.h"
+#include "writer.h"
+
+/* A local file is made longer by this many bytes. */
+#define GROW_STEP (UINT64_C (64) * 1024 * 1024)
+
+/* From this length on zeroes are left out (in a local file) or written
+ * by a request of their own, shorter ones go with the data.
+ */
+#define LONG_ZEROES ((uint64_t) 32 * 1024)
+static const uint8_t zeroes[LONG_ZEROES];
+
+/* What is written of sector 0, if that is longer; the rest never
+ * changes.
+ */
+#define SUPER_WRITE UINT32_C (512)
+
+#define REASON_LEN 256
+
+/* An entry that is being written, on its writer's stack. */
+struct pending {
+  uint64_t number;              /* from 0 */
+  uint64_t offset, end;         /* bytes in the log; end is exclusive */
+
+  /* Guarded by writelog.lock. */
+  struct pending *next;
+  bool done;                    /* written, or failed */
+  bool failed;
+  bool left;                    /* taken off the list: failed is final */
+  bool waited;                  /* its writer waits on turn */
+  pthread_cond_t turn;
+};
+
+struct writelog {
+  struct node *node;            /* owned */
+  uint32_t sector_size;
+  uint64_t interval;
+  bool restart;                 /* start anew over the log that exists */
+  bool started;
+
+  struct flusher flusher;
+  _Atomic uint64_t counted;     /* by the super block; only the flusher's
+                                   round changes it */
+  atomic_bool updating;         /* for the sake of the interval */
+  atomic_int error;             /* errno since nothing can be logged, or
+                                   0; set under the lock */
+
+  pthread_mutex_t lock;         /* protects what follows and the members
+                                   of struct pending; a leaf lock */
+  uint64_t next;                /* number of the next place */
+  uint64_t end;                 /* where it is, bytes */
+  struct pending *first, *last; /* being written, in order */
+  bool stopped;                 /* no entry gets a place any more */
+  bool broken;                  /* an entry is missing: no more is counted */
+  uint64_t complete;            /* entries */
+  uint64_t complete_end;        /* where the last of these ends */
+  char *last_mark;
+  char reason[REASON_LEN];      /* with error */
+};
+
+/* ---- Opening */
+
+static int
+write_super (struct writelog *log, uint64_t nr_entries)
+{
+  const struct writelog_super super = {
+    .nr_entries = nr_entries, .sector_size = log->sector_size,
+  };
+  uint8_t buf[SUPER_WRITE] = { 0 };
+
+  writelog_super_encode (&super, buf);
+  return node_pwrite (log->node, buf, MIN (log->sector_size, SUPER_WRITE), 0);
+}
+
+static bool
+can_grow (const struct writelog *log)
+{
+  return !log->node->fixed_size;
+}
+
+/* Make the node a log of 0 entries. */
+static int
+begin_log (struct writelog *log)
+{
+  struct node *n = log->node;
+
+  log->next = log->complete = 0;
+  log->end = log->complete_end = log->sector_size;
+  if (can_grow (log)) {
+    if (node_resize (n, 0) == -1 || node_resize (n, log->sector_size) == -1)
+      return -1;
+  }
+  else if (node_zero (n, log->sector_size, 0, 0) == -1)
+    return -1;
+  if (write_super (log, 0) == -1)
+    return -1;
+  return node_flush (n);
+}
+
+static int
+keep_mark (struct writelog *log, const char *name)
+{
+  char *copy = strdup (name);
+
+  if (copy == NULL) {
+    msg_error ("%s: mark: %m", log->node->name);
+    return -1;
+  }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+  free (log->last_mark);
+  log->last_mark = copy;
+  return 0;
+}
+
+static int
+walk (struct writelog *log, struct writelog_reader *r)
+{
+  struct writelog_item item;
+  int more;
+
+  while ((more = writelog_reader_next (r, &item)) == 1)
+    if (item.mark && keep_mark (log, item.mark) == -1)
+      return -1;
+  log->next = log->complete = r->next;
+  log->end = log->complete_end = r->offset;
+  atomic_store (&log->counted, r->next);
+  return more;
+}
+
+/* Find the end of the log by walking its entries. */
+static int
+find_end (struct writelog *log)
+{
+  struct writelog_reader *r = writelog_reader_open_node (log->node);
+  int result, err;
+
+  if (r == NULL) {
+    log->node = NULL;           /* the reader has closed it */
+    return -1;
+  }
+  result = walk (log, r);
+  err = errno;
+  r->node = NULL;               /* it stays ours */
+  writelog_reader_close (r);
+  errno = err;
+  return result;
+}
+
+/* Find out what the node holds. */
+static enum writelog_super_kind
+look (struct writelog *log, struct writelog_super *super, const char **why)
+{
+  const size_t max = MAX (log->sector_size, SUPER_WRITE);
+  const size_t len = MIN (node_size (log->node), max);
+  CLEANUP_FREE uint8_t *buf = malloc (max);
+
+  *why = NULL;
+  if (buf == NULL) {
+    msg_error ("%s: open: %m", log->node->name);
+    return WRITELOG_SUPER_BAD;
+  }
+  if (node_pread (log->node, buf, len, 0) == -1)
+    return WRITELOG_SUPER_BAD;
+  return writelog_super_decode (buf, len, super, why);
+}
+
+static int
+open_log (struct writelog *log, bool append)
+{
+  const char *name = log->node->name;
+  struct writelog_super super;
+  const char *why;
+
+  if (!can_grow (log) && node_size (log->node) < log->sector_size) {
+    errno = ENOSPC;
+    msg_error ("%s: the log's first sector of %" PRIu32 " bytes does not fit "
+               "in %" PRIu64 " bytes", name, log->sector_size,
+               node_size (log->node));
+    return -1;
+  }
+
+  switch (look (log, &super, &why)) {
+  case WRITELOG_SUPER_EMPTY:
+    return begin_log (log);
+  case WRITELOG_SUPER_OK:
+    if (!append) {
+      log->restart = true;
+      return 0;
+    }
+    log->sector_size = super.sector_size;
+    return find_end (log);
+  default:
+    if (why) {
+      errno = EINVAL;
+      msg_error ("%s: neither empty nor a write log, so it is not "
+                 "overwritten: super block at offset 0: %s", name, why);
+    }
+    return -1;
+  }
+}
+
+static int make_durable (void *opaque);
+
+struct writelog *
+writelog_open_node (struct node *node, const struct writelog_options *options)
+{
+  struct writelog *log = calloc (1, sizeof *log);
+
+  if (log == NULL) {
+    msg_error ("%s: open: %m", node->name);
+    node_close (node);
+    return NULL;
+  }
+  log->node = node;
+  log->sector_size =
+    options->sector_size ? : WRITELOG_DEFAULT_SECTOR_SIZE;
+  log->interval = options->interval;
+  pthread_mutex_init (&log->lock, NULL);
+  flusher_init (&log->flusher, make_durable, log);
+
+  if (open_log (log, options->append) == -1) {
+    const int err = errno;
+
+    writelog_close (log);
+    errno = err;
+    return NULL;
+  }
+  return log;
+}
+
+struct writelog *
+writelog_open (const char *name, const struct writelog_options *options)
+{
+  const struct node_open_options node_options = { .lock = NODE_LOCK_IMAGE };
+  struct node *node;
+  bool created;
+
+  if (node_is_uri (name))
+    node = align_open (name, &node_options);
+  else
+    node = node_create_file (name, &created);
+  return node ? writelog_open_node (node, options) : NULL;
+}
+
+int
+writelog_start (struct writelog *log)
+{
+  if (node_start (log->node) == -1)
+    return -1;
+  if (log->restart) {
+    if (begin_log (log) == -1)
+      return -1;
+  }
+  else if (can_grow (log) && node_resize (log->node, log->end) == -1)
+    return -1;
+  log->started = true;
+  return 0;
+}
+
+/* ---- Failure */
+
+/* Called with the lock.  The first failure counts, and is reported. */
+static void
+fail_locked (struct writelog *log, int err, const char *reason)
+{
+  if (atomic_load (&log->error))
+    return;
+  snprintf (log->reason, sizeof log->reason, "%s: %s", reason,
+            strerror (err));
+  atomic_store (&log->error, err);
+  msg_error ("%s: nothing more can be logged, every further write, zero and "
+             "trim fails: %s", log->node->name, log->reason);
+}
+
+/* The same, and not even what is held back can be logged. */
+static void
+stop_locked (struct writelog *log, int err, const char *reason)
+{
+  fail_locked (log, err, reason);
+  log->stopped = true;
+}
+
+void
+writelog_fail (struct writelog *log, const char *reason)
+{
+  const int err = errno ? : EIO;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+  fail_locked (log, err, reason);
+  errno = err;
+}
+
+int
+writelog_check (struct writelog *log)
+{
+  const int err = atomic_load_explicit (&log->error, memory_order_relaxed);
+
+  if (err == 0)
+    return 0;
+  errno = err;
+  return -1;
+}
+
+/* ---- The super block */
+
+/* The flusher's round, see the notes above. */
+static int
+make_durable (void *opaque)
+{
+  struct writelog *log = opaque;
+  uint64_t entries;
+
+  pthread_mutex_lock (&log->lock);
+  entries = log->complete;
+  pthread_mutex_unlock (&log->lock);
+
+  if (node_flush (log->node) == -1 ||
+      write_super (log, entries) == -1 ||
+      node_flush (log->node) == -1) {
+    const int err = errno ? : EIO;
+
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+    stop_locked (log, err, "the super block could not be written");
+    errno = err;
+    return -1;
+  }
+  atomic_store (&log->counted, entries);
+  return 0;
+}
+
+int
+writelog_flush (struct writelog *log)
+{
+  return flusher_flush (&log->flusher, FLUSH_FOR_CLIENT);
+}
+
+/* Write the super block if too much is not counted by it.  One thread
+ * does that at a time, the others go on; an error is kept for later.
+ */
+static void
+update_after_interval (struct writelog *log, uint64_t number)
+{
+  if (number + 1 < atomic_load (&log->counted) + log->interval ||
+      atomic_exchange (&log->updating, true))
+    return;
+  flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
+  atomic_store (&log->updating, false);
+}
+
+/* ---- Appending */
+
+/* Make room for what ends at end.  Called with the lock. */
+static int
+make_room (struct writelog *log, uint64_t end)
+{
+  const uint64_t size = node_size (log->node);
+
+  if (end <= size)
+    return 0;
+  if (can_grow (log)) {
+    if (node_resize (log->node, end + GROW_STEP) == 0)
+      return 0;
+    stop_locked (log, errno, "the log cannot be made longer");
+  }
+  else {
+    stop_locked (log, ENOSPC, "the log is full");
+    errno = ENOSPC;
+  }
+  return -1;
+}
+
+/* Give an entry its place. */
+static int
+reserve (struct writelog *log, struct pending *p, uint64_t nr_sectors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  if (log->stopped)
+    return writelog_check (log);
+  if (nr_sectors > (INT64_MAX - log->end - GROW_STEP) / log->sector_size) {
+    stop_locked (log, EFBIG, "the log cannot be made longer");
+    return writelog_check (log);
+  }
+  *p = (struct pending) {
+    .number = log->next, .offset = log->end,
+    .end = log->end + nr_sectors * log->sector_size,
+  };
+  if (make_room (log, p->end) == -1)
+    return -1;
+
+  log->next++;
+  log->end = p->end;
+  if (log->first == NULL)
+    log->first = p;
+  else
+    log->last->next = p;
+  log->last = p;
+  return 0;
+}
+
+/* Take what is done off the head of the list.  Called with the lock. */
+static void
+count_complete (struct writelog *log)
+{
+  struct pending *p;
+
+  while ((p = log->first) != NULL && p->done) {
+    log->first = p->next;
+    log->broken |= p->failed;
+    p->failed = log->broken;
+    if (!p->failed) {
+      log->complete = p->number + 1;
+      log->complete_end = p->end;
+    }
+    p->left = true;
+    if (p->waited)
+      pthread_cond_signal (&p->turn);
+  }
+}
+
+/* The end of an entry, once all before it have ended. */
+static int
+complete (struct writelog *log, struct pending *p, int err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  p->done = true;
+  if (err) {
+    char reason[REASON_LEN];
+
+    p->failed = true;
+    snprintf (reason, sizeof reason, "entry %" PRIu64 " at offset %" PRIu64
+              " could not be written", p->number, p->offset);
+    stop_locked (log, err, reason);
+  }
+  count_complete (log);
+  if (!p->left) {
+    pthread_cond_init (&p->turn, NULL);
+    p->waited = true;
+    while (!p->left)
+      pthread_cond_wait (&p->turn, &log->lock);
+    pthread_cond_destroy (&p->turn);
+  }
+  return p->failed ? writelog_check (log) : 0;
+}
+
+/* A run of pieces, to be written together. */
+struct run {
+  struct iovec iov[WRITELOG_MAX_PIECES + 3];
+  int n;
+  uint64_t offset, len;
+};
+
+static int
+write_run (struct writelog *log, struct run *run)
+{
+  int r = 0;
+
+  if (run->n > 0)
+    r = node_pwritev (log->node, run->iov, run->n, run->offset);
+  run->offset += run->len;
+  run->n = run->len = 0;
+  return r;
+}
+
+static int
+add_piece (struct writelog *log, struct run *run, const void *data,
+           uint64_t len)
+{
+  if (len == 0)
+    return 0;
+  if (data == NULL && len >= LONG_ZEROES) {
+    if (write_run (log, run) == -1)
+      return -1;
+    if (!can_grow (log) &&
+        node_zero (log->node, len, run->offset, NODE_MAY_TRIM) == -1)
+      return -1;
+    run->offset += len;
+    return 0;
+  }
+  run->iov[run->n++] = (struct iovec) {
+    .iov_base = (void *) (data ? : zeroes), .iov_len = len,
+  };
+  run->len += len;
+  return 0;
+}
+
+/* Write an entry's own sector and its data. */
+static int
+write_entry (struct writelog *log, const struct pending *p,
+             const struct writelog_entry *entry, const char *mark,
+             const struct writelog_piece *pieces, unsigned n)
+{
+  const uint64_t mark_len = mark ? entry->data_len : 0;
+  struct run run = { .offset = p->offset };
+  uint8_t header[WRITELOG_ENTRY_LEN];
+
+  writelog_entry_encode (entry, header);
+  if (add_piece (log, &run, header, sizeof header) == -1 ||
+      add_piece (log, &run, mark, mark_len) == -1 ||
+      add_piece (log, &run, NULL,
+                 log->sector_size - sizeof header - mark_len) == -1)
+    return -1;
+  for (unsigned i = 0; i < n; ++i)
+    if (add_piece (log, &run, pieces[i].data, pieces[i].len) == -1)
+      return -1;
+  return write_run (log, &run);
+}
+
+static int
+append (struct writelog *log, const struct writelog_entry *entry,
+        const char *mark, const struct writelog_piece *pieces, unsigned n)
+{
+  struct pending p;
+  int r, err = 0;
+
+  if (reserve (log, &p, 1 + writelog_data_sectors (entry)) == -1)
+    return -1;
+  if (write_entry (log, &p, entry, mark, pieces, n) == -1)
+    err = errno ? : EIO;
+  r = complete (log, &p, err);
+  if (r == 0) {
+    flusher_written (&log->flusher);
+    update_after_interval (log, p.number);
+  }
+  return r;
+}
+
+int
+writelog_append (struct writelog *log, const struct writelog_entry *entry,
+                 const struct writelog_piece *pieces, unsigned n)
+{
+  return append (log, entry, NULL, pieces, n);
+}
+
+int
+writelog_mark (struct writelog *log, const char *name)
+{
+  const struct writelog_entry entry = {
+    .flags = WRITELOG_MARK, .data_len = strlen (name),
+  };
+
+  if (append (log, &entry, name, NULL, 0) == -1 ||
+      keep_mark (log, name) == -1)
+    return -1;
+  return writelog_flush (log);
+}
+
+/* ---- State and end */
+
+uint32_t
+writelog_sector_size (const struct writelog *log)
+{
+  return log->sector_size;
+}
+
+void
+writelog_query (struct writelog *log, struct writelog_status *status)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  *status = (struct writelog_status) {
+    .entries = log->complete,
+    .sectors = log->complete_end / log->sector_size,
+    .sector_size = log->sector_size,
+    .last_mark = log->last_mark ? strdup (log->last_mark) : NULL,
+    .error = atomic_load (&log->error) ? strdup (log->reason) : NULL,
+  };
+}
+
+/* The clean end of a log.  After a flush has failed nothing is known of
+ * the medium, so what it holds is left alone.
+ */
+static int
+finish (struct writelog *log)
+{
+  if (flusher_has_failed (&log->flusher)) {
+    errno = atomic_load (&log->error);
+    return -1;
+  }
+  if (can_grow (log) && node_resize (log->node, log->complete_end) == -1)
+    return -1;
+  return make_durable (log);
+}
+
+int
+writelog_close (struct writelog *log)
+{
+  int r = 0, err = 0;
+
+  if (log == NULL)
+    return 0;
+  if (log->started && finish (log) == -1) {
+    r = -1;
+    err = errno;
+  }
+  if (node_close (log->node) == -1) {
+    r = -1;
+    err = err ? : errno;
+  }
+  flusher_destroy (&log->flusher);
+  pthread_mutex_destroy (&log->lock);
+  free (log->last_mark);
+  free (log);
+  errno = err;
+  return r;
+}

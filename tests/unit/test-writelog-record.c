@@ -1,0 +1,371 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Replaying a log onto zeroes gives the disk that was recorded, whatever
+ * requests met each other, in both orders (write-log.md, promise 1); and
+ * what is held back in memory and in a file comes back as it was.
+ */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <sys/stat.h>
+
+#include "claim.h"
+#include "hold.h"
+#include "reader.h"
+#include "record.h"
+#include "rounding.h"
+#include "unit.h"
+
+#define DISK_SIZE (200 * 1024 + 77) /* no multiple of a sector */
+#define NR_THREADS 4
+#define REQUESTS 400            /* of each thread */
+
+static char dir[] = "/tmp/test-writelog-record-XXXXXX";
+
+static char *
+in_dir (const char *name)
+{
+  char *path;
+
+  CHECK (asprintf (&path, "%s/%s", dir, name) != -1);
+  return path;
+}
+
+/* ---- A disk in memory.  Its bytes are atomic, since clients may write
+ * the same ones at the same time.
+ */
+
+struct disk {
+  struct recorded_disk recorded;
+  bool trims;                   /* or does a trim leave data behind? */
+  bool fails;                   /* writes may fail half-way */
+  _Atomic uint8_t bytes[DISK_SIZE];
+};
+
+static int
+disk_pread (struct recorded_disk *d, void *buf, uint32_t count,
+            uint64_t offset)
+{
+  struct disk *disk = d->opaque;
+
+  CHECK (offset + count <= DISK_SIZE && count <= d->max_read);
+  for (uint32_t i = 0; i < count; ++i)
+    ((uint8_t *) buf)[i] = disk->bytes[offset + i];
+  return 0;
+}
+
+static int
+disk_pwrite (struct recorded_disk *d, const void *buf, uint32_t count,
+             uint64_t offset, unsigned flags)
+{
+  struct disk *disk = d->opaque;
+  const bool fail = disk->fails && count % 7 == 0;
+
+  CHECK (offset + count <= DISK_SIZE);
+  for (uint32_t i = 0; i < (fail ? count / 2 : count); ++i)
+    disk->bytes[offset + i] = buf ? ((const uint8_t *) buf)[i] : 0;
+  if (fail)
+    errno = EIO;
+  return fail ? -1 : 0;
+}
+
+static int
+disk_zero (struct recorded_disk *d, uint32_t count, uint64_t offset,
+           unsigned flags)
+{
+  return disk_pwrite (d, NULL, count, offset, flags);
+}
+
+static int
+disk_trim (struct recorded_disk *d, uint32_t count, uint64_t offset,
+           unsigned flags)
+{
+  struct disk *disk = d->opaque;
+
+  /* The first half at most. */
+  return disk->trims ? disk_pwrite (d, NULL, count / 2, offset, flags) : 0;
+}
+
+static int
+disk_flush (struct recorded_disk *d)
+{
+  return 0;
+}
+
+static int
+disk_extents (struct recorded_disk *d, uint32_t count, uint64_t offset,
+              uint64_t *len, bool *zero)
+{
+  struct disk *disk = d->opaque;
+
+  CHECK (count > 0 && offset + count <= DISK_SIZE);
+  *zero = disk->bytes[offset] == 0;
+  for (*len = 1; *len < count; ++*len)
+    if ((disk->bytes[offset + *len] == 0) != *zero)
+      break;
+  return 0;
+}
+
+static const struct recorded_disk_ops disk_ops = {
+  .pread = disk_pread,
+  .pwrite = disk_pwrite,
+  .zero = disk_zero,
+  .trim = disk_trim,
+  .flush = disk_flush,
+  .extents = disk_extents,
+};
+
+static struct disk *
+new_disk (bool trims, bool can_extents, bool fails)
+{
+  struct disk *disk = calloc (1, sizeof *disk);
+
+  CHECK (disk);
+  disk->trims = trims;
+  disk->fails = fails;
+  disk->recorded = (struct recorded_disk) {
+    .ops = &disk_ops, .opaque = disk, .size = DISK_SIZE, .max_read = 4096,
+    .can_extents = can_extents,
+  };
+  return disk;
+}
+
+/* ---- The log */
+
+static struct writelog *
+new_log (const char *path, uint32_t sector_size)
+{
+  const struct writelog_options options = {
+    .sector_size = sector_size, .interval = 50,
+  };
+  struct writelog *log;
+
+  unlink (path);
+  log = writelog_open (path, &options);
+  CHECK (log && writelog_start (log) == 0);
+  return log;
+}
+
+/* Replay a log onto zeroes. */
+static void
+replay (const char *path, uint8_t *disk, uint64_t size)
+{
+  struct writelog_reader *r = writelog_reader_open (path);
+  struct writelog_item item;
+  int more;
+
+  CHECK (r);
+  while ((more = writelog_reader_next (r, &item)) == 1) {
+    const uint64_t start = item.entry.sector * r->super.sector_size;
+    const uint64_t len = item.entry.nr_sectors * r->super.sector_size;
+
+    if (len == 0)
+      continue;
+    CHECK (start < size);
+    if (item.entry.flags & WRITELOG_DISCARD)
+      memset (disk + start, 0, MIN (len, size - start));
+    else
+      CHECK (node_pread (r->node, disk + start, MIN (len, size - start),
+                         item.data_offset) == 0);
+  }
+  CHECK (more == 0);
+  writelog_reader_close (r);
+}
+
+static void
+check_replay (const char *path, const struct disk *disk)
+{
+  CLEANUP_FREE uint8_t *replayed = calloc (1, DISK_SIZE);
+
+  CHECK (replayed);
+  replay (path, replayed, DISK_SIZE);
+  for (uint64_t i = 0; i < DISK_SIZE; ++i)
+    CHECK (replayed[i] == disk->bytes[i]);
+}
+
+/* ---- Random requests from many threads */
+
+struct load {
+  struct recorder *rec;
+  struct disk *disk;
+};
+
+static int
+random_request (struct load *load, uint64_t *seed)
+{
+  struct recorded_disk *d = &load->disk->recorded;
+  const uint64_t spot = random_below (seed, 4) * (DISK_SIZE / 4);
+  const uint64_t offset = spot + random_below (seed, 3000);
+  const uint64_t max = random_below (seed, 20) == 0 ? 60000 : 3000;
+  const uint64_t count = MIN (1 + random_below (seed, max),
+                              DISK_SIZE - offset);
+  const uint64_t kind = random_below (seed, 20);
+  const unsigned flags = random_below (seed, 8) == 0 ? RECORD_FUA : 0;
+  CLEANUP_FREE uint8_t *buf = malloc (count);
+
+  CHECK (buf);
+  memset (buf, 1 + random_below (seed, 255), count);
+  if (kind < 12)
+    return record_write (load->rec, d, buf, count, offset, flags);
+  if (kind < 15)
+    return record_zero (load->rec, d, count, offset, flags);
+  if (kind < 18)
+    return record_trim (load->rec, d, count, offset, flags);
+  return record_flush (load->rec, d);
+}
+
+static void
+requests (struct unit_thread *t)
+{
+  struct load *load = t->opaque;
+
+  for (int i = 0; i < REQUESTS; ++i)
+    if (random_request (load, &t->seed) == -1)
+      CHECK (load->disk->fails && errno == EIO);
+}
+
+static void
+record_random (uint32_t sector_size, enum record_order order, bool trims,
+               bool can_extents, bool fails)
+{
+  CLEANUP_FREE char *path = in_dir ("log");
+  struct writelog *log = new_log (path, sector_size);
+  struct load load = {
+    .rec = recorder_new (log, order),
+    .disk = new_disk (trims, can_extents, fails),
+  };
+
+  CHECK (load.rec);
+  run_threads (NR_THREADS, requests, &load);
+  CHECK (recorder_close (load.rec) == 0);
+  CHECK (writelog_close (log) == 0);
+  check_replay (path, load.disk);
+  free (load.disk);
+}
+
+static void
+test_completion (void **state)
+{
+  record_random (512, RECORD_COMPLETION, true, true, false);
+  record_random (32, RECORD_COMPLETION, false, true, false);
+  record_random (4096, RECORD_COMPLETION, true, false, false);
+}
+
+static void
+test_durability (void **state)
+{
+  record_random (512, RECORD_DURABILITY, true, true, false);
+  record_random (4096, RECORD_DURABILITY, false, false, false);
+}
+
+static void
+test_failing_disk (void **state)
+{
+  record_random (512, RECORD_COMPLETION, true, true, true);
+  record_random (512, RECORD_DURABILITY, true, false, true);
+}
+
+/* ---- Holding, with little memory */
+
+#define SECTORS 400
+
+struct holder {
+  struct hold *hold;
+  struct claims claims;
+  _Atomic uint8_t model[SECTORS]; /* the byte that each is full of */
+};
+
+/* One random request; its sectors are claimed. */
+static void
+hold_claimed (struct holder *h, struct writelog_entry *entry, uint64_t *seed)
+{
+  const uint64_t kind = random_below (seed, 10);
+  const size_t len = entry->nr_sectors * 512;
+  const uint8_t value = kind < 8 ? 1 + random_below (seed, 255) : 0;
+  CLEANUP_FREE uint8_t *buf = malloc (len);
+  const struct writelog_piece pieces[] = {
+    { .data = kind == 8 ? NULL : buf, .len = 512 },
+    { .data = kind == 8 ? NULL : buf, .len = len - 512 },
+  };
+
+  CHECK (buf);
+  memset (buf, value, len);
+  for (uint64_t i = 0; i < entry->nr_sectors; ++i)
+    h->model[entry->sector + i] = value;
+  if (kind == 9)
+    entry->flags |= WRITELOG_DISCARD;
+  if (random_below (seed, 5) == 0) {
+    entry->flags |= WRITELOG_FUA;
+    CHECK (hold_overtake (h->hold, entry, pieces, kind == 9 ? 0 : 2) == 0);
+  }
+  else
+    CHECK (hold_add (h->hold, entry, pieces, kind == 9 ? 0 : 2) == 0);
+}
+
+static void
+hold_requests (struct unit_thread *t)
+{
+  struct holder *h = t->opaque;
+
+  for (int i = 0; i < REQUESTS; ++i) {
+    struct writelog_entry entry = { .sector = random_below (&t->seed, 350) };
+    struct claim claim;
+
+    entry.nr_sectors = 1 + random_below (&t->seed, 50);
+    claim_acquire (&h->claims, &claim, entry.sector, entry.nr_sectors,
+                   CLAIM_EXCLUSIVE);
+    hold_claimed (h, &entry, &t->seed);
+    claim_release (&h->claims, &claim);
+    if (random_below (&t->seed, 50) == 0)
+      CHECK (hold_release (h->hold, hold_mark (h->hold)) == 0);
+  }
+}
+
+static void
+test_little_memory (void **state)
+{
+  CLEANUP_FREE char *path = in_dir ("log");
+  CLEANUP_FREE uint8_t *disk = calloc (SECTORS, 512);
+  struct writelog *log = new_log (path, 512);
+  struct holder h = { .hold = hold_new (log, 64 * 1024, dir) };
+
+  CHECK (disk && h.hold);
+  claims_init (&h.claims);
+  run_threads (NR_THREADS, hold_requests, &h);
+  assert_int_equal (hold_close (h.hold), 0);
+  assert_int_equal (writelog_close (log), 0);
+  claims_destroy (&h.claims);
+
+  replay (path, disk, SECTORS * 512);
+  for (uint64_t i = 0; i < SECTORS * 512; ++i)
+    assert_int_equal (disk[i], h.model[i / 512]);
+}
+
+static int
+teardown (void **state)
+{
+  CLEANUP_FREE char *path = in_dir ("log");
+
+  unlink (path);
+  return rmdir (dir);           /* the temporary files had no names */
+}
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_completion),
+    cmocka_unit_test (test_durability),
+    cmocka_unit_test (test_failing_disk),
+    cmocka_unit_test (test_little_memory),
+  };
+
+  alarm (HANG_SECONDS);
+  CHECK (mkdtemp (dir));
+  msg_set_handler (collect_message);
+  return cmocka_run_group_tests (tests, NULL, teardown);
+}
