@@ -5,6 +5,17 @@
 # Filters, and the tool for their control sockets.  A folder filters/NAME
 # holds nbdkit-NAME-filter, which `run` finds there by its name.
 
+if !SANITIZERS
+filter_LTLIBRARIES += filters/blklogwrites/nbdkit-blklogwrites-filter.la
+endif
+filters_blklogwrites_nbdkit_blklogwrites_filter_la_CFLAGS = $(module_cflags)
+filters_blklogwrites_nbdkit_blklogwrites_filter_la_LDFLAGS = $(module_ldflags)
+filters_blklogwrites_nbdkit_blklogwrites_filter_la_LIBADD = $(module_libs)
+filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
+	filters/blklogwrites/blklogwrites.c \
+	filters/blklogwrites/commands.c \
+	filters/blklogwrites/commands.h
+
 bin_PROGRAMS += filters/blkctl/blkctl
 filters_blkctl_blkctl_LDADD = $(tool_libs)
 filters_blkctl_blkctl_SOURCES = \

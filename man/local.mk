@@ -7,6 +7,7 @@
 manual_pages = \
 	man/blkctl.pod \
 	man/logwrites.pod \
+	man/nbdkit-blklogwrites-filter.pod \
 	man/nbdkit-logreplay-plugin.pod \
 	man/nbdkit-qed-plugin.pod \
 	man/qed-img.pod

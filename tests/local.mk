@@ -30,6 +30,7 @@ unit_tests = \
 	tests/unit/test-writelog-writer
 
 bats_tests = \
+	tests/blklogwrites.bats \
 	tests/control.bats \
 	tests/crash-recipe.bats \
 	tests/frame.bats \
@@ -76,6 +77,7 @@ SH_LOG_DRIVER = $(tap_driver)
 SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
+	tests/blklogwrites.py \
 	tests/control-ask.py \
 	tests/crash-check.sh \
 	tests/data/kernel-ext4.log.xz \
@@ -113,7 +115,8 @@ EXTRA_DIST += \
 .PHONY: soak fuzz bench
 soak: all
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
-	    $(top_builddir)/run bats $(srcdir)/tests/logreplay.bats \
+	    $(top_builddir)/run bats $(srcdir)/tests/blklogwrites.bats \
+	    $(srcdir)/tests/logreplay.bats \
 	    $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader

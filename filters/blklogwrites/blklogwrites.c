@@ -1,0 +1,567 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* nbdkit-blklogwrites-filter: records what changes the disk in a write
+ * log.  This is glue: parameters, and handing on requests; see
+ * common/writelog for what happens then.
+ *
+ * One log is open for all connections, from get_ready on.  A log is of
+ * one disk, so it is of the export that is first written to; all other
+ * exports can only be read.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "cleanup.h"
+#include "commands.h"
+#include "message.h"
+#include "node.h"
+#include "record.h"
+#include "rounding.h"
+#include "writer.h"
+
+/* Reads of a layer that states no limit are at most this long. */
+#define MAX_READ (UINT32_C (32) * 1024 * 1024)
+
+static char *log_name;
+static bool append;
+static int64_t sector_size;     /* 0 if not given */
+static int64_t interval = WRITELOG_DEFAULT_INTERVAL;
+static enum record_order order;
+static char *control_name;
+
+static struct writelog *writelog;
+static struct recorder *recorder;
+static struct control *control;
+
+static pthread_mutex_t export_lock = PTHREAD_MUTEX_INITIALIZER;
+static char *recorded_export;   /* the one that is recorded, NULL while
+                                   nothing has been written; under
+                                   export_lock, a leaf lock */
+
+/* A connection. */
+struct handle {
+  struct recorded_disk disk;
+  char *export;
+  bool writable;
+  atomic_bool recorded;         /* it is the recorded one; false if not
+                                   known yet */
+};
+
+static void
+to_nbdkit (enum msg_level level, const char *fs, va_list args)
+{
+  if (level == MSG_DEBUG)
+    nbdkit_vdebug (fs, args);
+  else
+    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
+}
+
+static void
+blklogwrites_load (void)
+{
+  msg_set_handler (to_nbdkit);
+  /* A file size limit is an error of the write (EFBIG). */
+  signal (SIGXFSZ, SIG_IGN);
+}
+
+/* Also called in unload, after a start that failed. */
+static void
+end (void)
+{
+  /* These have said what failed, if anything. */
+  control_close (control);
+  recorder_close (recorder);
+  writelog_close (writelog);
+  control = NULL;
+  recorder = NULL;
+  writelog = NULL;
+}
+
+static void
+blklogwrites_unload (void)
+{
+  end ();
+  free (log_name);
+  free (control_name);
+  free (recorded_export);
+}
+
+/* ---- Parameters */
+
+/* nbdkit changes its folder when it goes into the background. */
+static int
+set_name (char **name, const char *key, const char *value)
+{
+  if (*name) {
+    nbdkit_error ("%s was given twice", key);
+    return -1;
+  }
+  if (*value == 0) {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  *name = node_is_uri (value) ? strdup (value) : nbdkit_absolute_path (value);
+  return *name ? 0 : -1;
+}
+
+static int
+set_sector_size (const char *value)
+{
+  sector_size = nbdkit_parse_size (value);
+  if (sector_size == -1)
+    return -1;
+  if (!is_power_of_2 (sector_size) ||
+      sector_size < WRITELOG_MIN_SECTOR_SIZE ||
+      sector_size > WRITELOG_MAX_SECTOR_SIZE) {
+    nbdkit_error ("log-sector-size=%s: it must be a power of two from %d "
+                  "to %d", value, WRITELOG_MIN_SECTOR_SIZE,
+                  WRITELOG_MAX_SECTOR_SIZE);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_interval (const char *value)
+{
+  if (nbdkit_parse_int64_t ("log-super-update-interval", value,
+                            &interval) == -1)
+    return -1;
+  if (interval < 1) {
+    nbdkit_error ("log-super-update-interval=%s: it must be at least 1",
+                  value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_order (const char *value)
+{
+  if (strcmp (value, "completion") == 0)
+    order = RECORD_COMPLETION;
+  else if (strcmp (value, "durability") == 0)
+    order = RECORD_DURABILITY;
+  else {
+    nbdkit_error ("log-order=%s: unknown value; it can be completion or "
+                  "durability", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
+                     const char *key, const char *value)
+{
+  if (strcmp (key, "log") == 0)
+    return set_name (&log_name, key, value);
+  if (strcmp (key, "log-append") == 0) {
+    const int r = nbdkit_parse_bool (value);
+
+    append = r == 1;
+    return r == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "log-sector-size") == 0)
+    return set_sector_size (value);
+  if (strcmp (key, "log-super-update-interval") == 0)
+    return set_interval (value);
+  if (strcmp (key, "log-order") == 0)
+    return set_order (value);
+  if (strcmp (key, "log-control") == 0)
+    return set_name (&control_name, key, value);
+  return next (nxdata, key, value);
+}
+
+static int
+blklogwrites_config_complete (nbdkit_next_config_complete *next,
+                              nbdkit_backend *nxdata)
+{
+  if (log_name == NULL) {
+    nbdkit_error ("the name of a log is missing: log=LOG");
+    return -1;
+  }
+  if (append && sector_size) {
+    nbdkit_error ("log-append and log-sector-size cannot be given together: "
+                  "a log that exists has its sector size");
+    return -1;
+  }
+  return next (nxdata);
+}
+
+#define blklogwrites_config_help                                        \
+  "log=LOG                       (required) The log, a path or an NBD URI.\n" \
+  "log-append=BOOL               Continue a log that exists (false).\n" \
+  "log-sector-size=SIZE          Unit of a new log (512).\n"            \
+  "log-super-update-interval=N   Entries until it is written again (4096).\n" \
+  "log-order=completion|durability  Order of the entries (completion).\n" \
+  "log-control=SOCKET            Unix socket for marks and status."
+
+/* ---- Start and end */
+
+static int
+blklogwrites_get_ready (int thread_model)
+{
+  const struct writelog_options options = {
+    .append = append, .sector_size = sector_size, .interval = interval,
+  };
+
+  writelog = writelog_open (log_name, &options);
+  if (writelog == NULL)
+    return -1;
+  if (control_name) {
+    control = commands_open (control_name, writelog);
+    if (control == NULL)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+blklogwrites_after_fork (nbdkit_backend *backend)
+{
+  if (writelog_start (writelog) == -1)
+    return -1;
+  recorder = recorder_new (writelog, order);
+  if (recorder == NULL) {
+    nbdkit_error ("%s: %m", log_name);
+    return -1;
+  }
+  return control ? control_start (control) : 0;
+}
+
+static void
+blklogwrites_cleanup (nbdkit_backend *backend)
+{
+  end ();
+}
+
+/* ---- The disk below */
+
+/* nbdkit has an error of the layer in err, and has printed it. */
+static int
+result (int r, int err)
+{
+  errno = err ? err : EIO;
+  return r;
+}
+
+static uint32_t
+to_nbdkit_flags (unsigned flags)
+{
+  return (flags & RECORD_FUA ? NBDKIT_FLAG_FUA : 0) |
+    (flags & RECORD_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0) |
+    (flags & RECORD_FAST_ZERO ? NBDKIT_FLAG_FAST_ZERO : 0);
+}
+
+static unsigned
+from_nbdkit_flags (uint32_t flags)
+{
+  return (flags & NBDKIT_FLAG_FUA ? RECORD_FUA : 0) |
+    (flags & NBDKIT_FLAG_MAY_TRIM ? RECORD_MAY_TRIM : 0) |
+    (flags & NBDKIT_FLAG_FAST_ZERO ? RECORD_FAST_ZERO : 0);
+}
+
+static int
+disk_pread (struct recorded_disk *disk, void *buf, uint32_t count,
+            uint64_t offset)
+{
+  nbdkit_next *next = disk->opaque;
+  int err = 0;
+
+  return result (next->pread (next, buf, count, offset, 0, &err), err);
+}
+
+static int
+disk_pwrite (struct recorded_disk *disk, const void *buf, uint32_t count,
+             uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = disk->opaque;
+  int err = 0;
+
+  return result (next->pwrite (next, buf, count, offset,
+                               to_nbdkit_flags (flags), &err), err);
+}
+
+static int
+disk_zero (struct recorded_disk *disk, uint32_t count, uint64_t offset,
+           unsigned flags)
+{
+  nbdkit_next *next = disk->opaque;
+  int err = 0;
+
+  return result (next->zero (next, count, offset, to_nbdkit_flags (flags),
+                             &err), err);
+}
+
+static int
+disk_trim (struct recorded_disk *disk, uint32_t count, uint64_t offset,
+           unsigned flags)
+{
+  nbdkit_next *next = disk->opaque;
+  int err = 0;
+
+  return result (next->trim (next, count, offset, to_nbdkit_flags (flags),
+                             &err), err);
+}
+
+static int
+disk_flush (struct recorded_disk *disk)
+{
+  nbdkit_next *next = disk->opaque;
+  int err = 0;
+
+  return result (next->flush (next, 0, &err), err);
+}
+
+static int
+disk_extents (struct recorded_disk *disk, uint32_t count, uint64_t offset,
+              uint64_t *len, bool *zero)
+{
+  nbdkit_next *next = disk->opaque;
+  struct nbdkit_extents *extents =
+    nbdkit_extents_new (offset, offset + count);
+  struct nbdkit_extent first;
+  int r, err = 0;
+
+  if (extents == NULL)
+    return -1;
+  r = next->extents (next, count, offset, NBDKIT_FLAG_REQ_ONE, extents, &err);
+  if (r == 0 && nbdkit_extents_count (extents) > 0) {
+    first = nbdkit_get_extent (extents, 0);
+    *len = MIN (first.length, count);
+    *zero = first.type & NBDKIT_EXTENT_ZERO;
+  }
+  else {
+    *len = count;
+    *zero = false;
+  }
+  nbdkit_extents_free (extents);
+  return result (r, err);
+}
+
+static const struct recorded_disk_ops disk_ops = {
+  .pread = disk_pread,
+  .pwrite = disk_pwrite,
+  .zero = disk_zero,
+  .trim = disk_trim,
+  .flush = disk_flush,
+  .extents = disk_extents,
+};
+
+/* ---- Connections */
+
+static void
+blklogwrites_close (void *handle)
+{
+  struct handle *h = handle;
+
+  free (h->export);
+  free (h);
+}
+
+static void *
+blklogwrites_open (nbdkit_next_open *next, nbdkit_context *context,
+                   int readonly, const char *exportname, int is_tls)
+{
+  struct handle *h = calloc (1, sizeof *h);
+
+  if (h == NULL || (h->export = strdup (exportname)) == NULL) {
+    nbdkit_error ("open: %m");
+    free (h);
+    return NULL;
+  }
+  if (next (context, readonly, exportname) == -1) {
+    blklogwrites_close (h);
+    return NULL;
+  }
+  return h;
+}
+
+/* What the layer below wants is known only now.  (Some plugins crash when
+ * they are opened without a client, so it cannot be asked at the start.)
+ */
+static int
+check_block_size (uint32_t minimum)
+{
+  if (minimum <= writelog_sector_size (writelog))
+    return 0;
+  nbdkit_error ("%s: the log's sector size of %" PRIu32 " bytes is smaller "
+                "than the disk's minimum block size of %" PRIu32 " bytes",
+                log_name, writelog_sector_size (writelog), minimum);
+  return -1;
+}
+
+static int
+blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
+{
+  struct handle *h = handle;
+  uint32_t minimum, preferred, maximum;
+  const int64_t size = next->get_size (next);
+  const int can_extents = next->can_extents (next);
+  const int can_write = readonly ? 0 : next->can_write (next);
+
+  if (size == -1 || can_extents == -1 || can_write == -1 ||
+      next->block_size (next, &minimum, &preferred, &maximum) == -1 ||
+      check_block_size (minimum) == -1)
+    return -1;
+  h->writable = can_write;
+  h->disk = (struct recorded_disk) {
+    .ops = &disk_ops, .opaque = next, .size = size,
+    .max_read = minimum ? MIN (maximum, MAX_READ) : MAX_READ,
+    .can_extents = can_extents,
+  };
+  return 0;
+}
+
+/* The layer's, but requests of less than a sector of the log are not
+ * preferred.
+ */
+static int
+blklogwrites_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
+                         uint32_t *preferred, uint32_t *maximum)
+{
+  if (next->block_size (next, minimum, preferred, maximum) == -1)
+    return -1;
+  if (*minimum == 0) {          /* it has not said any */
+    *minimum = 1;
+    *preferred = 512;
+    *maximum = UINT32_MAX;
+  }
+  *preferred = MAX (*preferred, writelog_sector_size (writelog));
+  *maximum = MAX (*maximum, *preferred);
+  return 0;
+}
+
+/* Is this export the one that is recorded?  It becomes so if none is
+ * and "now" is true.
+ */
+static bool
+is_recorded (struct handle *h, bool now)
+{
+  if (atomic_load_explicit (&h->recorded, memory_order_relaxed))
+    return true;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export_lock);
+  if (recorded_export == NULL && now)
+    recorded_export = strdup (h->export);
+  if (recorded_export == NULL)
+    return !now;
+  if (strcmp (recorded_export, h->export) != 0)
+    return false;
+  atomic_store (&h->recorded, true);
+  return true;
+}
+
+static int
+blklogwrites_can_write (nbdkit_next *next, void *handle)
+{
+  return is_recorded (handle, false) ? next->can_write (next) : 0;
+}
+
+/* Before each request that changes something. */
+static int
+check_recorded (struct handle *h, int *err)
+{
+  if (is_recorded (h, true))
+    return 0;
+  nbdkit_error ("export \"%s\" cannot be written to: the log is of another "
+                "export", h->export);
+  *err = EROFS;
+  return -1;
+}
+
+static int
+finish (int r, int *err)
+{
+  if (r == -1)
+    *err = errno;
+  return r;
+}
+
+static int
+blklogwrites_pwrite (nbdkit_next *next, void *handle, const void *buf,
+                     uint32_t count, uint64_t offset, uint32_t flags,
+                     int *err)
+{
+  struct handle *h = handle;
+
+  if (check_recorded (h, err) == -1)
+    return -1;
+  return finish (record_write (recorder, &h->disk, buf, count, offset,
+                               from_nbdkit_flags (flags)), err);
+}
+
+static int
+blklogwrites_zero (nbdkit_next *next, void *handle, uint32_t count,
+                   uint64_t offset, uint32_t flags, int *err)
+{
+  struct handle *h = handle;
+
+  if (check_recorded (h, err) == -1)
+    return -1;
+  return finish (record_zero (recorder, &h->disk, count, offset,
+                              from_nbdkit_flags (flags)), err);
+}
+
+static int
+blklogwrites_trim (nbdkit_next *next, void *handle, uint32_t count,
+                   uint64_t offset, uint32_t flags, int *err)
+{
+  struct handle *h = handle;
+
+  if (check_recorded (h, err) == -1)
+    return -1;
+  return finish (record_trim (recorder, &h->disk, count, offset,
+                              from_nbdkit_flags (flags)), err);
+}
+
+/* An export that can only be read logs nothing. */
+static int
+blklogwrites_flush (nbdkit_next *next, void *handle, uint32_t flags,
+                    int *err)
+{
+  struct handle *h = handle;
+
+  if (!h->writable || !is_recorded (h, false))
+    return next->flush (next, flags, err);
+  return finish (record_flush (recorder, &h->disk), err);
+}
+
+static struct nbdkit_filter filter = {
+  .name = "blklogwrites",
+  .longname = "nbdkit blklogwrites filter",
+  .description = "record writes in a log",
+  .load = blklogwrites_load,
+  .unload = blklogwrites_unload,
+  .config = blklogwrites_config,
+  .config_complete = blklogwrites_config_complete,
+  .config_help = blklogwrites_config_help,
+  .get_ready = blklogwrites_get_ready,
+  .after_fork = blklogwrites_after_fork,
+  .cleanup = blklogwrites_cleanup,
+  .open = blklogwrites_open,
+  .close = blklogwrites_close,
+  .prepare = blklogwrites_prepare,
+  .block_size = blklogwrites_block_size,
+  .can_write = blklogwrites_can_write,
+  .pwrite = blklogwrites_pwrite,
+  .zero = blklogwrites_zero,
+  .trim = blklogwrites_trim,
+  .flush = blklogwrites_flush,
+};
+
+NBDKIT_REGISTER_FILTER (filter)
