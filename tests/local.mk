@@ -130,7 +130,11 @@ fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 
 # Speed, side by side with the reference; see the head of each script.
 
-benches = tests/bench/logreplay.sh tests/bench/qed.sh tests/bench/qed-img.sh
+benches = \
+	tests/bench/blklogwrites.sh \
+	tests/bench/logreplay.sh \
+	tests/bench/qed.sh \
+	tests/bench/qed-img.sh
 bench: all
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
