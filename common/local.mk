@@ -93,6 +93,12 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/writer.c \
 	common/writelog/writer.h
 
+# What the modules share besides: it needs nbdkit, so it is among the
+# sources of each.
+module_sources = \
+	common/module/module.c \
+	common/module/module.h
+
 # What the command-line tools share besides.
 noinst_LTLIBRARIES += common/libblockdrivers-tool.la
 common_libblockdrivers_tool_la_SOURCES = \

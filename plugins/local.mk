@@ -12,6 +12,7 @@ plugins_qed_nbdkit_qed_plugin_la_CFLAGS = $(module_cflags)
 plugins_qed_nbdkit_qed_plugin_la_LDFLAGS = $(module_ldflags)
 plugins_qed_nbdkit_qed_plugin_la_LIBADD = $(module_libs)
 plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
+	$(module_sources) \
 	plugins/qed/server.c \
 	plugins/qed/server.h \
 	plugins/qed/qed.c
@@ -23,6 +24,7 @@ plugins_logreplay_nbdkit_logreplay_plugin_la_CFLAGS = $(module_cflags)
 plugins_logreplay_nbdkit_logreplay_plugin_la_LDFLAGS = $(module_ldflags)
 plugins_logreplay_nbdkit_logreplay_plugin_la_LIBADD = $(module_libs)
 plugins_logreplay_nbdkit_logreplay_plugin_la_SOURCES = \
+	$(module_sources) \
 	plugins/logreplay/logreplay.c
 
 bin_PROGRAMS += plugins/qed/qed-img

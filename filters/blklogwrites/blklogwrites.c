@@ -27,6 +27,7 @@
 #include "cleanup.h"
 #include "commands.h"
 #include "message.h"
+#include "module.h"
 #include "node.h"
 #include "record.h"
 #include "rounding.h"
@@ -61,18 +62,9 @@ struct handle {
 };
 
 static void
-to_nbdkit (enum msg_level level, const char *fs, va_list args)
-{
-  if (level == MSG_DEBUG)
-    nbdkit_vdebug (fs, args);
-  else
-    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
-}
-
-static void
 blklogwrites_load (void)
 {
-  msg_set_handler (to_nbdkit);
+  module_take_messages ();
   /* A file size limit is an error of the write (EFBIG). */
   signal (SIGXFSZ, SIG_IGN);
 }
@@ -100,22 +92,6 @@ blklogwrites_unload (void)
 }
 
 /* ---- Parameters */
-
-/* nbdkit changes its folder when it goes into the background. */
-static int
-set_name (char **name, const char *key, const char *value)
-{
-  if (*name) {
-    nbdkit_error ("%s was given twice", key);
-    return -1;
-  }
-  if (*value == 0) {
-    nbdkit_error ("%s is empty", key);
-    return -1;
-  }
-  *name = node_is_uri (value) ? strdup (value) : nbdkit_absolute_path (value);
-  return *name ? 0 : -1;
-}
 
 static int
 set_sector_size (const char *value)
@@ -149,26 +125,13 @@ set_interval (const char *value)
 }
 
 static int
-set_order (const char *value)
-{
-  if (strcmp (value, "completion") == 0)
-    order = RECORD_COMPLETION;
-  else if (strcmp (value, "durability") == 0)
-    order = RECORD_DURABILITY;
-  else {
-    nbdkit_error ("log-order=%s: unknown value; it can be completion or "
-                  "durability", value);
-    return -1;
-  }
-  return 0;
-}
-
-static int
 blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                      const char *key, const char *value)
 {
+  static const char *const orders[] = { "completion", "durability", NULL };
+
   if (strcmp (key, "log") == 0)
-    return set_name (&log_name, key, value);
+    return module_set_image (&log_name, key, value);
   if (strcmp (key, "log-append") == 0) {
     const int r = nbdkit_parse_bool (value);
 
@@ -179,10 +142,14 @@ blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return set_sector_size (value);
   if (strcmp (key, "log-super-update-interval") == 0)
     return set_interval (value);
-  if (strcmp (key, "log-order") == 0)
-    return set_order (value);
+  if (strcmp (key, "log-order") == 0) {
+    const int r = module_choose (key, value, orders);
+
+    order = r == 1 ? RECORD_DURABILITY : RECORD_COMPLETION;
+    return r == -1 ? -1 : 0;
+  }
   if (strcmp (key, "log-control") == 0)
-    return set_name (&control_name, key, value);
+    return module_set_path (&control_name, key, value);
   return next (nxdata, key, value);
 }
 

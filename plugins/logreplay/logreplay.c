@@ -27,13 +27,11 @@
 #include "cleanup.h"
 #include "index.h"
 #include "message.h"
+#include "module.h"
 #include "node.h"
 #include "rounding.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
-
-/* Extents that one reply is made of at most. */
-#define MAX_EXTENTS 4096
 
 /* Marks, and flushes, that are listed at most. */
 #define MAX_LISTED 500
@@ -51,18 +49,9 @@ static struct writelog_totals totals;
 static struct node *base;       /* or NULL */
 
 static void
-to_nbdkit (enum msg_level level, const char *fs, va_list args)
-{
-  if (level == MSG_DEBUG)
-    nbdkit_vdebug (fs, args);
-  else
-    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
-}
-
-static void
 logreplay_load (void)
 {
-  msg_set_handler (to_nbdkit);
+  module_take_messages ();
 }
 
 static void
@@ -83,28 +72,12 @@ logreplay_unload (void)
 }
 
 static int
-set_name (char **name, const char *key, const char *value)
-{
-  if (*name) {
-    nbdkit_error ("%s was given twice", key);
-    return -1;
-  }
-  if (*value == 0) {
-    nbdkit_error ("%s is empty", key);
-    return -1;
-  }
-  /* nbdkit changes its folder when it goes into the background. */
-  *name = node_is_uri (value) ? strdup (value) : nbdkit_absolute_path (value);
-  return *name ? 0 : -1;
-}
-
-static int
 logreplay_config (const char *key, const char *value)
 {
   if (strcmp (key, "log") == 0)
-    return set_name (&log_name, key, value);
+    return module_set_image (&log_name, key, value);
   if (strcmp (key, "base") == 0)
-    return set_name (&base_name, key, value);
+    return module_set_image (&base_name, key, value);
   if (strcmp (key, "size") == 0) {
     size = nbdkit_parse_size (value);
     return size == -1 ? -1 : 0;
@@ -360,25 +333,7 @@ logreplay_extents (void *handle, uint32_t count, uint64_t offset,
                    uint32_t flags, struct nbdkit_extents *extents)
 {
   const struct handle *h = handle;
-  const uint64_t end = offset + count;
-
-  for (unsigned n = 0; offset < end && n < MAX_EXTENTS; ++n) {
-    struct extent e;
-    uint32_t type = 0;
-
-    if (node_extents (h->node, end - offset, offset, &e) == -1)
-      return n > 0 ? 0 : -1;
-    if (e.flags & EXTENT_ZERO)
-      type |= NBDKIT_EXTENT_ZERO;
-    if (e.flags & EXTENT_HOLE)
-      type |= NBDKIT_EXTENT_HOLE;
-    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
-      return -1;
-    if (flags & NBDKIT_FLAG_REQ_ONE)
-      break;
-    offset += e.length;
-  }
-  return 0;
+  return module_add_extents (extents, h->node, count, offset, flags);
 }
 
 static struct nbdkit_plugin plugin = {

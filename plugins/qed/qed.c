@@ -22,6 +22,7 @@
 #include <nbdkit-plugin.h>
 
 #include "message.h"
+#include "module.h"
 #include "node.h"
 #include "qed.h"
 #include "rounding.h"
@@ -29,28 +30,16 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* Extents that one reply is made of at most. */
-#define MAX_EXTENTS 4096
-
 static char *filename;
 static char *backing;
 static struct qed_options options;
 static struct node *image;
 
 static void
-to_nbdkit (enum msg_level level, const char *fs, va_list args)
-{
-  if (level == MSG_DEBUG)
-    nbdkit_vdebug (fs, args);
-  else
-    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
-}
-
-static void
 qed_load (void)
 {
   options = QED_DEFAULT_OPTIONS;
-  msg_set_handler (to_nbdkit);
+  module_take_messages ();
   /* A file size limit is an error of the write (EFBIG). */
   signal (SIGXFSZ, SIG_IGN);
 }
@@ -61,43 +50,6 @@ qed_unload (void)
   node_close (image);
   free (filename);
   free (backing);
-}
-
-/* nbdkit changes its folder when it goes into the background. */
-static char *
-absolute (const char *name)
-{
-  return node_is_uri (name) ? strdup (name) : nbdkit_absolute_path (name);
-}
-
-/* The place of a value in a list of words that ends with NULL, which is
- * also the number of the enum; -1 after a message.
- */
-static int
-choose (const char *key, const char *value, const char *const words[])
-{
-  for (int i = 0; words[i]; ++i)
-    if (strcmp (value, words[i]) == 0)
-      return i;
-  nbdkit_error ("%s=%s: unknown value; it can be %s, %s%s%s", key, value,
-                words[0], words[1], words[2] ? " or " : "",
-                words[2] ? words[2] : "");
-  return -1;
-}
-
-static int
-set_file_name (char **name, const char *key, const char *value)
-{
-  if (*name) {
-    nbdkit_error ("%s was given twice", key);
-    return -1;
-  }
-  if (*value == 0) {
-    nbdkit_error ("%s is empty", key);
-    return -1;
-  }
-  *name = absolute (value);
-  return *name ? 0 : -1;
 }
 
 static int
@@ -135,33 +87,33 @@ qed_config (const char *key, const char *value)
   int r;
 
   if (strcmp (key, "file") == 0)
-    return set_file_name (&filename, key, value);
+    return module_set_image (&filename, key, value);
   if (strcmp (key, "backing") == 0) {
     if (strcmp (value, "none") == 0 && backing == NULL) {
       backing = strdup (value);
       return backing ? 0 : -1;
     }
-    return set_file_name (&backing, key, value);
+    return module_set_image (&backing, key, value);
   }
   if (strcmp (key, "backing-format") == 0) {
-    r = choose (key, value, formats);
+    r = module_choose (key, value, formats);
     options.backing_format = r == 0 ? QED_FORMAT_RAW : QED_FORMAT_QED;
     return r == -1 ? -1 : 0;
   }
   if (strcmp (key, "repair") == 0) {
-    r = choose (key, value, repairs);
+    r = module_choose (key, value, repairs);
     options.repair = r;
     return r == -1 ? -1 : 0;
   }
   if (strcmp (key, "l2-cache-size") == 0)
     return set_cache_size (value);
   if (strcmp (key, "trim") == 0) {
-    r = choose (key, value, trims);
+    r = module_choose (key, value, trims);
     options.ignore_trim = r == 1;
     return r == -1 ? -1 : 0;
   }
   if (strcmp (key, "detect-zeroes") == 0) {
-    r = choose (key, value, detects);
+    r = module_choose (key, value, detects);
     options.detect_zeroes = r;
     return r == -1 ? -1 : 0;
   }
@@ -348,25 +300,7 @@ static int
 qed_plugin_extents (void *handle, uint32_t count, uint64_t offset,
                     uint32_t flags, struct nbdkit_extents *extents)
 {
-  const uint64_t end = offset + count;
-
-  for (unsigned n = 0; offset < end && n < MAX_EXTENTS; ++n) {
-    struct extent e;
-    uint32_t type = 0;
-
-    if (node_extents (image, end - offset, offset, &e) == -1)
-      return n > 0 ? 0 : -1;
-    if (e.flags & EXTENT_ZERO)
-      type |= NBDKIT_EXTENT_ZERO;
-    if (e.flags & EXTENT_HOLE)
-      type |= NBDKIT_EXTENT_HOLE;
-    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
-      return -1;
-    if (flags & NBDKIT_FLAG_REQ_ONE)
-      break;
-    offset += e.length;
-  }
-  return 0;
+  return module_add_extents (extents, image, count, offset, flags);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -1,0 +1,110 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See module.h. */
+
+#include <config.h>
+
+#include <string.h>
+
+/* Nothing here is about plugins: filters have the same functions. */
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "message.h"
+#include "module.h"
+
+/* Extents that one reply is made of at most. */
+#define MAX_EXTENTS 4096
+
+static void
+to_nbdkit (enum msg_level level, const char *fs, va_list args)
+{
+  if (level == MSG_DEBUG)
+    nbdkit_vdebug (fs, args);
+  else
+    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
+}
+
+void
+module_take_messages (void)
+{
+  msg_set_handler (to_nbdkit);
+}
+
+static int
+check_name (const char *name, const char *key, const char *value)
+{
+  if (name) {
+    nbdkit_error ("%s was given twice", key);
+    return -1;
+  }
+  if (*value == 0) {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  return 0;
+}
+
+int
+module_set_path (char **name, const char *key, const char *value)
+{
+  if (check_name (*name, key, value) == -1)
+    return -1;
+  *name = nbdkit_absolute_path (value);
+  return *name ? 0 : -1;
+}
+
+int
+module_set_image (char **name, const char *key, const char *value)
+{
+  if (!node_is_uri (value))
+    return module_set_path (name, key, value);
+  if (check_name (*name, key, value) == -1)
+    return -1;
+  *name = strdup (value);
+  if (*name == NULL) {
+    nbdkit_error ("%s: %m", key);
+    return -1;
+  }
+  return 0;
+}
+
+int
+module_choose (const char *key, const char *value, const char *const words[])
+{
+  for (int i = 0; words[i]; ++i)
+    if (strcmp (value, words[i]) == 0)
+      return i;
+  nbdkit_error ("%s=%s: unknown value; it can be %s%s%s or %s", key, value,
+                words[0], words[2] ? ", " : "", words[2] ? words[1] : "",
+                words[2] ? words[2] : words[1]);
+  return -1;
+}
+
+int
+module_add_extents (struct nbdkit_extents *extents, struct node *n,
+                    uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const uint64_t end = offset + count;
+
+  for (unsigned i = 0; offset < end && i < MAX_EXTENTS; ++i) {
+    struct extent e;
+    uint32_t type = 0;
+
+    if (node_extents (n, end - offset, offset, &e) == -1)
+      return i > 0 ? 0 : -1;
+    if (e.flags & EXTENT_ZERO)
+      type |= NBDKIT_EXTENT_ZERO;
+    if (e.flags & EXTENT_HOLE)
+      type |= NBDKIT_EXTENT_HOLE;
+    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
+      return -1;
+    if (flags & NBDKIT_FLAG_REQ_ONE)
+      break;
+    offset += e.length;
+  }
+  return 0;
+}

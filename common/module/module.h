@@ -1,0 +1,45 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the plugins and filters have in common as modules of nbdkit.
+ * Together with node/next.c this is all in common/ that knows nbdkit, so
+ * it is compiled into the modules and not into the library.
+ */
+
+#ifndef BLOCKDRIVERS_MODULE_H
+#define BLOCKDRIVERS_MODULE_H
+
+#include <stdint.h>
+
+#include "node.h"
+
+struct nbdkit_extents;
+
+/* Hand the messages of common/ to nbdkit; for .load. */
+extern void module_take_messages (void);
+
+/* The value of a parameter that names a file, or where URIs make sense
+ * an NBD export.  A name is made absolute, since nbdkit changes its
+ * folder when it goes into the background.  *name must be NULL, or the
+ * parameter was given twice.  -1 after a message.
+ */
+extern int module_set_image (char **name, const char *key, const char *value);
+extern int module_set_path (char **name, const char *key, const char *value);
+
+/* The place of a value in a list of two or three words that ends with
+ * NULL, which is also the number of the enum; -1 after a message.
+ */
+extern int module_choose (const char *key, const char *value,
+                          const char *const words[]);
+
+/* Tell nbdkit of the extents of a node, at least one of count bytes
+ * (count > 0); flags are those of .extents.  -1 with errno after a
+ * message.
+ */
+extern int module_add_extents (struct nbdkit_extents *extents,
+                               struct node *n, uint32_t count,
+                               uint64_t offset, uint32_t flags);
+
+#endif /* BLOCKDRIVERS_MODULE_H */
