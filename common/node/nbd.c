@@ -36,14 +36,17 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -89,6 +92,8 @@ struct conn {
                                    while connecting without users */
   int fd;                       /* its socket; libnbd closes it when the
                                    connection dies */
+  int own_fd;                   /* the same socket, ours to close, or -1;
+                                   guarded by node->lock */
   int wake;                     /* eventfd for the driver, or -1 */
   atomic_bool stop;             /* the driver shall end */
   bool has_driver;              /* as nbd */
@@ -110,6 +115,10 @@ struct status {
 struct nbd_node {
   struct node node;
   bool from_file;
+  unsigned timeout;             /* as in struct node_open_options */
+  int cancel;
+  void (*lost_callback) (void *opaque);
+  void *lost_opaque;
   bool started;                 /* there are drivers */
 
   /* What the server can do, constant. */
@@ -125,6 +134,7 @@ struct nbd_node {
                                    during a call of libnbd */
   pthread_cond_t changed;       /* state or users of a connection */
   bool lost;                    /* a connection of a writable node died */
+  bool was_cut;                 /* by node_cut */
   int64_t retry_after;          /* when to try to connect again */
 
   pthread_mutex_t status_lock;  /* protects status; a leaf lock */
@@ -187,18 +197,26 @@ note_death (struct conn *c, bool failed)
   struct nbd_node *n = c->node;
   const int err = failed ? nbd_get_errno () : 0;
   const char *cause = libnbd_cause ();
+  bool tell = false;
 
   if (err == 0 || err == ENOTCONN || err == ECONNRESET || err == EPIPE)
     cause = "server closed the connection";
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
-  if (c->state != CONN_OPEN)
-    return;
-  c->state = CONN_DEAD;
-  if (!n->node.read_only)
-    n->lost = true;
-  snprintf (c->cause, sizeof c->cause, "%s", cause);
-  pthread_cond_broadcast (&n->changed);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
+    if (c->state != CONN_OPEN)
+      return;
+    c->state = CONN_DEAD;
+    if (!n->node.read_only) {
+      tell = !n->lost && n->lost_callback;
+      n->lost = true;
+    }
+    snprintf (c->cause, sizeof c->cause, "%s",
+              n->was_cut ? "server does not answer" : cause);
+    pthread_cond_broadcast (&n->changed);
+  }
+  if (tell)
+    n->lost_callback (n->lost_opaque);
 }
 
 static struct pollfd
@@ -296,26 +314,78 @@ disconnect (struct conn *c)
     nbd_aio_disconnect (c->nbd, 0);
   nbd_close (c->nbd);
   c->nbd = NULL;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->node->lock);
+  if (c->own_fd >= 0)
+    close (c->own_fd);
+  c->own_fd = -1;
 }
 
-/* Connect.  Returns NULL with errno and libnbd's message set. */
-static struct nbd_handle *
-connect_handle (struct nbd_node *n)
+/* Drive a handle that is connecting until it is connected, or until
+ * deadline.  On failure says why, and sets errno.
+ */
+static int
+finish_connecting (struct nbd_node *n, struct nbd_handle *nbd,
+                   int64_t deadline, char cause[CAUSE_LEN])
 {
-  struct nbd_handle *nbd = nbd_create ();
+  int r = 0;
 
-  if (nbd == NULL)
-    goto error;
-  if (nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
-      nbd_set_uri_allow_local_file (nbd, !n->from_file) == -1 ||
-      nbd_connect_uri (nbd, n->node.name) == -1)
-    goto error;
-  return nbd;
+  while (r == 0 && nbd_aio_is_connecting (nbd) == 1) {
+    struct conn c = { .nbd = nbd, .fd = nbd_aio_get_fd (nbd) };
+    struct pollfd fds[2] = {
+      socket_events (&c), { .fd = n->cancel, .events = POLLIN },
+    };
+    const int64_t left = n->timeout ? MAX (deadline - now (), 0) : -1;
 
- error:
+    r = poll (fds, n->cancel ? 2 : 1, left > 0 ? left / 1000000 + 1 : left);
+    if (r == 0 || (r > 0 && fds[1].revents)) {
+      snprintf (cause, CAUSE_LEN, "server does not answer");
+      errno = ETIMEDOUT;
+      return -1;
+    }
+    r = r > 0 ? notify (&c, fds[0].revents) : 0;
+  }
+  if (r == 0 && nbd_aio_is_ready (nbd) == 1)
+    return 0;
   errno = libnbd_errno ();
+  snprintf (cause, CAUSE_LEN, "%s", libnbd_cause ());
+  return -1;
+}
+
+/* Connect.  On failure returns NULL with errno, and says why. */
+static struct nbd_handle *
+connect_handle (struct nbd_node *n, char cause[CAUSE_LEN])
+{
+  const int64_t deadline = now () + n->timeout * INT64_C (1000000);
+  struct nbd_handle *nbd = nbd_create ();
+  int err;
+
+  if (nbd == NULL ||
+      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
+      nbd_set_uri_allow_local_file (nbd, !n->from_file) == -1 ||
+      nbd_aio_connect_uri (nbd, n->node.name) == -1) {
+    err = libnbd_errno ();
+    snprintf (cause, CAUSE_LEN, "%s", libnbd_cause ());
+  }
+  else if (finish_connecting (n, nbd, deadline, cause) == -1)
+    err = errno;
+  else
+    return nbd;
+
   nbd_close (nbd);
+  errno = err;
   return NULL;
+}
+
+/* Take over a connected handle. */
+static void
+set_handle (struct conn *c, struct nbd_handle *nbd)
+{
+  c->nbd = nbd;
+  c->fd = nbd_aio_get_fd (nbd);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->node->lock);
+  c->own_fd = fcntl (c->fd, F_DUPFD_CLOEXEC, 0);
 }
 
 /* Connect to the export that the node is, which must look the same.  On
@@ -325,13 +395,15 @@ static int
 connect_again (struct conn *c, char cause[CAUSE_LEN])
 {
   struct nbd_node *n = c->node;
+  char why[CAUSE_LEN];
+  struct nbd_handle *nbd = connect_handle (n, why);
   int64_t size;
 
-  c->nbd = connect_handle (n);
-  if (c->nbd == NULL) {
-    snprintf (cause, CAUSE_LEN, "cannot connect: %s", libnbd_cause ());
+  if (nbd == NULL) {
+    snprintf (cause, CAUSE_LEN, "cannot connect: %.200s", why);
     return -1;
   }
+  set_handle (c, nbd);
   size = nbd_get_size (c->nbd);
   if (size != (int64_t) node_size (&n->node)) {
     snprintf (cause, CAUSE_LEN, "the export's size has changed from "
@@ -340,7 +412,6 @@ connect_again (struct conn *c, char cause[CAUSE_LEN])
     disconnect (c);
     return -1;
   }
-  c->fd = nbd_aio_get_fd (c->nbd);
   return 0;
 }
 
@@ -445,7 +516,8 @@ report_dead (const struct request *r, const char *cause)
 {
   char text[CAUSE_LEN + 128];
 
-  snprintf (text, sizeof text, "%s%s", cause, r->n->node.read_only ? "" :
+  snprintf (text, sizeof text, "%s%s", cause,
+            r->n->node.read_only || r->n->lost_callback ? "" :
             " (not connecting again, since writes after the last flush "
             "may be lost)");
   report (r, text);
@@ -746,6 +818,31 @@ nbd_node_pwritev (struct node *node, const struct iovec *iov, int iovcnt,
 }
 
 static int
+nbd_node_pwrite_many (struct node *node, const struct node_write *writes,
+                      size_t nr)
+{
+  struct nbd_node *n = (struct nbd_node *) node;
+  struct request r;
+  bool stop = false;
+
+  if (nr == 0)
+    return 0;
+  if (begin_request (&r, n, "write", writes[0].count,
+                     writes[0].offset) == -1)
+    return -1;
+  for (size_t i = 0; i < nr && !stop; ++i) {
+    for (size_t done = 0, len; done < writes[i].count && !stop; done += len) {
+      len = MIN (writes[i].count - done, n->max_data);
+      stop = issued (&r, nbd_aio_pwrite (r.conn->nbd,
+                                         (char *) writes[i].buf + done, len,
+                                         writes[i].offset + done,
+                                         completion (&r), 0)) == -1;
+    }
+  }
+  return end_strict_request (&r);
+}
+
+static int
 nbd_node_flush (struct node *node)
 {
   struct nbd_node *n = (struct nbd_node *) node;
@@ -986,7 +1083,9 @@ add_connections (struct nbd_node *n)
   while (n->nr_conns < MAX_CONNS) {
     struct conn *c = &n->conns[n->nr_conns];
 
-    *c = (struct conn) { .node = n, .fd = -1, .wake = -1 };
+    *c = (struct conn) {
+      .node = n, .fd = -1, .own_fd = -1, .wake = -1
+    };
     if (connect_again (c, cause) == -1) {
       /* It wants fewer clients, and we can do with fewer. */
       msg_debug ("%s: connection %u: %s", n->node.name, n->nr_conns + 1,
@@ -1032,6 +1131,35 @@ nbd_node_close (struct node *node)
   return 0;
 }
 
+/* The drivers then find that their connections have ended. */
+static void
+nbd_node_cut (struct node *node)
+{
+  struct nbd_node *n = (struct nbd_node *) node;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
+  n->was_cut = true;
+  for (unsigned i = 0; i < n->nr_conns; ++i)
+    if (n->conns[i].own_fd >= 0)
+      shutdown (n->conns[i].own_fd, SHUT_RDWR);
+}
+
+static bool
+nbd_node_is_lost (struct node *node, char *cause, size_t size)
+{
+  struct nbd_node *n = (struct nbd_node *) node;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
+  if (!n->lost)
+    return false;
+  for (unsigned i = 0; i < n->nr_conns && cause; ++i)
+    if (n->conns[i].state == CONN_DEAD) {
+      snprintf (cause, size, "%s", n->conns[i].cause);
+      break;
+    }
+  return true;
+}
+
 static const struct node_ops nbd_ops = {
   .type = "nbd",
   .start = nbd_node_start,
@@ -1043,13 +1171,39 @@ static const struct node_ops nbd_ops = {
   .zero = nbd_node_zero,
   .discard = nbd_node_discard,
   .cache = nbd_node_cache,
+  .pwrite_many = nbd_node_pwrite_many,
+  .cut = nbd_node_cut,
+  .is_lost = nbd_node_is_lost,
 };
+
+/* The one place which reports that the export cannot be opened: to
+ * whoever asked for the cause, or else to people.  Keeps errno.
+ */
+static int __attribute__ ((format (printf, 3, 4)))
+open_failed (const struct nbd_node *n, const struct node_open_options *options,
+             const char *fs, ...)
+{
+  const int err = errno;
+  char cause[CAUSE_LEN];
+  va_list args;
+
+  va_start (args, fs);
+  vsnprintf (cause, sizeof cause, fs, args);
+  va_end (args);
+  if (options->cause)
+    snprintf (options->cause, options->cause_size, "%s", cause);
+  else
+    msg_error ("%s: %s", n->node.name, cause);
+  errno = err;
+  return -1;
+}
 
 /* Take over the block sizes that the server wants, each 0 if it has not
  * said.
  */
 static int
-set_block_sizes (struct nbd_node *n, struct nbd_handle *nbd)
+set_block_sizes (struct nbd_node *n, struct nbd_handle *nbd,
+                 const struct node_open_options *options)
 {
   const int64_t min = nbd_get_block_size (nbd, LIBNBD_SIZE_MINIMUM);
   const int64_t preferred = nbd_get_block_size (nbd, LIBNBD_SIZE_PREFERRED);
@@ -1058,9 +1212,9 @@ set_block_sizes (struct nbd_node *n, struct nbd_handle *nbd)
 
   if (!is_power_of_2 (align) || align > 65536 || (max > 0 && max < align)) {
     errno = EINVAL;
-    msg_error ("%s: server asks for requests of at least %" PRIi64 " and at "
-               "most %" PRIi64 " bytes", n->node.name, min, max);
-    return -1;
+    return open_failed (n, options, "server asks for requests of at least "
+                        "%" PRIi64 " and at most %" PRIi64 " bytes",
+                        min, max);
   }
   n->node.align = n->node.zero_align = align;
   n->node.preferred = is_power_of_2 (preferred) && preferred <= MAX_DATA ?
@@ -1071,20 +1225,20 @@ set_block_sizes (struct nbd_node *n, struct nbd_handle *nbd)
 
 /* Take over what the server says about the export. */
 static int
-set_properties (struct nbd_node *n, struct nbd_handle *nbd)
+set_properties (struct nbd_node *n, struct nbd_handle *nbd,
+                const struct node_open_options *options)
 {
   const int64_t size = nbd_get_size (nbd);
 
   if (size == -1) {
     errno = libnbd_errno ();
-    msg_error ("%s: size of the export: %s", n->node.name, libnbd_cause ());
-    return -1;
+    return open_failed (n, options, "size of the export: %s",
+                        libnbd_cause ());
   }
   if (!n->node.read_only && nbd_is_read_only (nbd) != 0) {
     errno = EROFS;
-    msg_error ("%s: open for writing: the export is read-only",
-               n->node.name);
-    return -1;
+    return open_failed (n, options,
+                        "open for writing: the export is read-only");
   }
   atomic_init (&n->node.size, size);
   n->can_flush = nbd_can_flush (nbd) == 1;
@@ -1095,24 +1249,24 @@ set_properties (struct nbd_node *n, struct nbd_handle *nbd)
     nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
   n->multi_conn = nbd_can_multi_conn (nbd) == 1;
   n->node.can_fast_zero = n->can_zero && nbd_can_fast_zero (nbd) == 1;
-  return set_block_sizes (n, nbd);
+  return set_block_sizes (n, nbd, options);
 }
 
 /* Open the first connection. */
 static int
-open_export (struct nbd_node *n)
+open_export (struct nbd_node *n, const struct node_open_options *options)
 {
   struct conn *c = &n->conns[0];
+  char cause[CAUSE_LEN];
+  struct nbd_handle *nbd;
 
-  *c = (struct conn) { .node = n, .fd = -1, .wake = -1 };
+  *c = (struct conn) { .node = n, .fd = -1, .own_fd = -1, .wake = -1 };
   n->nr_conns = 1;
-  c->nbd = connect_handle (n);
-  if (c->nbd == NULL) {
-    msg_error ("%s: open: %s", n->node.name, libnbd_cause ());
-    return -1;
-  }
-  c->fd = nbd_aio_get_fd (c->nbd);
-  return set_properties (n, c->nbd);
+  nbd = connect_handle (n, cause);
+  if (nbd == NULL)
+    return open_failed (n, options, "open: %.200s", cause);
+  set_handle (c, nbd);
+  return set_properties (n, nbd, options);
 }
 
 struct node *
@@ -1129,11 +1283,15 @@ nbd_node_open (const char *uri, const struct node_open_options *options)
   n->node.read_only = options->read_only;
   n->node.fixed_size = true;
   n->from_file = options->from_file;
+  n->timeout = options->timeout;
+  n->cancel = options->cancel;
+  n->lost_callback = options->lost;
+  n->lost_opaque = options->opaque;
   pthread_mutex_init (&n->lock, NULL);
   pthread_mutex_init (&n->status_lock, NULL);
   pthread_cond_init (&n->changed, NULL);
 
-  if (open_export (n) == -1) {
+  if (open_export (n, options) == -1) {
     const int err = errno;
 
     nbd_node_close (&n->node);

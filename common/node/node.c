@@ -129,6 +129,23 @@ node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
   return n->ops->pwritev (n, iov, iovcnt, count, offset);
 }
 
+int
+node_pwrite_many (struct node *n, const struct node_write *writes, size_t nr)
+{
+  for (size_t i = 0; i < nr; ++i) {
+    if (n->ops->pwrite_many == NULL) {
+      if (node_pwrite (n, writes[i].buf, writes[i].count,
+                       writes[i].offset) == -1)
+        return -1;
+    }
+    else if (check_writable (n, "write", writes[i].offset) == -1 ||
+             check_bounds (n, "write", writes[i].count,
+                           writes[i].offset) == -1)
+      return -1;
+  }
+  return n->ops->pwrite_many ? n->ops->pwrite_many (n, writes, nr) : 0;
+}
+
 static int
 write_zeroes (struct node *n, uint64_t count, uint64_t offset)
 {
@@ -218,4 +235,17 @@ node_allocated_size (struct node *n)
   if (n->ops->allocated_size == NULL)
     return -1;
   return n->ops->allocated_size (n);
+}
+
+void
+node_cut (struct node *n)
+{
+  if (n->ops->cut)
+    n->ops->cut (n);
+}
+
+bool
+node_is_lost (struct node *n, char *cause, size_t size)
+{
+  return n->ops->is_lost && n->ops->is_lost (n, cause, size);
 }

@@ -50,6 +50,13 @@ struct extent {
   uint64_t offset;              /* in it; only with MAPPED */
 };
 
+/* One of several writes. */
+struct node_write {
+  const void *buf;
+  size_t count;
+  uint64_t offset;
+};
+
 struct node_ops {
   const char *type;             /* "file", "nbd", "qed" */
 
@@ -68,7 +75,8 @@ struct node_ops {
                   struct extent *ret);
 
   /* Any of these may be NULL; node.c then answers ENOTSUP, writes
-   * zeroes for zero, and does nothing for discard and cache.
+   * zeroes for zero, writes one after the other, and does nothing for
+   * discard, cache and cut.
    */
   int (*zero) (struct node *n, uint64_t count, uint64_t offset,
                unsigned flags);
@@ -76,6 +84,10 @@ struct node_ops {
   int (*cache) (struct node *n, uint64_t count, uint64_t offset);
   int (*resize) (struct node *n, uint64_t size);
   int64_t (*allocated_size) (struct node *n);
+  int (*pwrite_many) (struct node *n, const struct node_write *writes,
+                      size_t nr);
+  void (*cut) (struct node *n);
+  bool (*is_lost) (struct node *n, char *cause, size_t size);
 };
 
 /* The common part of every node; a driver's own struct begins with it.
@@ -112,6 +124,18 @@ struct node_open_options {
   bool from_file;               /* the name came out of a file, not from
                                    the user: NBD URIs may not refer to
                                    local key files */
+
+  /* For a caller who cares for a server that comes and goes; NBD only. */
+  unsigned timeout;             /* milliseconds to connect, 0: no limit */
+  int cancel;                   /* give up connecting when this descriptor
+                                   becomes readable, 0: never */
+  char *cause;                  /* where to write why opening failed,
+                                   instead of a message, or NULL */
+  size_t cause_size;
+  void (*lost) (void *opaque);  /* called once when a connection of a
+                                   writable node has died, from any
+                                   thread, or NULL */
+  void *opaque;
 };
 
 /* Is this name an NBD URI (of the kinds in interfaces.md), rather than
@@ -168,6 +192,12 @@ extern int node_pwrite (struct node *n, const void *buf, size_t count,
 extern int node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
                          uint64_t offset);
 
+/* Several writes, which may be carried out at the same time and in any
+ * order.  When one fails any of the others may have been done or not.
+ */
+extern int node_pwrite_many (struct node *n, const struct node_write *writes,
+                             size_t nr);
+
 /* Make the range read as zeroes. */
 extern int node_zero (struct node *n, uint64_t count, uint64_t offset,
                       unsigned flags);
@@ -197,6 +227,17 @@ extern int node_resize (struct node *n, uint64_t size);
  * message).
  */
 extern int64_t node_allocated_size (struct node *n);
+
+/* Give up a server that does not answer: requests in flight and all
+ * later ones fail, and node_close does not wait.  Only NBD nodes can be
+ * cut off; others ignore it.
+ */
+extern void node_cut (struct node *n);
+
+/* Will no request to this node ever succeed again, because its server
+ * is gone?  Then cause (if not NULL) says why.  No message.
+ */
+extern bool node_is_lost (struct node *n, char *cause, size_t size);
 
 /* For drivers. */
 extern struct node *file_node_open (const char *name,

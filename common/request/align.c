@@ -361,6 +361,18 @@ align_allocated_size (struct node *n)
   return node_allocated_size (((struct align_node *) n)->inner);
 }
 
+static void
+align_cut (struct node *n)
+{
+  node_cut (((struct align_node *) n)->inner);
+}
+
+static bool
+align_is_lost (struct node *n, char *cause, size_t size)
+{
+  return node_is_lost (((struct align_node *) n)->inner, cause, size);
+}
+
 static const struct node_ops align_ops = {
   .type = "align",
   .start = align_start,
@@ -374,6 +386,8 @@ static const struct node_ops align_ops = {
   .cache = align_cache,
   .resize = align_resize,
   .allocated_size = align_allocated_size,
+  .cut = align_cut,
+  .is_lost = align_is_lost,
 };
 
 struct node *
