@@ -71,6 +71,13 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/scan.h \
 	common/qed/settle.c \
 	common/qed/write.c \
+	common/replication/dirty.c \
+	common/replication/dirty.h \
+	common/replication/dirtyfile.c \
+	common/replication/dirtyfile.h \
+	common/replication/mirror.c \
+	common/replication/mirror.h \
+	common/replication/primary.c \
 	common/replication/primary.h \
 	common/replication/secondary.h \
 	common/replication/status.c \

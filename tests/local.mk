@@ -23,6 +23,7 @@ unit_tests = \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
+	tests/unit/test-replication-primary \
 	tests/unit/test-utils \
 	tests/unit/test-writelog-index \
 	tests/unit/test-writelog-reader \
@@ -103,6 +104,7 @@ EXTRA_DIST += \
 	tests/qed_server.py \
 	tests/sanitizers.sh \
 	tests/tap.sh \
+	tests/unit/server.h \
 	tests/unit/unit.h \
 	tests/writelog_format.py \
 	$(benches) \

@@ -516,8 +516,9 @@ report_dead (const struct request *r, const char *cause)
 {
   char text[CAUSE_LEN + 128];
 
-  snprintf (text, sizeof text, "%s%s", cause,
-            r->n->node.read_only || r->n->lost_callback ? "" :
+  if (r->n->lost_callback)      /* who has been told will say it */
+    return;
+  snprintf (text, sizeof text, "%s%s", cause, r->n->node.read_only ? "" :
             " (not connecting again, since writes after the last flush "
             "may be lost)");
   report (r, text);

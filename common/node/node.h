@@ -134,7 +134,8 @@ struct node_open_options {
   size_t cause_size;
   void (*lost) (void *opaque);  /* called once when a connection of a
                                    writable node has died, from any
-                                   thread, or NULL */
+                                   thread, or NULL.  Requests that fail
+                                   for this then print no message */
   void *opaque;
 };
 

@@ -23,8 +23,14 @@ struct primary_options {
   const char *remote;           /* URI of the secondary's export; NULL: a
                                    forwarder, whose disk is the way to the
                                    secondary */
-  const char *bitmap;           /* file for the dirty bitmap, or NULL */
+  const char *bitmap;           /* file for the dirty bitmap, or NULL;
+                                   needs remote */
+  unsigned timeout;             /* milliseconds after which a remote that
+                                   does not answer is given up; 0:
+                                   PRIMARY_TIMEOUT */
 };
+
+#define PRIMARY_TIMEOUT 30000
 
 /* Check the options and open what can be opened before the fork (the
  * bitmap's file).  Strings are copied.  NULL with errno after a message.
@@ -42,12 +48,15 @@ extern int primary_begin (struct primary *p, struct node *disk);
  */
 extern void primary_close (struct primary *p);
 
-/* The export.  The node belongs to p; its requests keep the stage table
- * of replication.md.  Its flush is the disk's.
+/* The export, after primary_begin.  The node belongs to p; its requests
+ * keep the stage table of replication.md.  Its flush is the disk's.
  */
 extern struct node *primary_node (struct primary *p);
 
-/* The commands of replication.md. */
+/* The commands of replication.md, which take turns.  A checkpoint may
+ * take as long as the remote goes on taking what is dirty; writes of the
+ * guest wait for its last part only, at most PRIMARY_TIMEOUT.
+ */
 extern int primary_start (struct primary *p, bool full_sync,
                           struct replication_refusal *refusal);
 extern int primary_checkpoint (struct primary *p,
@@ -66,5 +75,10 @@ extern int primary_checkpoint_prepare (struct primary *p,
 extern int primary_checkpoint_commit (struct primary *p,
                                       struct replication_refusal *refusal);
 extern void primary_checkpoint_abort (struct primary *p);
+
+/* Before the end: commands that wait for the remote are refused, now and
+ * from now on.  From any thread.
+ */
+extern void primary_cancel (struct primary *p);
 
 #endif /* BLOCKDRIVERS_REPLICATION_PRIMARY_H */
