@@ -1139,7 +1139,8 @@ nbd_node_cut (struct node *node)
   struct nbd_node *n = (struct nbd_node *) node;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
-  n->was_cut = true;
+  if (!n->lost)
+    n->was_cut = true;
   for (unsigned i = 0; i < n->nr_conns; ++i)
     if (n->conns[i].own_fd >= 0)
       shutdown (n->conns[i].own_fd, SHUT_RDWR);

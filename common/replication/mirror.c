@@ -324,6 +324,7 @@ drop_remote (struct mirror *m)
   }
   dirty_lost (m->dirty);
   m->remote = NULL;
+  m->broken = false;
   m->flush_at = INT64_MAX;
   announce (m);
   pthread_mutex_unlock (&m->lock);
@@ -968,8 +969,12 @@ mirror_complete (struct mirror *m, unsigned limit,
       if (check_waiting (m, failures, refusal) == -1)
         return -1;
     }
-    if (now () >= deadline)
+    /* Of a connection that is lost the link is about to say why. */
+    if (m->broken)
+      pthread_cond_wait (&m->changed, &m->lock);
+    else if (now () >= deadline)
       return refuse_late (m, limit, refusal);
-    wait_until (&m->changed, m, deadline);
+    else
+      wait_until (&m->changed, m, deadline);
   }
 }
