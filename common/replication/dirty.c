@@ -60,10 +60,7 @@ add_blocks (struct dirty *d, uint64_t area, uint16_t blocks)
 
   if (new == 0)
     return;
-  if (d->blocks[area] == 0) {
-    set (d->dirty, area);
-    d->nr_ready += !has (d->busy, area);
-  }
+  set (d->dirty, area);
   d->blocks[area] |= new;
   d->nr_dirty += __builtin_popcount (new);
 }
@@ -188,6 +185,8 @@ find_ready (const struct dirty *d, uint64_t from)
 {
   uint64_t mask = UINT64_MAX << (from % 64);
 
+  if (d->nr_dirty == 0)
+    return d->nr_areas;
   for (uint64_t w = from / 64; w < nr_words (d); ++w, mask = UINT64_MAX) {
     const uint64_t ready = d->dirty[w] & ~d->busy[w] & mask;
 
@@ -198,33 +197,19 @@ find_ready (const struct dirty *d, uint64_t from)
 }
 
 size_t
-dirty_take (struct dirty *d, uint64_t *areas, size_t max)
+dirty_take (struct dirty *d, uint64_t *areas, size_t max, bool *end)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  uint64_t area = find_ready (d, d->next);
   size_t n = 0;
 
-  if (d->nr_ready == 0)
-    return 0;
-  for (uint64_t area = d->next; n < max && d->nr_ready > 0;) {
-    area = find_ready (d, area);
-    if (area == d->nr_areas) {
-      /* From the beginning, but not twice in one call. */
-      d->next = 0;
-      if (n > 0)
-        break;
-      area = 0;
-      continue;
-    }
+  while (n < max && area < d->nr_areas) {
     set (d->busy, area);
-    d->nr_ready--;
-    d->nr_busy++;
     areas[n++] = area;
-    d->next = ++area;
-    if (area == d->nr_areas) {
-      d->next = 0;
-      break;
-    }
+    area = find_ready (d, area + 1);
   }
+  *end = area == d->nr_areas;
+  d->next = *end ? 0 : area;
   return n;
 }
 
@@ -255,8 +240,6 @@ dirty_end_copy (struct dirty *d, uint64_t area, uint16_t blocks, bool ok)
     d->nr_unsure++;
   }
   clear (d->busy, area);
-  d->nr_busy--;
-  d->nr_ready += has (d->dirty, area);
 }
 
 void
@@ -325,14 +308,6 @@ dirty_lost (struct dirty *d)
 
   unsettle (d, d->unsure);
   d->nr_unsure = 0;
-}
-
-bool
-dirty_is_ready (struct dirty *d)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
-
-  return d->nr_ready > 0;
 }
 
 bool

@@ -53,8 +53,6 @@ struct dirty {
   uint64_t *in_file;            /* what the file has, or NULL */
   uint64_t nr_dirty;            /* blocks that are dirty */
   uint64_t nr_taken;            /* blocks that are being copied */
-  uint64_t nr_ready;            /* areas that are dirty and not busy */
-  uint64_t nr_busy;             /* areas */
   uint64_t nr_unsure;           /* areas */
   uint64_t next;                /* area where to look for dirty ones */
   bool file_failed;
@@ -75,8 +73,11 @@ extern int dirty_mark (struct dirty *d, uint64_t offset, uint64_t count);
 
 /* Take up to max dirty areas that are not busy, in ascending order from
  * where the last call ended, and make them busy.  Returns their number.
+ * *end says that there are none behind them: the next call begins a new
+ * pass, at the first area.
  */
-extern size_t dirty_take (struct dirty *d, uint64_t *areas, size_t max);
+extern size_t dirty_take (struct dirty *d, uint64_t *areas, size_t max,
+                          bool *end);
 
 /* Which blocks of this busy area are to be copied?  (Bit 0 is the first
  * one.)  They are clean from now on; nobody may be changing them.
@@ -95,9 +96,6 @@ extern int dirty_end_flush (struct dirty *d, bool ok);
 
 /* The remote is gone; no copy and no flush is under way. */
 extern void dirty_lost (struct dirty *d);
-
-/* Is there something to take? */
-extern bool dirty_is_ready (struct dirty *d);
 
 /* Is there something that the next flush would settle? */
 extern bool dirty_is_unsure (struct dirty *d);

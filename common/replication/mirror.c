@@ -55,10 +55,13 @@
 #include "rounding.h"
 
 /* One sender reads while the other waits for the remote. */
-#define NR_SENDERS 2
+#define NR_SENDERS 1
 
 /* Areas in a batch: 4 MiB of data at the most. */
 #define BATCH 64
+
+/* Block status of the disk is asked for this far ahead. */
+#define EXTENTS_AHEAD (UINT64_C (1024) * 1024 * 1024)
 
 /* Clean blocks between two dirty ones that are sent along, since that
  * costs less than another request.
@@ -73,6 +76,9 @@
 
 /* Milliseconds for which something may be unsure. */
 #define FLUSH_AFTER 5000
+
+/* Milliseconds between two passes over what is dirty. */
+#define REST 250
 
 /* It makes no sense to wait for less than this while the guest writes,
  * or when there has been no progress for so many milliseconds and
@@ -100,6 +106,7 @@ struct batch {
   struct node_write writes[BATCH * DIRTY_AREA / DIRTY_BLOCK / 2];
   size_t nr_writes;
   char *buf;                    /* BATCH areas */
+  uint64_t data, data_end;      /* here the disk is known to have data */
   char cause[CAUSE_LEN];        /* why it could not be copied */
 };
 
@@ -141,6 +148,8 @@ struct mirror {
   int64_t flush_at;             /* if something is unsure */
   int64_t connect_at, connect_delay;
   int64_t send_at, send_delay;
+  int64_t rest_until;           /* before the next pass */
+  unsigned waiters;             /* commands that wait for the copying */
   uint64_t failures;            /* attempts to connect, copy or flush */
   char cause[CAUSE_LEN];        /* of the last one */
   uint64_t batches, sent;       /* so far: their number and bytes */
@@ -399,14 +408,29 @@ area_length (const struct mirror *m, uint64_t area)
               (uint64_t) DIRTY_AREA);
 }
 
-/* Can we know that all of an area is zero without reading it? */
+/* Can we know that all of an area is zero without reading it?  To ask
+ * where data ends may take the time to walk over all of it (tmpfs does),
+ * so we look at the beginning first, and do not ask twice.  That there
+ * is data is a hint only, which may be out of date.
+ */
 static bool
-is_hole (struct mirror *m, uint64_t area, uint64_t length)
+is_hole (struct mirror *m, struct batch *b, size_t i)
 {
+  const uint64_t offset = b->areas[i] * DIRTY_AREA;
+  const uint64_t length = area_length (m, b->areas[i]);
+  const uint64_t ahead = MIN (node_size (m->disk) - offset, EXTENTS_AHEAD);
   struct extent e;
 
-  return node_extents (m->disk, length, area * DIRTY_AREA, &e) == 0 &&
-    (e.flags & EXTENT_ZERO) && e.length >= length;
+  if ((offset >= b->data && offset < b->data_end) ||
+      node_pread (m->disk, area_buf (b, i), DIRTY_BLOCK, offset) == -1 ||
+      !is_zero (area_buf (b, i), DIRTY_BLOCK) ||
+      node_extents (m->disk, ahead, offset, &e) == -1)
+    return false;
+  if (e.flags & EXTENT_ZERO)
+    return e.length >= length;
+  b->data = offset;
+  b->data_end = offset + e.length;
+  return false;
 }
 
 /* Read blocks first..end of the area and add a write of them. */
@@ -467,7 +491,7 @@ read_area (struct mirror *m, struct batch *b, size_t i)
 
   b->blocks[i] = dirty_begin_copy (m->dirty, area);
   whole = b->blocks[i] == DIRTY_ALL;
-  b->zero[i] = whole && is_hole (m, area, length);
+  b->zero[i] = whole && is_hole (m, b, i);
   if (b->zero[i])
     return 0;
   if (read_blocks (m, b, i, b->blocks[i]) == -1) {
@@ -602,8 +626,12 @@ note_batch (struct mirror *m, const struct batch *b)
 static bool
 take_batch (struct mirror *m, struct batch *b)
 {
+  bool end;
+
   atomic_fetch_add (&m->idle, 1);
-  b->nr = dirty_take (m->dirty, b->areas, BATCH);
+  b->nr = dirty_take (m->dirty, b->areas, BATCH, &end);
+  if (end && b->nr > 0)
+    m->rest_until = now () + REST;
   if (b->nr == 0)
     return false;
   atomic_fetch_sub (&m->idle, 1);
@@ -614,11 +642,13 @@ take_batch (struct mirror *m, struct batch *b)
 static void
 send_or_wait (struct mirror *m, struct batch *b)
 {
+  const int64_t when = m->waiters ? m->send_at :
+    MAX (m->send_at, m->rest_until);
   struct call call;
   struct node *remote;
 
-  if (now () < m->send_at) {
-    wait_until (&m->work, m, m->send_at);
+  if (now () < when) {
+    wait_until (&m->work, m, MIN (when, m->flushing ? when : m->flush_at));
     return;
   }
   remote = begin_call (m, &call);
@@ -870,6 +900,23 @@ check_waiting (const struct mirror *m, uint64_t failures,
   return 0;
 }
 
+/* A command begins to wait: it waits neither for the next attempt nor
+ * for the next pass.
+ */
+static void
+begin_waiting (struct mirror *m)
+{
+  m->waiters++;
+  hurry (m);
+}
+
+static void
+end_waiting (struct mirror **m)
+{
+  (*m)->waiters--;
+}
+#define CLEANUP_WAITING __attribute__ ((cleanup (end_waiting), unused))
+
 static int
 refuse_late (const struct mirror *m, unsigned limit,
              struct replication_refusal *refusal)
@@ -922,7 +969,8 @@ mirror_approach (struct mirror *m, unsigned limit,
   };
   const int64_t deadline = limit ? p.begin + limit : INT64_MAX;
 
-  hurry (m);
+  CLEANUP_WAITING struct mirror *waiting = m;
+  begin_waiting (m);
   for (;;) {
     const uint64_t bytes = dirty_bytes (m->dirty);
 
@@ -959,7 +1007,8 @@ mirror_complete (struct mirror *m, unsigned limit,
   const uint64_t failures = m->failures;
   const int64_t deadline = now () + limit;
 
-  hurry (m);
+  CLEANUP_WAITING struct mirror *waiting = m;
+  begin_waiting (m);
   for (;;) {
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
