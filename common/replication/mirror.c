@@ -55,7 +55,7 @@
 #include "rounding.h"
 
 /* One sender reads while the other waits for the remote. */
-#define NR_SENDERS 1
+#define NR_SENDERS 2
 
 /* Areas in a batch: 4 MiB of data at the most. */
 #define BATCH 64
@@ -77,8 +77,13 @@
 /* Milliseconds for which something may be unsure. */
 #define FLUSH_AFTER 5000
 
-/* Milliseconds between two passes over what is dirty. */
-#define REST 250
+/* Milliseconds between two passes over what is dirty: three times what
+ * the pass took, within limits, so that where both share a processor the
+ * guest has most of it.
+ */
+#define REST_FACTOR 3
+#define MIN_REST 100
+#define MAX_REST 1000
 
 /* It makes no sense to wait for less than this while the guest writes,
  * or when there has been no progress for so many milliseconds and
@@ -148,6 +153,8 @@ struct mirror {
   int64_t flush_at;             /* if something is unsure */
   int64_t connect_at, connect_delay;
   int64_t send_at, send_delay;
+  bool in_pass;
+  int64_t pass_began;
   int64_t rest_until;           /* before the next pass */
   unsigned waiters;             /* commands that wait for the copying */
   uint64_t failures;            /* attempts to connect, copy or flush */
@@ -619,6 +626,18 @@ note_batch (struct mirror *m, const struct batch *b)
   pthread_cond_broadcast (&m->changed);
 }
 
+/* Note where in a pass the areas just taken stand. */
+static void
+note_pass (struct mirror *m, bool end)
+{
+  if (!m->in_pass)
+    m->pass_began = now ();
+  m->in_pass = !end;
+  if (end)
+    m->rest_until = now () +
+      MIN (MAX ((now () - m->pass_began) * REST_FACTOR, MIN_REST), MAX_REST);
+}
+
 /* Take dirty areas.  As long as this finds none, whoever makes something
  * dirty wakes us: idle is counted before looking, so that one of us sees
  * the other.
@@ -630,11 +649,12 @@ take_batch (struct mirror *m, struct batch *b)
 
   atomic_fetch_add (&m->idle, 1);
   b->nr = dirty_take (m->dirty, b->areas, BATCH, &end);
-  if (end && b->nr > 0)
-    m->rest_until = now () + REST;
-  if (b->nr == 0)
+  if (b->nr == 0) {
+    m->in_pass = false;
     return false;
+  }
   atomic_fetch_sub (&m->idle, 1);
+  note_pass (m, end);
   return true;
 }
 
