@@ -74,8 +74,11 @@
 #define FIRST_DELAY 250
 #define LAST_DELAY 16000
 
-/* Milliseconds for which something may be unsure. */
+/* Milliseconds for which something may be unsure, and bytes: a flush
+ * must not take so long that the remote seems to hang.
+ */
 #define FLUSH_AFTER 5000
+#define FLUSH_BYTES (UINT64_C (256) * 1024 * 1024)
 
 /* Milliseconds between two passes over what is dirty: three times what
  * the pass took, within limits, so that where both share a processor the
@@ -151,6 +154,7 @@ struct mirror {
                                    time */
   bool flushing;
   int64_t flush_at;             /* if something is unsure */
+  uint64_t flushed;             /* sent when the last flush began */
   int64_t connect_at, connect_delay;
   int64_t send_at, send_delay;
   bool in_pass;
@@ -623,6 +627,8 @@ note_batch (struct mirror *m, const struct batch *b)
   }
   if (m->flush_at == INT64_MAX)
     m->flush_at = now () + FLUSH_AFTER;
+  if (m->sent - m->flushed >= FLUSH_BYTES)
+    m->flush_at = 0;
   pthread_cond_broadcast (&m->changed);
 }
 
@@ -703,6 +709,7 @@ flush_remote (struct mirror *m)
     return -1;
   m->flushing = true;
   m->flush_at = INT64_MAX;
+  m->flushed = m->sent;
   dirty_begin_flush (m->dirty);
   pthread_mutex_unlock (&m->lock);
   r = node_flush (remote);
@@ -978,6 +985,17 @@ is_hopeless (const struct mirror *m, const struct progress *p,
   return bytes > speed * m->timeout / 3;
 }
 
+/* Flush the remote, after the flush that is under way.  On failure there
+ * need not be a cause yet.
+ */
+static int
+flush_again (struct mirror *m)
+{
+  while (m->flushing)
+    pthread_cond_wait (&m->changed, &m->lock);
+  return flush_remote (m);
+}
+
 int
 mirror_approach (struct mirror *m, unsigned limit,
                  struct replication_refusal *refusal)
@@ -997,26 +1015,20 @@ mirror_approach (struct mirror *m, unsigned limit,
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
     if (m->remote && !m->broken) {
-      if (bytes <= CLOSE_ENOUGH)
+      const bool stuck = is_stuck (m, &p, bytes);
+
+      if (stuck && is_hopeless (m, &p, bytes))
+        return replication_refuse (refusal, "%.120s: the guest writes faster "
+                                   "than the remote takes it", m->uri);
+      /* So that the flush while writes are held has little to do. */
+      if ((stuck || bytes <= CLOSE_ENOUGH) &&
+          (!dirty_is_unsure (m->dirty) || flush_again (m) == 0))
         return 0;
-      if (is_stuck (m, &p, bytes))
-        return is_hopeless (m, &p, bytes) ?
-          replication_refuse (refusal, "%.120s: the guest writes faster than "
-                              "the remote takes it", m->uri) : 0;
     }
     if (now () >= deadline)
       return refuse_late (m, limit, refusal);
     wait_until (&m->changed, m, MIN (deadline, now () + PATIENCE));
   }
-}
-
-/* Flush the remote, after the flush that is under way. */
-static int
-flush_again (struct mirror *m)
-{
-  while (m->flushing)
-    pthread_cond_wait (&m->changed, &m->lock);
-  return flush_remote (m);
 }
 
 int

@@ -205,8 +205,15 @@ primary_extents (struct node *n, uint64_t count, uint64_t offset,
 {
   struct primary *p = (struct primary *) n;
 
-  if (!p->remote)
+  if (!p->remote && stage_of (p) != REPLICATION_RUNNING)
     return refuse_request (p, "block status", offset);
+  if (!p->remote) {
+    /* Nothing can be said about what cannot be read. */
+    *ret = (struct extent) {
+      .length = count, .flags = EXTENT_MAPPED, .where = n, .offset = offset,
+    };
+    return 0;
+  }
   return node_extents (p->disk, count, offset, ret);
 }
 
