@@ -43,10 +43,9 @@ static inline void
 server_start (struct server *s, const char *first, ...)
 {
   const char *argv[32] = {
-    "nbdkit", "--exit-with-parent", "-f", "-U", s->sock, "-P", s->pidfile,
-    first
+    "nbdkit", "--exit-with-parent", "-U", s->sock, "-P", s->pidfile, first
   };
-  size_t n = 8;
+  size_t n = 7;
   va_list args;
 
   va_start (args, first);

@@ -11,85 +11,32 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdbool.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
 
 #include "align.h"
 #include "node.h"
 #include "rounding.h"
+#include "server.h"
 #include "unit.h"
 
 #define MIB (UINT64_C (1024) * 1024)
 #define GIB (1024 * MIB)
 
 static char dir[] = "/tmp/test-nbd-node-XXXXXX";
-static char sock[64], uri[128], pidfile[64], disk[64], logfile[64];
-static char log_option[80];
-static pid_t server;
+static char disk[64], logfile[64], log_option[80];
+static struct server server;
 
-static void
-pause_a_moment (void)
-{
-  nanosleep (&(struct timespec) { .tv_nsec = 10 * 1000 * 1000 }, NULL);
-}
-
-static bool
-exists (const char *name)
-{
-  return access (name, F_OK) == 0;
-}
-
-/* Start nbdkit with these arguments, up to a NULL, and wait until it
- * serves the socket.
- */
-static void
-start_server (const char *first, ...)
-{
-  const char *argv[32] = {
-    "nbdkit", "--exit-with-parent", "-U", sock, "-P", pidfile, first
-  };
-  size_t n = 7;
-  va_list args;
-
-  va_start (args, first);
-  do
-    assert_true (n < 32);
-  while ((argv[n++] = va_arg (args, const char *)));
-  va_end (args);
-
-  unlink (sock);
-  unlink (pidfile);
-  server = fork ();
-  assert_true (server >= 0);
-  if (server == 0) {
-    execvp (argv[0], (char **) argv);
-    perror ("nbdkit");
-    _exit (127);
-  }
-  while (!exists (pidfile)) {
-    assert_int_equal (waitpid (server, NULL, WNOHANG), 0);
-    pause_a_moment ();
-  }
-}
-
-static void
-end_server (int sig)
-{
-  if (server > 0) {
-    kill (server, sig);
-    waitpid (server, NULL, 0);
-  }
-  server = 0;
-}
+#define start_server(...) server_start (&server, __VA_ARGS__)
+#define end_server(sig) server_end (&server, (sig))
 
 static struct node *
 open_node (bool read_only)
 {
   const struct node_open_options options = { .read_only = read_only };
-  struct node *n = align_open (uri, &options);
+  struct node *n = align_open (server.uri, &options);
 
   assert_non_null (n);
   assert_int_equal (n->align, 1);
@@ -128,8 +75,6 @@ teardown (void **state)
   end_server (SIGKILL);
   unlink (disk);
   unlink (logfile);
-  unlink (pidfile);
-  unlink (sock);
   return 0;
 }
 
@@ -286,7 +231,7 @@ test_requests_must_be_aligned (void **state)
                 "blocksize-minimum=4096", "blocksize-preferred=16K",
                 "blocksize-maximum=64K", "blocksize-error-policy=error",
                 NULL);
-  n = node_open (uri, &options);
+  n = node_open (server.uri, &options);
   assert_non_null (n);
   assert_int_equal (n->align, 4096);
   assert_int_equal (n->preferred, 16384);
@@ -422,7 +367,7 @@ test_read_only (void **state)
 
   (void) state;
   start_server ("-r", "memory", "1M", NULL);
-  assert_null (node_open (uri, &options));
+  assert_null (node_open (server.uri, &options));
   assert_int_equal (errno, EROFS);
   assert_messages (1, "the export is read-only");
 
@@ -644,7 +589,7 @@ test_errors_of_the_server (void **state)
     assert_int_equal (errno, ENOSPC);
     assert_messages (1, "write of 512 bytes at offset 1024: "
                      "No space left on device");
-    assert_non_null (strstr (messages.last, uri));
+    assert_non_null (strstr (messages.last, server.uri));
     /* The connection lives on. */
     assert_int_equal (node_pread (n, buf, sizeof buf, 1024), 0);
     if (!started)
@@ -659,10 +604,10 @@ test_nobody_answers (void **state)
   const struct node_open_options options = { .read_only = true };
 
   (void) state;
-  assert_null (node_open (uri, &options));
+  assert_null (node_open (server.uri, &options));
   assert_int_equal (errno, ENOENT);
   assert_messages (1, "No such file or directory");
-  assert_non_null (strstr (messages.last, uri));
+  assert_non_null (strstr (messages.last, server.uri));
 }
 
 /* Requests of all kinds, which meet the end of their server. */
@@ -742,7 +687,7 @@ test_server_dies_under_a_writable_node (void **state)
   kill_server_in_flight (n);
   assert_messages (12, "server closed the connection (not connecting again, "
                    "since writes after the last flush may be lost)");
-  assert_non_null (strstr (messages.last, uri));
+  assert_non_null (strstr (messages.last, server.uri));
 
   /* Drivers of dead connections rest. */
   before = cpu_ms ();
@@ -921,6 +866,176 @@ test_server_comes_and_goes (void **state)
   assert_int_equal (node_close (n), 0);
 }
 
+/* Many writes at once, some longer than a command may be. */
+static void
+write_many (void)
+{
+  CLEANUP_FREE char *data = malloc (4 * MIB);
+  CLEANUP_FREE char *buf = malloc (4 * MIB);
+  struct node_write writes[200];
+  struct node *n = open_node (false);
+
+  for (int started = 0; started < 2; ++started) {
+    fill_random (data, 4 * MIB, 23 + started);
+    for (size_t i = 0; i < 199; ++i)
+      writes[i] = (struct node_write) {
+        .buf = data + i * 4096, .count = i % 7 * 512, .offset = i * 8192 + 512,
+      };
+    writes[199] = (struct node_write) {
+      .buf = data + MIB, .count = 3 * MIB, .offset = 2 * MIB,
+    };
+    assert_int_equal (node_pwrite_many (n, writes, 200), 0);
+    for (size_t i = 0; i < 200; ++i) {
+      assert_int_equal (node_pread (n, buf, writes[i].count,
+                                    writes[i].offset), 0);
+      assert_memory_equal (buf, writes[i].buf, writes[i].count);
+    }
+    assert_int_equal (node_pwrite_many (n, NULL, 0), 0);
+    writes[3].offset = node_size (n);
+    assert_int_equal (node_pwrite_many (n, writes, 4), -1);
+    assert_messages (1, "goes beyond the end");
+    forget_messages ();
+    if (!started)
+      assert_int_equal (node_start (n), 0);
+  }
+  assert_int_equal (node_close (n), 0);
+}
+
+static void
+test_many_writes (void **state)
+{
+  (void) state;
+  start_server ("memory", "16M", NULL);
+  write_many ();
+  end_server (SIGTERM);
+  start_server ("--filter=blocksize-policy", "memory", "16M",
+                "blocksize-minimum=4096", "blocksize-preferred=16K",
+                "blocksize-maximum=64K", "blocksize-error-policy=error",
+                NULL);
+  write_many ();
+}
+
+/* The caller wants to know when the server is lost, and says it himself. */
+static atomic_uint nr_lost;
+
+static void
+count_lost (void *opaque)
+{
+  CHECK (opaque == &nr_lost);
+  atomic_fetch_add (&nr_lost, 1);
+}
+
+static void
+doomed_write (struct unit_thread *t)
+{
+  char buf[4096] = "";
+
+  CHECK (node_pwrite (t->opaque, buf, sizeof buf, 0) == -1);
+  CHECK (errno == EIO);
+}
+
+static void
+lose_server (bool cut)
+{
+  const struct node_open_options options = {
+    .lost = count_lost, .opaque = &nr_lost,
+  };
+  struct unit_thread threads[8];
+  struct node *n;
+  char cause[100] = "";
+
+  atomic_store (&nr_lost, 0);
+  start_server ("memory", "1M", NULL);
+  n = align_open (server.uri, &options);
+  assert_non_null (n);
+  assert_int_equal (node_start (n), 0);
+  assert_false (node_is_lost (n, cause, sizeof cause));
+  kill (server.pid, SIGSTOP);
+  start_threads (threads, 8, doomed_write, n);
+  pause_a_moment ();
+  assert_int_equal (atomic_load (&nr_lost), 0);
+  if (cut)
+    node_cut (n);
+  else
+    kill (server.pid, SIGKILL);
+  join_threads (threads, 8);
+
+  assert_int_equal (atomic_load (&nr_lost), 1);
+  assert_true (node_is_lost (n, NULL, 0));
+  assert_true (node_is_lost (n, cause, sizeof cause));
+  assert_string_equal (cause, cut ? "server does not answer" :
+                       "server closed the connection");
+  assert_int_equal (node_flush (n), -1);
+  assert_int_equal (errno, EIO);
+  node_cut (n);
+  assert_int_equal (node_close (n), 0);
+  assert_int_equal (nr_messages (), 0);
+  end_server (SIGKILL);
+}
+
+static void
+test_loss_is_told (void **state)
+{
+  (void) state;
+  lose_server (false);
+}
+
+static void
+test_a_server_that_hangs_can_be_cut_off (void **state)
+{
+  (void) state;
+  lose_server (true);
+}
+
+/* Closing does not wait for a server that does not answer. */
+static void
+test_close_without_an_answer (void **state)
+{
+  struct node *n;
+
+  (void) state;
+  start_server ("memory", "1M", NULL);
+  n = open_node (false);
+  assert_int_equal (node_start (n), 0);
+  kill (server.pid, SIGSTOP);
+  assert_int_equal (node_close (n), 0);
+}
+
+/* Attempts to connect end, and tell the caller why they failed. */
+static void
+connect_in_vain (struct node_open_options options, const char *text)
+{
+  char cause[100] = "";
+
+  options.cause = cause;
+  options.cause_size = sizeof cause;
+  assert_null (align_open (server.uri, &options));
+  assert_non_null (strstr (cause, text));
+  assert_int_equal (nr_messages (), 0);
+}
+
+static void
+test_connecting_has_a_limit (void **state)
+{
+  const uint64_t one = 1;
+  int cancel = eventfd (0, EFD_CLOEXEC);
+
+  (void) state;
+  connect_in_vain ((struct node_open_options) { .timeout = 60000 },
+                   "No such file or directory");
+  start_server ("-r", "memory", "1M", NULL);
+  connect_in_vain ((struct node_open_options) { .timeout = 60000 },
+                   "the export is read-only");
+  kill (server.pid, SIGSTOP);
+  connect_in_vain ((struct node_open_options) { .timeout = 100 },
+                   "server does not answer");
+  assert_int_equal (errno, ETIMEDOUT);
+  assert_int_equal (write (cancel, &one, sizeof one), sizeof one);
+  connect_in_vain ((struct node_open_options) { .cancel = cancel },
+                   "server does not answer");
+  close (cancel);
+}
+
 /* TLS with a key from a local file, which the user may name but an
  * image file may not.
  */
@@ -941,7 +1056,8 @@ test_key_files (void **state)
   snprintf (psk_option, sizeof psk_option, "--tls-psk=%s", disk);
   start_server ("--tls=require", psk_option, "memory", "1M", NULL);
   snprintf (tls_uri, sizeof tls_uri,
-            "nbds+unix://alice@/?socket=%s&tls-psk-file=%s", sock, disk);
+            "nbds+unix://alice@/?socket=%s&tls-psk-file=%s",
+            server.sock, disk);
 
   n = node_open (tls_uri, &options);
   assert_non_null (n);
@@ -961,9 +1077,7 @@ make_folder (void **state)
   (void) state;
   if (mkdtemp (dir) == NULL)
     return -1;
-  snprintf (sock, sizeof sock, "%s/sock", dir);
-  snprintf (uri, sizeof uri, "nbd+unix:///?socket=%s", sock);
-  snprintf (pidfile, sizeof pidfile, "%s/pid", dir);
+  server_init (&server, dir);
   snprintf (disk, sizeof disk, "%s/disk", dir);
   snprintf (logfile, sizeof logfile, "%s/log", dir);
   snprintf (log_option, sizeof log_option, "logfile=%s", logfile);
@@ -1006,6 +1120,11 @@ main (void)
     TEST (test_read_only_node_connects_again),
     TEST (test_read_only_node_connects_again_before_start),
     TEST (test_server_comes_and_goes),
+    TEST (test_many_writes),
+    TEST (test_loss_is_told),
+    TEST (test_a_server_that_hangs_can_be_cut_off),
+    TEST (test_close_without_an_answer),
+    TEST (test_connecting_has_a_limit),
     TEST (test_key_files),
   };
 
