@@ -228,6 +228,16 @@ start_remote (void)
   server_start (&server, "file", remote_file, NULL);
 }
 
+/* A remote that has in its file only what has been flushed, so that
+ * killing it is like pulling its plug.
+ */
+static void
+start_forgetful_remote (void)
+{
+  server_start (&server, "--filter=cache", "file", remote_file,
+                "cache=writeback", NULL);
+}
+
 /* First byte in which the remote differs, or -1. */
 static int64_t
 first_difference (void)
@@ -653,13 +663,12 @@ test_the_remote_is_equal_at_checkpoints (void **state)
 }
 
 static void
-test_the_remote_comes_and_goes (void **state)
+come_and_go (void (*start_it) (void))
 {
   struct unit_thread threads[4];
   unsigned before;
 
-  (void) state;
-  start_remote ();
+  start_it ();
   begin_primary (server.uri, NULL, 0);
   assert_done (primary_start (primary, false, &refusal));
   start_changing (threads, 4);
@@ -675,7 +684,7 @@ test_the_remote_comes_and_goes (void **state)
     /* The guest goes on. */
     before = atomic_load (&nr_changes);
     wait_for (atomic_load (&nr_changes) > before + 200);
-    start_remote ();
+    start_it ();
     if (i % 3 == 0)
       wait_for (query ().remote_connected);
     checkpoint_and_compare ();
@@ -683,6 +692,20 @@ test_the_remote_comes_and_goes (void **state)
   stop_changing (threads, 4);
   assert_done (primary_stop (primary, false, &refusal));
   assert_int_equal (first_difference (), -1);
+}
+
+static void
+test_the_remote_comes_and_goes (void **state)
+{
+  (void) state;
+  come_and_go (start_remote);
+}
+
+static void
+test_the_remote_loses_what_it_has_not_flushed (void **state)
+{
+  (void) state;
+  come_and_go (start_forgetful_remote);
 }
 
 /* A server that goes down loses what it has not flushed, all of it or
@@ -841,7 +864,7 @@ test_the_bitmap_survives_a_crash (void **state)
   disk.data = mmap (NULL, DISK_SIZE, PROT_READ | PROT_WRITE,
                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   assert_ptr_not_equal (disk.data, MAP_FAILED);
-  start_remote ();
+  start_forgetful_remote ();
   for (int i = 0; i < 12; ++i) {
     const uint64_t child_seed = next_random (&seed);
     pid_t pid = fork ();
@@ -858,7 +881,7 @@ test_the_bitmap_survives_a_crash (void **state)
     assert_true (WIFSIGNALED (status) && WTERMSIG (status) == SIGKILL);
     if (i % 3 == 0) {
       server_end (&server, SIGKILL);
-      start_remote ();
+      start_forgetful_remote ();
     }
     if (i % 2) {
       begin_primary (server.uri, bitmap_file, 0);
@@ -1166,6 +1189,7 @@ main (void)
     TEST (test_a_remote_that_does_not_fit_is_refused),
     TEST (test_the_remote_is_equal_at_checkpoints),
     TEST (test_the_remote_comes_and_goes),
+    TEST (test_the_remote_loses_what_it_has_not_flushed),
     TEST (test_what_was_not_flushed_is_sent_again),
     TEST (test_the_remote_hangs),
     TEST (test_the_end_does_not_wait_for_a_remote_that_hangs),
