@@ -23,6 +23,7 @@ unit_tests = \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
+	tests/unit/test-replication-dirty \
 	tests/unit/test-replication-primary \
 	tests/unit/test-utils \
 	tests/unit/test-writelog-index \

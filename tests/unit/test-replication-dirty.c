@@ -1,0 +1,325 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The map of dirty blocks against a model, in which a block is a number:
+ * what the disk has, what the remote has, and what the remote would have
+ * after power loss.  Whatever differs must be known to the map, also when
+ * the remote goes down and when the primary is killed and has the map's
+ * file only.
+ */
+
+#include <config.h>
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <unistd.h>
+
+#include "dirty.h"
+#include "unit.h"
+
+#define BLOCKS_OF_AREA (DIRTY_AREA / DIRTY_BLOCK)
+#define NR_AREAS 150            /* more than two words of bits */
+#define NR_BLOCKS (NR_AREAS * BLOCKS_OF_AREA - 3)
+#define SIZE ((uint64_t) NR_BLOCKS * DIRTY_BLOCK - 1000)
+
+static char dir[] = "/tmp/test-dirty-XXXXXX";
+static char name[2][64];
+
+static struct dirty map;
+static struct dirty_file *file;
+static unsigned current;        /* name of the file */
+
+static unsigned version;        /* of the last write */
+static unsigned local[NR_BLOCKS], remote[NR_BLOCKS], durable[NR_BLOCKS];
+static unsigned flushed[NR_BLOCKS]; /* durable if the flush succeeds */
+static bool flushing;
+
+/* Copies under way. */
+struct copy {
+  uint64_t area;
+  uint16_t blocks;
+  unsigned content[BLOCKS_OF_AREA];
+};
+static struct copy copies[20];
+static size_t nr_copies;
+
+static void
+open_map (void)
+{
+  file = dirty_file_open (name[current]);
+  assert_non_null (file);
+  assert_int_equal (dirty_init (&map, SIZE, file), 0);
+}
+
+static void
+write_blocks (uint64_t *seed)
+{
+  const uint64_t start = random_below (seed, SIZE);
+  const uint64_t limit = random_below (seed, 30) ? 20000 : SIZE;
+  uint64_t count = 1 + random_below (seed, limit);
+
+  if (count > SIZE - start)
+    count = SIZE - start;
+  assert_int_equal (dirty_mark (&map, start, count), 0);
+  ++version;
+  for (uint64_t b = start / DIRTY_BLOCK;
+       b <= (start + count - 1) / DIRTY_BLOCK; ++b)
+    local[b] = version;
+}
+
+static void
+begin_copies (uint64_t *seed)
+{
+  uint64_t areas[20];
+  bool end;
+  size_t n;
+
+  n = dirty_take (&map, areas, random_below (seed, 20 - nr_copies + 1), &end);
+  for (size_t i = 0; i < n; ++i) {
+    struct copy *c = &copies[nr_copies++];
+    const uint64_t first = areas[i] * BLOCKS_OF_AREA;
+
+    for (size_t j = 0; j < nr_copies - 1; ++j)
+      assert_int_not_equal (copies[j].area, areas[i]);
+    c->area = areas[i];
+    c->blocks = dirty_begin_copy (&map, c->area);
+    assert_int_not_equal (c->blocks, 0);
+    for (unsigned k = 0; k < BLOCKS_OF_AREA; ++k)
+      if (c->blocks >> k & 1) {
+        assert_true (first + k < NR_BLOCKS);
+        c->content[k] = local[first + k];
+      }
+  }
+}
+
+/* The remote may have carried it out although it says that it failed. */
+static void
+end_copy (uint64_t *seed, bool lost)
+{
+  const size_t i = random_below (seed, nr_copies);
+  const struct copy c = copies[i];
+  const bool ok = !lost && random_below (seed, 8);
+
+  for (unsigned k = 0; k < BLOCKS_OF_AREA; ++k)
+    if ((c.blocks >> k & 1) && (ok || random_below (seed, 2)))
+      remote[c.area * BLOCKS_OF_AREA + k] = c.content[k];
+  dirty_end_copy (&map, c.area, c.blocks, ok);
+  copies[i] = copies[--nr_copies];
+}
+
+static void
+flush (uint64_t *seed, bool lost)
+{
+  if (!flushing) {
+    dirty_begin_flush (&map);
+    memcpy (flushed, remote, sizeof flushed);
+  }
+  else {
+    const bool ok = !lost && random_below (seed, 6);
+
+    if (ok)
+      memcpy (durable, flushed, sizeof durable);
+    assert_int_equal (dirty_end_flush (&map, ok), 0);
+  }
+  flushing = !flushing;
+}
+
+/* Of each block the remote has kept what it had, or the last durable
+ * content.
+ */
+static void
+remote_goes_down (uint64_t *seed)
+{
+  for (unsigned b = 0; b < NR_BLOCKS; ++b) {
+    if (random_below (seed, 2))
+      remote[b] = durable[b];
+    durable[b] = remote[b];
+  }
+}
+
+static void
+lose_remote (uint64_t *seed)
+{
+  while (nr_copies > 0)
+    end_copy (seed, true);
+  if (flushing)
+    flush (seed, true);
+  remote_goes_down (seed);
+  dirty_lost (&map);
+}
+
+static void
+copy_file (const char *from, const char *to)
+{
+  char buf[65536];
+  int in = open (from, O_RDONLY);
+  int out = open (to, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  ssize_t r;
+
+  while ((r = read (in, buf, sizeof buf)) > 0)
+    assert_int_equal (write (out, buf, r), r);
+  assert_int_equal (r, 0);
+  close (in);
+  close (out);
+}
+
+/* The primary is killed, and the remote goes down as well. */
+static void
+crash (uint64_t *seed)
+{
+  copy_file (name[current], name[!current]);
+  dirty_destroy (&map);
+  dirty_file_abandon (file);
+  current = !current;
+  open_map ();
+  nr_copies = 0;
+  flushing = false;
+  remote_goes_down (seed);
+}
+
+/* Every block that differs is dirty, or on its way. */
+static void
+check_map (void)
+{
+  uint64_t nr = 0;
+
+  for (uint64_t area = 0; area < NR_AREAS; ++area) {
+    uint16_t known = map.blocks[area];
+
+    nr += __builtin_popcount (known);
+    for (size_t i = 0; i < nr_copies; ++i)
+      if (copies[i].area == area) {
+        nr += __builtin_popcount (copies[i].blocks);
+        known |= copies[i].blocks;
+      }
+    for (unsigned k = 0; k < BLOCKS_OF_AREA; ++k) {
+      const uint64_t b = area * BLOCKS_OF_AREA + k;
+
+      if (b < NR_BLOCKS && local[b] != remote[b] && !(known >> k & 1))
+        fail_msg ("block %u of area %u differs and is not known", k,
+                  (unsigned) area);
+    }
+  }
+  assert_int_equal (dirty_bytes (&map), nr * DIRTY_BLOCK);
+}
+
+/* With everything copied and flushed the file is clean. */
+static void
+settle (uint64_t *seed)
+{
+  if (flushing)
+    flush (seed, true);
+  while (dirty_bytes (&map) > 0 || dirty_is_unsure (&map)) {
+    begin_copies (seed);
+    while (nr_copies > 0)
+      end_copy (seed, false);
+    do
+      flush (seed, false);
+    while (flushing);
+  }
+  crash (seed);
+  assert_int_equal (dirty_bytes (&map), 0);
+  assert_memory_equal (local, remote, sizeof local);
+}
+
+static void
+test_whatever_differs_is_dirty (void **state)
+{
+  uint64_t seed = 20261121;
+
+  (void) state;
+  for (unsigned i = 0; i < 60000; ++i) {
+    switch (random_below (&seed, 1000)) {
+    case 0 ... 299:
+      write_blocks (&seed);
+      break;
+    case 300 ... 599:
+      begin_copies (&seed);
+      break;
+    case 600 ... 979:
+      if (nr_copies > 0)
+        end_copy (&seed, false);
+      break;
+    case 980 ... 991:
+      flush (&seed, false);
+      break;
+    case 992 ... 994:
+      lose_remote (&seed);
+      break;
+    case 995 ... 998:
+      crash (&seed);
+      break;
+    default:
+      settle (&seed);
+    }
+    if (i % 8 == 0)
+      check_map ();
+  }
+  settle (&seed);
+}
+
+/* Passes go over the map in ascending order, and tell their end. */
+static void
+test_passes (void **state)
+{
+  static const uint64_t dirty[] = { 0, 1, 63, 64, 149 };
+  uint64_t areas[4];
+  bool end;
+
+  (void) state;
+  for (int i = 0; i < 5; ++i)
+    assert_int_equal (dirty_mark (&map, dirty[i] * DIRTY_AREA, 1), 0);
+  assert_int_equal (dirty_take (&map, areas, 3, &end), 3);
+  assert_memory_equal (areas, dirty, 3 * sizeof areas[0]);
+  assert_false (end);
+  assert_int_equal (dirty_mark (&map, DIRTY_AREA * 2, 1), 0);
+  assert_int_equal (dirty_take (&map, areas, 2, &end), 2);
+  assert_memory_equal (areas, dirty + 3, 2 * sizeof areas[0]);
+  assert_true (end);
+  assert_int_equal (dirty_take (&map, areas, 4, &end), 1);
+  assert_int_equal (areas[0], 2);
+  assert_true (end);
+  assert_int_equal (dirty_take (&map, areas, 4, &end), 0);
+  assert_true (end);
+}
+
+static int
+setup (void **state)
+{
+  (void) state;
+  if (mkdtemp (dir) == NULL)
+    return -1;
+  snprintf (name[0], sizeof name[0], "%s/0", dir);
+  snprintf (name[1], sizeof name[1], "%s/1", dir);
+  alarm (HANG_SECONDS);
+  open_map ();
+  return 0;
+}
+
+static int
+teardown (void **state)
+{
+  (void) state;
+  dirty_destroy (&map);
+  dirty_file_abandon (file);
+  unlink (name[0]);
+  unlink (name[1]);
+  rmdir (dir);
+  memcpy (dir + strlen (dir) - 6, "XXXXXX", 6);
+  return 0;
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown (f, setup, teardown)
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    TEST (test_passes),
+    TEST (test_whatever_differs_is_dirty),
+  };
+
+  return cmocka_run_group_tests_name ("replication-dirty", tests, NULL, NULL);
+}
