@@ -94,7 +94,9 @@ extern void dirty_end_copy (struct dirty *d, uint64_t area, uint16_t blocks,
 extern void dirty_begin_flush (struct dirty *d);
 extern int dirty_end_flush (struct dirty *d, bool ok);
 
-/* The remote is gone; no copy and no flush is under way. */
+/* The remote is gone; no flush is under way, and no copy that has begun
+ * to be sent to it.
+ */
 extern void dirty_lost (struct dirty *d);
 
 /* Is there something that the next flush would settle? */

@@ -57,8 +57,11 @@
 /* One sender reads while the other waits for the remote. */
 #define NR_SENDERS 2
 
-/* Areas in a batch: 4 MiB of data at the most. */
+/* Areas in a batch: 4 MiB of data at the most, and less when the remote
+ * takes so many milliseconds for it.
+ */
 #define BATCH 64
+#define SLOW_BATCH 2000
 
 /* Block status of the disk is asked for this far ahead. */
 #define EXTENTS_AHEAD (UINT64_C (1024) * 1024 * 1024)
@@ -114,6 +117,7 @@ struct batch {
   struct node_write writes[BATCH * DIRTY_AREA / DIRTY_BLOCK / 2];
   size_t nr_writes;
   char *buf;                    /* BATCH areas */
+  size_t limit;                 /* areas to take */
   uint64_t data, data_end;      /* here the disk is known to have data */
   char cause[CAUSE_LEN];        /* why it could not be copied */
 };
@@ -312,6 +316,7 @@ try_to_connect (struct mirror *m)
   pthread_mutex_lock (&m->lock);
 
   if (n == NULL) {
+    m->broken = false;
     m->connect_at = now () + m->connect_delay;
     m->connect_delay = next_delay (m->connect_delay);
     msg_debug ("%s: %s", m->uri, cause);
@@ -578,28 +583,59 @@ read_batch (struct mirror *m, struct batch *b)
   }
 }
 
-/* Copy the areas of a batch; b->cause says what failed. */
-static void
-copy_batch (struct mirror *m, struct call *call, struct node *remote,
-            struct batch *b)
+/* Send what has been read.  b->cause says what failed, unless it is the
+ * connection, of which the link tells.
+ */
+static bool
+write_batch (struct mirror *m, struct call *call, struct node *remote,
+             struct batch *b)
 {
-  bool ok;
+  int err;
+
+  if (node_pwrite_many (remote, b->writes, b->nr_writes) == 0 &&
+      send_zeroes (m, call, remote, b) == 0)
+    return true;
+  err = errno;
+  if (!node_is_lost (remote, NULL, 0))
+    batch_failed (m, b, "writing to the remote: %s", strerror (err));
+  return false;
+}
+
+/* Copy the areas of a batch to the remote, if it is still there when
+ * they have been read.  Returns false if they could not be sent.  Called
+ * and returns with the lock.
+ */
+static bool
+copy_batch (struct mirror *m, struct batch *b)
+{
+  struct node *remote;
+  struct call call;
+  bool ok = false;
 
   b->cause[0] = '\0';
+  pthread_mutex_unlock (&m->lock);
   read_batch (m, b);
-  prolong_call (m, call);
-  ok = node_pwrite_many (remote, b->writes, b->nr_writes) == 0 &&
-    send_zeroes (m, call, remote, b) == 0;
-  if (!ok) {
-    const int err = errno;
+  pthread_mutex_lock (&m->lock);
+  remote = begin_call (m, &call);
+  if (remote) {
+    const int64_t since = now ();
 
-    /* Of a lost connection the link tells. */
-    if (!node_is_lost (remote, NULL, 0))
-      batch_failed (m, b, "writing to the remote: %s", strerror (err));
+    pthread_mutex_unlock (&m->lock);
+    ok = write_batch (m, &call, remote, b);
+    if (now () > since + SLOW_BATCH)
+      b->limit = MAX (b->limit / 2, 1U);
+    else if (b->limit < BATCH)
+      b->limit++;
   }
+  else
+    pthread_mutex_unlock (&m->lock);
   for (size_t i = 0; i < b->nr; ++i)
     dirty_end_copy (m->dirty, b->areas[i], b->blocks[i],
                     ok && !b->failed[i]);
+  pthread_mutex_lock (&m->lock);
+  if (remote)
+    end_call (m, &call);
+  return ok;
 }
 
 /* Something other than the connection failed: wait before it is tried
@@ -615,11 +651,11 @@ note_send_failure (struct mirror *m, const char *cause)
 
 /* Called with the lock. */
 static void
-note_batch (struct mirror *m, const struct batch *b)
+note_batch (struct mirror *m, const struct batch *b, bool ok)
 {
   if (b->cause[0])
     note_send_failure (m, b->cause);
-  else if (!m->broken) {
+  else if (ok) {
     m->batches++;
     for (size_t i = 0; i < b->nr; ++i)
       m->sent += __builtin_popcount (b->blocks[i]) * DIRTY_BLOCK;
@@ -654,7 +690,7 @@ take_batch (struct mirror *m, struct batch *b)
   bool end;
 
   atomic_fetch_add (&m->idle, 1);
-  b->nr = dirty_take (m->dirty, b->areas, BATCH, &end);
+  b->nr = dirty_take (m->dirty, b->areas, b->limit, &end);
   if (b->nr == 0) {
     m->in_pass = false;
     return false;
@@ -668,31 +704,20 @@ take_batch (struct mirror *m, struct batch *b)
 static void
 send_or_wait (struct mirror *m, struct batch *b)
 {
+  const int64_t flush_at = m->flushing ? INT64_MAX : m->flush_at;
   const int64_t when = m->waiters ? m->send_at :
     MAX (m->send_at, m->rest_until);
-  struct call call;
-  struct node *remote;
 
-  if (now () < when) {
-    wait_until (&m->work, m, MIN (when, m->flushing ? when : m->flush_at));
-    return;
-  }
-  remote = begin_call (m, &call);
-  if (remote == NULL) {
+  if (m->remote == NULL || m->broken)
     wait_until (&m->work, m, INT64_MAX);
-    return;
+  else if (now () < when)
+    wait_until (&m->work, m, MIN (when, flush_at));
+  else if (take_batch (m, b))
+    note_batch (m, b, copy_batch (m, b));
+  else {
+    wait_until (&m->work, m, flush_at);
+    atomic_fetch_sub (&m->idle, 1);
   }
-  if (take_batch (m, b)) {
-    pthread_mutex_unlock (&m->lock);
-    copy_batch (m, &call, remote, b);
-    pthread_mutex_lock (&m->lock);
-    end_call (m, &call);
-    note_batch (m, b);
-    return;
-  }
-  end_call (m, &call);
-  wait_until (&m->work, m, m->flushing ? INT64_MAX : m->flush_at);
-  atomic_fetch_sub (&m->idle, 1);
 }
 
 /* Flush the remote.  Nobody else does; called and returns with the
@@ -776,6 +801,7 @@ start_threads (struct mirror *m)
     struct sender *sender = &m->senders[i];
 
     sender->mirror = m;
+    sender->batch.limit = BATCH;
     sender->batch.buf = malloc ((size_t) BATCH * DIRTY_AREA);
     if (sender->batch.buf == NULL) {
       msg_error ("%s: buffer to send from: %m", m->uri);
