@@ -424,6 +424,13 @@ area_length (const struct mirror *m, uint64_t area)
               (uint64_t) DIRTY_AREA);
 }
 
+/* What can be read at once: blocks, or more if the disk wants that. */
+static uint64_t
+read_align (const struct mirror *m)
+{
+  return MAX (m->disk->align, (uint32_t) DIRTY_BLOCK);
+}
+
 /* Can we know that all of an area is zero without reading it?  To ask
  * where data ends may take the time to walk over all of it (tmpfs does),
  * so we look at the beginning first, and do not ask twice.  That there
@@ -434,12 +441,13 @@ is_hole (struct mirror *m, struct batch *b, size_t i)
 {
   const uint64_t offset = b->areas[i] * DIRTY_AREA;
   const uint64_t length = area_length (m, b->areas[i]);
+  const uint64_t look = MIN (read_align (m), length);
   const uint64_t ahead = MIN (node_size (m->disk) - offset, EXTENTS_AHEAD);
   struct extent e;
 
   if ((offset >= b->data && offset < b->data_end) ||
-      node_pread (m->disk, area_buf (b, i), DIRTY_BLOCK, offset) == -1 ||
-      !is_zero (area_buf (b, i), DIRTY_BLOCK) ||
+      node_pread (m->disk, area_buf (b, i), look, offset) == -1 ||
+      !is_zero (area_buf (b, i), look) ||
       node_extents (m->disk, ahead, offset, &e) == -1)
     return false;
   if (e.flags & EXTENT_ZERO)
@@ -455,7 +463,7 @@ read_run (struct mirror *m, struct batch *b, size_t i, unsigned first,
           unsigned end)
 {
   const uint64_t length = area_length (m, b->areas[i]);
-  const uint64_t align = MAX (m->disk->align, (uint32_t) DIRTY_BLOCK);
+  const uint64_t align = read_align (m);
   const uint64_t start = round_down (first * DIRTY_BLOCK, align);
   const uint64_t stop = MIN (round_up (end * DIRTY_BLOCK, align), length);
   const uint64_t offset = b->areas[i] * DIRTY_AREA + start;

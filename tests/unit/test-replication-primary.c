@@ -53,6 +53,8 @@ disk_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
   struct disk *d = (struct disk *) n;
 
+  CHECK (offset % n->align == 0 && count % n->align == 0);
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   memcpy (buf, d->data + offset, count);
   return disk_fails (d, &d->fail_reads);
@@ -244,11 +246,12 @@ first_difference (void)
 {
   CLEANUP_CLOSE int fd = open (remote_file, O_RDONLY);
   CLEANUP_FREE char *buf = malloc (DISK_SIZE);
+  const int64_t size = node_size (&disk.node);
 
   CHECK (fd >= 0 && buf);
-  CHECK (pread (fd, buf, DISK_SIZE, 0) == DISK_SIZE);
+  CHECK (pread (fd, buf, size, 0) == size);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&disk.lock);
-  for (int64_t i = 0; i < DISK_SIZE; ++i)
+  for (int64_t i = 0; i < size; ++i)
     if (buf[i] != disk.data[i])
       return i;
   return -1;
@@ -275,6 +278,8 @@ setup (void **state)
   atomic_store (&disk.changes, 0);
   atomic_store (&disk.flushes, 0);
   disk.node.read_only = false;
+  disk.node.align = 1;
+  atomic_store (&disk.node.size, DISK_SIZE);
   make_remote (DISK_SIZE);
   return disk.data ? 0 : -1;
 }
@@ -988,6 +993,24 @@ test_only_dirty_blocks_are_copied (void **state)
   assert_int_equal (nr_requests ("Write"), 2);
 }
 
+static void
+test_a_disk_that_wants_aligned_requests (void **state)
+{
+  (void) state;
+  disk.node.align = 16384;
+  atomic_store (&disk.node.size, 63 * AREA + 16384);
+  make_remote (63 * AREA + 16384);
+  fill_random (disk.data + 5 * AREA + 30000, 100000, 4);
+  start_remote ();
+  begin_primary (server.uri, NULL, 0);
+  assert_done (primary_start (primary, true, &refusal));
+  assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (write_at (20 * AREA + 16384, 32768, 5), 0);
+  assert_int_equal (node_zero (node, 16384, 6 * AREA, 0), 0);
+  assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (first_difference (), -1);
+}
+
 /* The remote refuses, and then thinks better of it. */
 static void
 remote_errors (const char *what, const char *text)
@@ -1199,6 +1222,7 @@ main (void)
     TEST (test_after_a_power_failure_all_is_dirty),
     TEST (test_a_full_copy),
     TEST (test_only_dirty_blocks_are_copied),
+    TEST (test_a_disk_that_wants_aligned_requests),
     TEST (test_the_remote_is_full),
     TEST (test_the_remote_cannot_flush),
     TEST (test_the_disk_cannot_be_read),
