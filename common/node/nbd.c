@@ -621,6 +621,26 @@ wait_request (struct request *r)
   }
 }
 
+/* Under n->lock. */
+static void
+shut_down_sockets (struct nbd_node *n)
+{
+  for (unsigned i = 0; i < n->nr_conns; ++i)
+    if (n->conns[i].own_fd >= 0)
+      shutdown (n->conns[i].own_fd, SHUT_RDWR);
+}
+
+/* End all connections, as a server that is about to end waits for that
+ * and answers nothing else until then.  The drivers find their end, and
+ * the next requests connect again.
+ */
+static void
+hang_up (struct nbd_node *n)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
+  shut_down_sockets (n);
+}
+
 /* Wait for the request, report its error and return it as -1 and errno.
  * ENOTSUP is left to the caller.
  */
@@ -646,8 +666,11 @@ end_request (struct request *r)
   }
   else if (err == EOPNOTSUPP)
     err = ENOTSUP;
-  else if (err)
+  else if (err) {
     report (r, strerror (err));
+    if (err == ESHUTDOWN && r->n->node.read_only)
+      hang_up (r->n);
+  }
 
   put_conn (r);
   if (err == 0)
@@ -1141,9 +1164,7 @@ nbd_node_cut (struct node *node)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
   if (!n->lost)
     n->was_cut = true;
-  for (unsigned i = 0; i < n->nr_conns; ++i)
-    if (n->conns[i].own_fd >= 0)
-      shutdown (n->conns[i].own_fd, SHUT_RDWR);
+  shut_down_sockets (n);
 }
 
 static bool

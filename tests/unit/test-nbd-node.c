@@ -746,7 +746,7 @@ read_until_success (struct unit_thread *t)
       streak++;
       continue;
     }
-    CHECK (errno == EIO);
+    CHECK (errno == EIO || errno == ESHUTDOWN);
     streak = 0;
     pause_a_moment ();
   }
@@ -822,6 +822,30 @@ test_read_only_node_connects_again_before_start (void **state)
 {
   (void) state;
   reconnect (false);
+}
+
+/* A server that is asked to end while we are connected.  nbdkit answers
+ * ESHUTDOWN then for as long as the connection lasts.
+ */
+static void
+test_read_only_node_leaves_server_that_shuts_down (void **state)
+{
+  struct node *n;
+  char buf[512];
+
+  (void) state;
+  start_server_with_file (MIB);
+  n = open_node (true);
+  assert_int_equal (node_start (n), 0);
+  assert_int_equal (node_pread (n, buf, sizeof buf, 0), 0);
+  assert_int_equal (kill (server.pid, SIGTERM), 0);
+  while (node_pread (n, buf, sizeof buf, 0) == 0)
+    pause_a_moment ();
+  end_server (SIGTERM);
+
+  start_server_with_file (MIB);
+  run_threads (12, read_until_success, n);
+  assert_int_equal (node_close (n), 0);
 }
 
 /* A server that goes away and comes back all the time: reads fail or
@@ -1118,6 +1142,7 @@ main (void)
     TEST (test_server_dies_under_a_writable_node),
     TEST (test_server_dies_before_start),
     TEST (test_read_only_node_connects_again),
+    TEST (test_read_only_node_leaves_server_that_shuts_down),
     TEST (test_read_only_node_connects_again_before_start),
     TEST (test_server_comes_and_goes),
     TEST (test_many_writes),
