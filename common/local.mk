@@ -45,6 +45,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/control/stream.c \
 	common/control/stream.h \
 	common/qed/alloc.c \
+	common/qed/buffer.c \
 	common/qed/cache.c \
 	common/qed/chain.c \
 	common/qed/chain.h \
@@ -55,6 +56,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/empty.c \
 	common/qed/format.c \
 	common/qed/format.h \
+	common/qed/hold.c \
 	common/qed/image.h \
 	common/qed/map.c \
 	common/qed/measure.c \

@@ -62,9 +62,8 @@
 
 /* ---- Space */
 
-/* Make the file reach to "end", under space_lock. */
-static int
-grow_file (struct qed *s, uint64_t end)
+int
+space_reach (struct qed *s, uint64_t end)
 {
   if (s->file->fixed_size) {
     if (end + s->kept_free <= node_size (s->file))
@@ -103,7 +102,9 @@ space_reserve (struct qed *s, uint64_t n, uint64_t *offset)
     *offset = s->freed[--s->nr_freed];
     return 0;
   }
-  if (grow_file (s, s->end + (n << s->cluster_bits)) == -1)
+  if (s->buffer)
+    buffer_await_space (s, n);
+  if (space_reach (s, s->end + (n << s->cluster_bits)) == -1)
     return -1;
   *offset = s->end;
   s->end += n << s->cluster_bits;
@@ -142,6 +143,9 @@ header_write (struct qed *s)
   return 0;
 }
 
+/* A buffer is not to survive power loss, so its header need not come
+ * first.
+ */
 static int
 set_need_check (struct qed *s)
 {
@@ -151,7 +155,8 @@ set_need_check (struct qed *s)
     return 0;
   s->header.features |= QED_NEED_CHECK;
   if (header_write (s) == -1 ||
-      flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == -1) {
+      (s->buffer == NULL &&
+       flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == -1)) {
     s->header.features &= ~(uint64_t) QED_NEED_CHECK;
     return -1;
   }

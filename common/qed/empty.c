@@ -116,9 +116,8 @@ make_empty_table (struct qed *s, uint64_t *place)
 
 /* ---- The header */
 
-/* Point the header to an L1 table. */
-static int
-switch_table (struct qed *s, uint64_t l1, bool need_check)
+int
+empty_switch_table (struct qed *s, uint64_t l1, bool need_check)
 {
   const struct qed_header old = s->header;
 
@@ -145,9 +144,8 @@ switch_table (struct qed *s, uint64_t l1, bool need_check)
   return -1;
 }
 
-/* What is in memory follows the header: the layer is empty. */
-static void
-forget_all (struct qed *s)
+void
+empty_forget (struct qed *s)
 {
   for (uint64_t i = 0; i < s->nr_l1; ++i)
     atomic_store (&s->l1[i], 0);
@@ -159,6 +157,8 @@ forget_all (struct qed *s)
   atomic_store (&s->metadata_failed, false);
   atomic_store (&s->need_check, true);
   atomic_store (&s->unsettled, false);
+  if (s->buffer)
+    atomic_store (&s->buffer->nr_held, 0);
 }
 
 /* ---- Giving space back */
@@ -199,7 +199,7 @@ reclaim (struct qed *s, uint64_t from)
   if (home + bytes > from)      /* too near to move */
     return 0;
   if (give_back (s, home, from, &all_zero) == -1 || flush (s) == -1 ||
-      switch_table (s, home, true) == -1 || flush (s) == -1)
+      empty_switch_table (s, home, true) == -1 || flush (s) == -1)
     return -1;
   s->end = home + bytes;
   if (s->file->fixed_size)
@@ -214,7 +214,7 @@ reclaim (struct qed *s, uint64_t from)
 static int
 mark_clean (struct qed *s)
 {
-  if (switch_table (s, s->header.l1_table_offset, false) == -1)
+  if (empty_switch_table (s, s->header.l1_table_offset, false) == -1)
     return -1;
   atomic_store (&s->need_check, false);
   return 0;
@@ -227,9 +227,9 @@ empty_layer (struct qed *s)
   uint64_t place;
 
   if (make_empty_table (s, &place) == -1 || flush (s) == -1 ||
-      switch_table (s, place, true) == -1)
+      empty_switch_table (s, place, true) == -1)
     return -1;
-  forget_all (s);
+  empty_forget (s);
   if (flush (s) == -1 || reclaim (s, place) == -1)
     return -1;
   return mark_clean (s);
@@ -248,7 +248,11 @@ qed_empty (struct node *n)
   }
   drain_begin (&s->requests);
   drain_begin (&s->allocations);
+  if (s->buffer)
+    buffer_await_reclaim (s);
   r = empty_layer (s);
+  if (s->buffer && r == 0)
+    buffer_is_new (s);
   drain_end (&s->allocations);
   drain_end (&s->requests);
   return r;

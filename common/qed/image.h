@@ -20,6 +20,9 @@
  *   create.c    new images
  *   resize.c    growing a disk
  *   empty.c     dropping the data of a layer
+ *   buffer.c    layers that are emptied again and again, over a node that
+ *               their user gives
+ *   hold.c      copying old content into a buffer
  *   commit.c    writing a layer into its backing image
  *   rebase.c    changing the backing image
  *   measure.c   how large an image would be
@@ -175,6 +178,32 @@ struct qed {
   _Atomic int64_t last_allocation; /* CLOCK_MONOTONIC, milliseconds */
   atomic_bool metadata_failed;  /* an update failed: NEED_CHECK stays */
   struct job *settle_job;       /* NULL before node_start */
+
+  struct buffer *buffer;        /* NULL if it is none (buffer.c) */
+};
+
+/* What a buffer has besides. */
+struct buffer {
+  bool backing_written;         /* see qed_buffer_set_backing */
+  _Atomic uint64_t nr_held;     /* clusters that are not unallocated */
+
+  /* Emptying: where the next L1 table will be, and where it was. */
+  uint64_t next_l1, previous_l1;
+
+  /* Under space_lock.  The layer's clusters are from base to the end.
+   * From garbage_start to garbage_end is what earlier layers have left
+   * and the job has not yet made to read as zeroes; nothing if these
+   * are the same.
+   */
+  uint64_t base;
+  uint64_t garbage_start, garbage_end;
+  bool reclaim_failed;          /* what is garbage now remains so */
+  pthread_cond_t reclaimed;     /* garbage_start has moved, or failed */
+
+  struct job *reclaim_job;      /* NULL before node_start */
+
+  pthread_mutex_t scratch_lock; /* protects free_scratch; a leaf lock */
+  struct scratch *free_scratch; /* buffers for copies (hold.c) */
 };
 
 static inline struct qed *
@@ -247,6 +276,15 @@ extern int qed_pread (struct node *n, void *buf, size_t count,
 extern int qed_read_backing (struct qed *s, void *buf, size_t count,
                              uint64_t offset);
 
+/* What has been read of (or asked about) the backing image, where this
+ * layer had nothing: for how many bytes from offset, at most count, did
+ * it belong to the disk?  All, unless others write to the backing image
+ * once this layer holds what they overwrite: then those bytes only that
+ * this layer still does not have.
+ */
+extern int qed_still_backing (struct qed *s, uint64_t count, uint64_t offset,
+                              uint64_t *length);
+
 /* How many bytes from offset, at most count, does the backing image
  * hold that may be other than zero; *skip is the number of zero bytes
  * before them.
@@ -276,6 +314,12 @@ extern int qed_hold (struct qed *s, uint64_t count, uint64_t offset);
 extern int qed_zero_range (struct qed *s, uint64_t count, uint64_t offset,
                            unsigned flags);
 
+/* How much of a request can be allocated at once: not beyond a slice,
+ * nor beyond what is sensible to hold up.
+ */
+extern uint64_t qed_limit_allocation (const struct qed *s, uint64_t count,
+                                      uint64_t offset);
+
 /* Map whole clusters that are unallocated to zeroes.  *done is how many
  * bytes of the range that went: 0 if they have become data meanwhile.
  */
@@ -297,6 +341,9 @@ extern void allocation_end (struct qed *s);
 extern int space_reserve (struct qed *s, uint64_t n, uint64_t *offset);
 extern void space_give_back (struct qed *s, uint64_t n, uint64_t offset);
 
+/* Make the file reach to "end", under space_lock. */
+extern int space_reach (struct qed *s, uint64_t end);
+
 /* Map clusters of the disk, all in one slice: the first of n to value,
  * the next to value + stride, ...  Makes the L2 table if there is none.
  * What value refers to has been written, and where s->ordered asks for
@@ -306,6 +353,44 @@ extern int metadata_map (struct qed *s, uint64_t cluster, unsigned n,
                          uint64_t value, uint64_t stride);
 
 extern int header_write (struct qed *s);
+
+/* ---- empty.c */
+
+/* Point the header to an L1 table; if that fails, to the old one.  With
+ * header_lock free.
+ */
+extern int empty_switch_table (struct qed *s, uint64_t l1, bool need_check);
+
+/* What is in memory follows the header: the layer is empty. */
+extern void empty_forget (struct qed *s);
+
+/* ---- buffer.c */
+
+/* Start and end the thread of a buffer; free what only buffers have. */
+extern int buffer_start (struct qed *s);
+extern void buffer_close (struct qed *s);
+extern void buffer_free (struct qed *s);
+
+/* Before n clusters are reserved, under space_lock: garbage must not be
+ * taken for new space.  May move s->end, or wait.
+ */
+extern void buffer_await_space (struct qed *s, uint64_t n);
+
+/* Before and after qed_empty of a buffer: no garbage is left. */
+extern void buffer_await_reclaim (struct qed *s);
+extern void buffer_is_new (struct qed *s);
+
+/* Count n clusters more that the layer has. */
+static inline void
+count_held (struct qed *s, uint64_t n)
+{
+  if (s->buffer)
+    atomic_fetch_add_explicit (&s->buffer->nr_held, n, memory_order_relaxed);
+}
+
+/* ---- hold.c */
+
+extern void scratch_free_all (struct buffer *b);
 
 /* ---- settle.c */
 

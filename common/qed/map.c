@@ -173,6 +173,20 @@ data_extents (struct qed *s, const struct mapping *m, struct extent *ret)
   return 0;
 }
 
+/* Block status of what this layer does not have, for as long as that
+ * is true: 0 bytes if its mapping has changed meanwhile.
+ */
+static int
+backing_extents (struct qed *s, uint64_t count, uint64_t offset,
+                 struct extent *ret)
+{
+  if (node_extents (s->backing, count, offset, ret) == -1 ||
+      qed_still_backing (s, ret->length, offset, &ret->length) == -1)
+    return -1;
+  ret->depth++;
+  return 0;
+}
+
 static int
 extents (struct qed *s, uint64_t count, uint64_t offset, struct extent *ret)
 {
@@ -185,13 +199,9 @@ extents (struct qed *s, uint64_t count, uint64_t offset, struct extent *ret)
     return data_extents (s, &m, ret);
 
   backing_size = s->backing ? node_size (s->backing) : 0;
-  if (m.kind == MAP_UNALLOCATED && offset < backing_size) {
-    if (node_extents (s->backing, MIN (m.length, backing_size - offset),
-                      offset, ret) == -1)
-      return -1;
-    ret->depth++;
-    return 0;
-  }
+  if (m.kind == MAP_UNALLOCATED && offset < backing_size)
+    return backing_extents (s, MIN (m.length, backing_size - offset), offset,
+                            ret);
   *ret = (struct extent) {
     .length = m.length, .flags = EXTENT_ZERO | EXTENT_HOLE,
     .where = &s->node
@@ -209,7 +219,9 @@ qed_extents (struct node *n, uint64_t count, uint64_t offset,
   int r;
 
   request_begin (&s->requests);
-  r = extents (s, count, offset, ret);
+  do
+    r = extents (s, count, offset, ret);
+  while (r == 0 && ret->length == 0);
   request_end (&s->requests);
   return r;
 }

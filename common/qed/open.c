@@ -81,10 +81,14 @@ qed_close (struct node *n)
 
   job_finish (s->settle_job);
   s->settle_job = NULL;
+  if (s->buffer)
+    buffer_close (s);
   r = settle (s);
   if (!n->read_only && flusher_flush (&s->flusher, FLUSH_FOR_CLIENT) == -1)
     r = -1;
-  if (node_close (s->backing) == -1)
+  if (s->buffer)
+    buffer_free (s);            /* its backing node is not ours */
+  else if (node_close (s->backing) == -1)
     r = -1;
   cache_destroy (&s->cache);
   damage_free (s->damage);
@@ -454,6 +458,8 @@ qed_start (struct node *n)
 {
   struct qed *s = qed_of_node (n);
 
+  if (s->buffer)
+    return node_start (s->file) == -1 ? -1 : buffer_start (s);
   if (node_start (s->file) == -1 ||
       (s->backing && node_start (s->backing) == -1))
     return -1;

@@ -209,4 +209,78 @@ extern int qed_rebase (const char *name,
 extern char *qed_backing_path (const char *image, const char *backing);
 extern int qed_probe (struct node *n, enum qed_format *format);
 
+/* ---- Buffers */
+
+/* A buffer is a local image file that holds for a while what differs
+ * from a node, and is emptied again and again.  It survives the death of
+ * the process at any moment; power loss only from qed_buffer_keep on.
+ * The node is given by the user, stays his, and is not named in the
+ * file: a backing image that the header names is not opened.
+ */
+
+/* Make a missing (or empty) file a new buffer for size bytes. */
+extern int qed_buffer_create (const char *name, uint64_t size);
+
+/* Open one, as qed_open does with repair "auto".  Before node_start it
+ * needs qed_buffer_set_backing.
+ */
+extern struct node *qed_buffer_open (const char *name);
+
+/* Its size is at least that of the backing node.  written: others write
+ * to it while the buffer is in use, after they have called
+ * qed_buffer_hold for the range; who reads the buffer then never sees
+ * what they wrote.
+ */
+extern void qed_buffer_set_backing (struct node *n, struct node *backing,
+                                    bool written);
+
+/* Copy clusters up, as they are in the backing node, all that the range
+ * touches, where the buffer does not have them.  When it returns, they
+ * survive the death of the process.
+ */
+extern int qed_buffer_hold (struct node *n, uint64_t count, uint64_t offset);
+
+/* What does the buffer have at offset, and for how many bytes from
+ * there (at most count)?
+ */
+enum qed_held { QED_HELD_NOT, QED_HELD_ZEROES, QED_HELD_DATA };
+extern int qed_buffer_held (struct node *n, uint64_t count, uint64_t offset,
+                            enum qed_held *held, uint64_t *length);
+
+/* How many clusters it has, and their size in bytes; constant time. */
+extern uint64_t qed_buffer_nr_held (struct node *n);
+extern uint64_t qed_buffer_cluster_size (struct node *n);
+
+/* Emptying in steps, while the caller lets no request through.  Prepare
+ * does what may fail.  Switch empties the file, and is all that a crash
+ * can tell; it fails only if the header cannot be written, and then
+ * changes nothing.  After it comes finish, which cannot fail, or back,
+ * which undoes the switch.  Prepare may be called again.  All take
+ * constant time; the space is given back in the background.
+ */
+extern int qed_buffer_empty_prepare (struct node *n);
+extern int qed_buffer_empty_switch (struct node *n);
+extern int qed_buffer_empty_back (struct node *n);
+extern void qed_buffer_empty_finish (struct node *n);
+
+/* Make it and its space as new, and durable, while the caller lets no
+ * request through; waits for the background.
+ */
+extern int qed_buffer_clean (struct node *n);
+
+/* What it holds is durable, and from here on it survives power loss as
+ * any other image, until it is emptied.  While the caller lets no request
+ * through; a node_flush before shortens that.
+ */
+extern int qed_buffer_keep (struct node *n);
+
+/* A note of the user's, in the unused end of the header's first cluster,
+ * where no reader of QED images looks.  Zeroes if there was none.  What
+ * is put is durable.
+ */
+#define QED_NOTE_LEN 512
+extern int qed_buffer_get_note (struct node *n, uint8_t note[QED_NOTE_LEN]);
+extern int qed_buffer_put_note (struct node *n,
+                                const uint8_t note[QED_NOTE_LEN]);
+
 #endif /* BLOCKDRIVERS_QED_H */

@@ -52,7 +52,30 @@ qed_backing_data (struct qed *s, uint64_t count, uint64_t offset,
   return 0;
 }
 
-/* Read the run that begins at offset; returns its length or -1. */
+int
+qed_still_backing (struct qed *s, uint64_t count, uint64_t offset,
+                   uint64_t *length)
+{
+  atomic_int barrier = 0;
+  struct mapping m;
+
+  *length = count;
+  if (s->buffer == NULL || !s->buffer->backing_written)
+    return 0;
+  /* Whoever writes to a cluster of the backing image has seen to it that
+   * this layer maps the cluster before.  So if the lookup comes after
+   * the read, and finds nothing, the read came before the write.
+   */
+  atomic_fetch_add (&barrier, 1);
+  if (qed_map (s, count, offset, &m) == -1)
+    return -1;
+  *length = m.kind == MAP_UNALLOCATED ? m.length : 0;
+  return 0;
+}
+
+/* Read the run that begins at offset; returns how far it went or -1: 0
+ * if its mapping has changed meanwhile.
+ */
 static ssize_t
 read_run (struct qed *s, void *buf, size_t count, uint64_t offset)
 {
@@ -71,6 +94,8 @@ read_run (struct qed *s, void *buf, size_t count, uint64_t offset)
     break;
   case MAP_UNALLOCATED:
     r = qed_read_backing (s, buf, m.length, offset);
+    if (r == 0)
+      r = qed_still_backing (s, m.length, offset, &m.length);
     break;
   }
   return r == -1 ? -1 : (ssize_t) m.length;

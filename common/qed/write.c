@@ -160,14 +160,14 @@ allocate_claimed (struct qed *s, const struct source *source,
     errno = err;
     return -1;
   }
-  return metadata_map (s, cluster, n, file_offset, s->cluster_size);
+  r = metadata_map (s, cluster, n, file_offset, s->cluster_size);
+  if (r == 0 && before == MAP_UNALLOCATED)
+    count_held (s, n);
+  return r;
 }
 
-/* How much of a request can be allocated at once: not beyond a slice,
- * nor beyond what is sensible to hold up.
- */
-static uint64_t
-limit_allocation (const struct qed *s, uint64_t count, uint64_t offset)
+uint64_t
+qed_limit_allocation (const struct qed *s, uint64_t count, uint64_t offset)
 {
   const uint64_t slice_bytes = (uint64_t) SLICE_ENTRIES << s->cluster_bits;
   const uint64_t piece = MAX (ALLOCATE_PIECE, s->cluster_size);
@@ -190,7 +190,7 @@ allocate (struct qed *s, const struct source *source, uint64_t count,
   uint64_t start, end;
   int r;
 
-  count = limit_allocation (s, count, offset);
+  count = qed_limit_allocation (s, count, offset);
   start = round_down (offset, s->cluster_size);
   end = round_up (offset + count, s->cluster_size);
   *done = 0;
@@ -399,16 +399,20 @@ qed_mark_zero (struct qed *s, uint64_t count, uint64_t offset,
   struct mapping m;
   int r;
 
-  count = limit_allocation (s, count, offset);
+  count = qed_limit_allocation (s, count, offset);
   *done = 0;
   if (allocation_begin (s) == -1)
     return -1;
   claim_acquire (&s->claims, &claim, offset,
                  round_up (count, s->cluster_size), CLAIM_EXCLUSIVE);
   r = qed_map (s, count, offset, &m);
-  if (r == 0 && m.kind == MAP_UNALLOCATED)
-    r = metadata_map (s, offset >> s->cluster_bits,
-                      div_round_up (m.length, s->cluster_size), QED_ZERO, 0);
+  if (r == 0 && m.kind == MAP_UNALLOCATED) {
+    const unsigned n = div_round_up (m.length, s->cluster_size);
+
+    r = metadata_map (s, offset >> s->cluster_bits, n, QED_ZERO, 0);
+    if (r == 0)
+      count_held (s, n);
+  }
   if (r == 0 && m.kind != MAP_DATA)
     *done = m.length;
   claim_release (&s->claims, &claim);
