@@ -81,6 +81,11 @@ common_libblockdrivers_la_SOURCES = \
 	common/replication/mirror.h \
 	common/replication/primary.c \
 	common/replication/primary.h \
+	common/replication/secondary-commit.c \
+	common/replication/secondary-export.c \
+	common/replication/secondary-recover.c \
+	common/replication/secondary-state.h \
+	common/replication/secondary.c \
 	common/replication/secondary.h \
 	common/replication/status.c \
 	common/replication/status.h \

@@ -30,6 +30,8 @@ unit_tests = \
 	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-record \
 	tests/unit/test-writelog-writer
+	tests/unit/test-replication-secondary \
+	tests/unit/test-utils
 
 bats_tests = \
 	tests/blklogwrites.bats \
@@ -106,6 +108,8 @@ EXTRA_DIST += \
 	tests/sanitizers.sh \
 	tests/tap.sh \
 	tests/unit/server.h \
+	tests/unit/memory-node.h \
+	tests/unit/replication-unit.h \
 	tests/unit/unit.h \
 	tests/writelog_format.py \
 	$(benches) \
