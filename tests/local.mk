@@ -30,7 +30,9 @@ unit_tests = \
 	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-record \
 	tests/unit/test-writelog-writer
+	tests/unit/test-replication-crash \
 	tests/unit/test-replication-secondary \
+	tests/unit/test-replication-threads \
 	tests/unit/test-utils
 
 bats_tests = \

@@ -32,7 +32,11 @@ struct memory_node {
   /* Fail with EIO from when it is 0 on; counts down if it is more. */
   _Atomic int64_t fail_after[MEMORY_OPS];
   atomic_uint count[MEMORY_OPS];
-  atomic_uint delay;            /* microseconds that a write takes */
+  atomic_uint delay;            /* microseconds that reads and writes take */
+
+  /* Called before a read and before a question for extents, once. */
+  void (*meanwhile) (void *opaque);
+  void *opaque;
 };
 
 #define MEMORY_NEVER INT64_MAX
@@ -59,6 +63,25 @@ memory_op (struct node *n, enum memory_op op, const char *what)
   return -1;
 }
 
+static inline void
+memory_wait (struct memory_node *m)
+{
+  const unsigned delay = atomic_load (&m->delay);
+
+  if (delay)
+    usleep (delay);
+}
+
+static inline void
+memory_meanwhile (struct memory_node *m)
+{
+  void (*meanwhile) (void *) = m->meanwhile;
+
+  m->meanwhile = NULL;
+  if (meanwhile)
+    meanwhile (m->opaque);
+}
+
 static inline int
 memory_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
@@ -66,6 +89,8 @@ memory_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 
   if (memory_op (n, MEMORY_READ, "read") == -1)
     return -1;
+  memory_meanwhile (m);
+  memory_wait (m);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   memcpy (buf, m->data + offset, count);
   return 0;
@@ -76,13 +101,11 @@ memory_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
                 size_t count, uint64_t offset)
 {
   struct memory_node *m = memory_of (n);
-  const unsigned delay = atomic_load (&m->delay);
 
   (void) count;
   if (memory_op (n, MEMORY_WRITE, "write") == -1)
     return -1;
-  if (delay)
-    usleep (delay);
+  memory_wait (m);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   for (int i = 0; i < iovcnt; ++i) {
     memcpy (m->data + offset, iov[i].iov_base, iov[i].iov_len);
@@ -126,6 +149,7 @@ memory_extents (struct node *n, uint64_t count, uint64_t offset,
   uint64_t next = offset;
   bool zero = false;
 
+  memory_meanwhile (m);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   while (next < end) {
     const uint64_t stop = MIN (round_up (next + 1, 4096), end);

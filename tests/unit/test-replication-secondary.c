@@ -60,6 +60,90 @@ test_the_picture (void **state)
   bench_close (&b);
 }
 
+/* ---- A write of the primary in the middle of a request of the guest */
+
+struct meanwhile {
+  struct bench b;
+  enum { WRITES, ZEROES } kind;
+};
+
+static void
+primary_meanwhile (void *opaque)
+{
+  struct meanwhile *m = opaque;
+
+  if (m->kind == WRITES)
+    write_byte (m->b.primary, 'p', SIZE, 0);
+  else
+    assert_int_equal (node_zero (m->b.primary, SIZE, 0, 0), 0);
+}
+
+static void
+open_meanwhile (struct meanwhile *m, uint8_t byte)
+{
+  bench_open (&m->b, SIZE, RECOVER_FAIL);
+  fill_disk (&m->b, byte);
+  assert_int_equal (secondary_start (m->b.s, &m->b.refusal), 0);
+  m->b.disk->opaque = m;
+  m->b.disk->meanwhile = primary_meanwhile;
+}
+
+static void
+test_a_read_meets_a_write (void **state)
+{
+  struct meanwhile m = { .kind = WRITES };
+
+  (void) state;
+  open_meanwhile (&m, 'o');
+  assert_byte (m.b.guest, 'o', SIZE, 0);
+  assert_byte (&m.b.disk->node, 'p', SIZE, 0);
+  bench_close (&m.b);
+}
+
+static void
+test_a_partial_write_meets_a_write (void **state)
+{
+  struct meanwhile m = { .kind = WRITES };
+
+  (void) state;
+  open_meanwhile (&m, 'o');
+  write_byte (m.b.guest, 'g', 10, 10);
+  assert_byte (&m.b.disk->node, 'p', SIZE, 0);
+  assert_byte (m.b.guest, 'o', 10, 0);
+  assert_byte (m.b.guest, 'g', 10, 10);
+  assert_byte (m.b.guest, 'o', SIZE - 20, 20);
+  bench_close (&m.b);
+}
+
+static void
+test_block_status_meets_a_zero_request (void **state)
+{
+  struct meanwhile m = { .kind = ZEROES };
+  struct extent e;
+
+  (void) state;
+  open_meanwhile (&m, 'o');
+  assert_int_equal (node_extents (m.b.guest, SIZE, 0, &e), 0);
+  assert_false (e.flags & EXTENT_ZERO);
+  assert_byte (&m.b.disk->node, 0, SIZE, 0);
+  assert_byte (m.b.guest, 'o', SIZE, 0);
+  bench_close (&m.b);
+}
+
+static void
+test_a_trim_meets_a_zero_request (void **state)
+{
+  struct meanwhile m = { .kind = ZEROES };
+
+  (void) state;
+  open_meanwhile (&m, 'o');
+  assert_int_equal (node_discard (m.b.guest, CLUSTER, 0), 0);
+  assert_byte (m.b.guest, 'o', SIZE - CLUSTER, CLUSTER);
+  bench_close (&m.b);
+}
+
+/* ---- The end */
+
 static void
 test_stop_leaves_the_primarys_disk (void **state)
 {
@@ -112,6 +196,10 @@ main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_the_picture),
+    cmocka_unit_test (test_a_read_meets_a_write),
+    cmocka_unit_test (test_a_partial_write_meets_a_write),
+    cmocka_unit_test (test_block_status_meets_a_zero_request),
+    cmocka_unit_test (test_a_trim_meets_a_zero_request),
     cmocka_unit_test (test_stop_leaves_the_primarys_disk),
     cmocka_unit_test (test_failover_leaves_what_the_guest_saw),
   };
