@@ -438,7 +438,7 @@ kill_everywhere (bool fail_over, enum secondary_recover how)
       .seed = seed, .fail_over = fail_over, .how = how
     };
     const int calls = count_calls (&story);
-    const unsigned step = 1 + 2 * calls / PLACES;
+    const unsigned step = 1 + calls / PLACES;
 
     for (story.calls = 1 + random_below (&seed, step);
          one_death (&story, &seed);
