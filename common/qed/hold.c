@@ -21,6 +21,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cleanup.h"
 #include "image.h"
@@ -80,7 +81,26 @@ scratch_free_all (struct buffer *b)
   }
 }
 
-/* Map n clusters to a copy of data. */
+int
+buffer_write_cluster (struct qed *s, const void *buf, uint64_t count,
+                      uint64_t offset, uint64_t file_offset)
+{
+  const uint64_t start = round_down (offset, s->cluster_size);
+  struct scratch *scratch = scratch_get (s);
+  int r;
+
+  if (scratch == NULL)
+    return -1;
+  r = qed_read_backing (s, scratch->data, s->cluster_size, start);
+  if (r == 0) {
+    memcpy (scratch->data + (offset - start), buf, count);
+    r = node_pwrite (s->file, scratch->data, s->cluster_size, file_offset);
+  }
+  scratch_put (s, scratch);
+  return r;
+}
+
+/* Map clusters to a copy of data. */
 static int
 hold_data (struct qed *s, const uint8_t *data, uint64_t length,
            uint64_t offset)

@@ -390,6 +390,13 @@ count_held (struct qed *s, uint64_t n)
 
 /* ---- hold.c */
 
+/* Write a new cluster of a buffer: the backing image's, with count bytes
+ * at offset of the disk from buf.
+ */
+extern int buffer_write_cluster (struct qed *s, const void *buf,
+                                 uint64_t count, uint64_t offset,
+                                 uint64_t file_offset);
+
 extern void scratch_free_all (struct buffer *b);
 
 /* ---- settle.c */

@@ -115,6 +115,9 @@ write_clusters (struct qed *s, const struct source *source,
   const uint64_t head = offset - start;
   const uint64_t tail = (n << s->cluster_bits) - head - count;
 
+  if (s->buffer && n == 1 && source->kind == FROM_BUFFER &&
+      before == MAP_UNALLOCATED && head + tail > 0)
+    return buffer_write_cluster (s, source->buf, count, offset, file_offset);
   if (fill (s, before, head, start, file_offset) == -1 ||
       fill (s, before, tail, offset + count, file_offset + head + count)
       == -1)
