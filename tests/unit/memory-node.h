@@ -34,6 +34,9 @@ struct memory_node {
   atomic_uint count[MEMORY_OPS];
   atomic_uint delay;            /* microseconds that reads and writes take */
 
+  /* Writes that begin before this offset wait. */
+  _Atomic uint64_t blocked;
+
   /* Called before a read and before a question for extents, once. */
   void (*meanwhile) (void *opaque);
   void *opaque;
@@ -73,6 +76,13 @@ memory_wait (struct memory_node *m)
 }
 
 static inline void
+memory_await (struct memory_node *m, uint64_t offset)
+{
+  while (offset < atomic_load (&m->blocked))
+    usleep (1000);
+}
+
+static inline void
 memory_meanwhile (struct memory_node *m)
 {
   void (*meanwhile) (void *) = m->meanwhile;
@@ -106,6 +116,7 @@ memory_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
   if (memory_op (n, MEMORY_WRITE, "write") == -1)
     return -1;
   memory_wait (m);
+  memory_await (m, offset);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   for (int i = 0; i < iovcnt; ++i) {
     memcpy (m->data + offset, iov[i].iov_base, iov[i].iov_len);
