@@ -243,6 +243,11 @@ qed_buffer_hold (struct node *n, uint64_t count, uint64_t offset)
     MIN (round_up (offset + count, s->cluster_size), node_size (n));
   int r;
 
+  if (n->read_only) {
+    errno = EROFS;
+    msg_error ("%s: the buffer can no longer be written", n->name);
+    return -1;
+  }
   request_begin (&s->requests);
   r = hold (s, start, end);
   request_end (&s->requests);

@@ -38,7 +38,7 @@ struct memory_node {
   _Atomic uint64_t blocked;
 
   /* Called before a read and before a question for extents, once. */
-  void (*meanwhile) (void *opaque);
+  void (*_Atomic meanwhile) (void *opaque);
   void *opaque;
 };
 
@@ -85,9 +85,11 @@ memory_await (struct memory_node *m, uint64_t offset)
 static inline void
 memory_meanwhile (struct memory_node *m)
 {
-  void (*meanwhile) (void *) = m->meanwhile;
+  void (*meanwhile) (void *);
 
-  m->meanwhile = NULL;
+  if (atomic_load (&m->meanwhile) == NULL)
+    return;
+  meanwhile = atomic_exchange (&m->meanwhile, NULL);
   if (meanwhile)
     meanwhile (m->opaque);
 }
@@ -133,6 +135,7 @@ memory_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
   (void) flags;
   if (memory_op (n, MEMORY_WRITE, "zero") == -1)
     return -1;
+  memory_await (m, offset);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   memset (m->data + offset, 0, count);
   return 0;

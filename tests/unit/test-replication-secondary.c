@@ -12,8 +12,11 @@
 #include <config.h>
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdbool.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "memory-node.h"
 #include "replication-unit.h"
@@ -408,6 +411,7 @@ test_the_guest_does_not_notice_a_failing_commit (void **state)
 
   (void) state;
   bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', 10, 0);
   write_byte (b.guest, 'g', 10, 10 * CLUSTER);
@@ -472,6 +476,524 @@ test_failover_leaves_what_the_guest_saw (void **state)
   assert_clean_buffers ();
 }
 
+/* ---- A checkpoint in two steps */
+
+static void
+write_in_a_thread (struct unit_thread *t)
+{
+  struct bench *b = t->opaque;
+
+  CHECK (node_pwrite (t->nr ? b->guest : b->primary, "t", 1, 500) == 0);
+}
+
+static void
+test_prepare_and_abort (void **state)
+{
+  struct unit_thread threads[2];
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  write_byte (b.guest, 'g', 10, 10);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  start_threads (threads, 2, write_in_a_thread, &b);
+
+  /* The requests wait, so the buffers do not change. */
+  usleep (20000);
+  assert_status (&b, REPLICATION_RUNNING, false);
+  assert_byte (&b.disk->node, 'o', 1, 500);
+  assert_int_equal (secondary_checkpoint (b.s, &b.refusal), -1);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), -1);
+  assert_int_equal (secondary_stop (b.s, false, &b.refusal), -1);
+  assert_string_equal (b.refusal.desc, "A checkpoint is being prepared");
+
+  secondary_checkpoint_abort (b.s);
+  secondary_checkpoint_abort (b.s);
+  join_threads (threads, 2);
+  assert_byte (b.guest, 'o', 10, 0);
+  assert_byte (b.guest, 'g', 10, 10);
+  assert_byte (b.guest, 't', 1, 500);
+  assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), -1);
+  assert_string_equal (b.refusal.desc, "No checkpoint is prepared");
+
+  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), 0);
+  assert_byte (b.guest, 'p', 10, 0);
+  assert_byte (b.guest, 'o', 10, 10);
+  assert_status (&b, REPLICATION_RUNNING, false);
+  assert_int_equal (b.status.checkpoints, 1);
+  assert_int_equal (b.status.hidden_clusters, 0);
+  bench_close (&b);
+}
+
+static void
+test_failover_aborts_what_is_prepared (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), -1);
+  await_failover (&b);
+  assert_byte (b.guest, 'o', 10, 0);
+  bench_close (&b);
+}
+
+static void
+test_close_aborts_what_is_prepared (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* ---- Errors */
+
+/* A file can have this many bytes only, as if its file system was full. */
+static void
+limit_files (uint64_t size)
+{
+  const struct rlimit limit = { .rlim_cur = size, .rlim_max = RLIM_INFINITY };
+
+  signal (SIGXFSZ, SIG_IGN);
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &limit), 0);
+}
+
+static void
+test_errors_of_the_disk_are_recorded (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+
+  /* Old content cannot be read: the disk must not change. */
+  atomic_store (&b.disk->fail_after[MEMORY_READ], 0);
+  assert_false (works (node_pwrite (b.primary, "p", 1, 0)));
+  atomic_store (&b.disk->fail_after[MEMORY_READ], MEMORY_NEVER);
+  assert_byte (&b.disk->node, 'o', 1, 0);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  assert_string_equal (b.status.desc, "copying old content into the hidden "
+                       "buffer: Input/output error");
+
+  /* The first one stays, whatever comes. */
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], 0);
+  assert_false (works (node_pwrite (b.primary, "p", 1, 0)));
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], MEMORY_NEVER);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  assert_non_null (strstr (b.status.desc, "copying old content"));
+  assert_byte (b.guest, 'o', SIZE, 0);
+
+  write_byte (b.primary, 'p', 10, 0);
+  assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+  assert_byte (b.guest, 'p', 10, 0);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  bench_close (&b);
+}
+
+static void
+test_a_failed_write_to_the_disk_is_recorded (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], 0);
+  assert_false (works (node_pwrite (b.primary, "p", 1, 0)));
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], MEMORY_NEVER);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  assert_string_equal (b.status.desc, "writing to the secondary disk: "
+                       "Input/output error");
+  bench_close (&b);
+}
+
+static void
+test_full_buffers (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  write_byte (b.guest, 'g', 10, 10);
+
+  limit_files (65536);
+  /* The guest's error is the guest's. */
+  assert_int_equal (node_pwrite (b.guest, "g", 1, 10 * CLUSTER), -1);
+  assert_status (&b, REPLICATION_RUNNING, false);
+  /* The primary's is that of the replication. */
+  assert_int_equal (node_pwrite (b.primary, "p", 1, 20 * CLUSTER), -1);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  assert_non_null (strstr (b.status.desc, "hidden buffer: File too large"));
+  limit_files (RLIM_INFINITY);
+
+  assert_byte (&b.disk->node, 'o', 1, 20 * CLUSTER);
+  assert_byte (b.guest, 'o', 10, 0);
+  assert_byte (b.guest, 'g', 10, 10);
+  assert_byte (b.guest, 'o', SIZE - 20, 20);
+  write_byte (b.primary, 'p', SIZE, 0);
+  assert_byte (b.guest, 'o', SIZE - 20, 20);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* When not even the header can be written, neither before nor back,
+ * nobody knows what is in the file: nothing more is accepted, but what
+ * the guest sees does not change, and a rollback is possible.
+ */
+static void
+test_a_checkpoint_that_cannot_be_written (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  write_byte (b.guest, 'g', 10, 10);
+
+  limit_files (8);
+  assert_int_equal (secondary_checkpoint (b.s, &b.refusal), -1);
+  assert_string_equal (b.refusal.desc,
+                       "Cannot empty the buffers: File too large");
+  limit_files (RLIM_INFINITY);
+  assert_status (&b, REPLICATION_RUNNING, true);
+  assert_string_equal (b.status.desc,
+                       "emptying the buffers: File too large");
+  assert_byte (b.guest, 'o', 10, 0);
+  assert_byte (b.guest, 'g', 10, 10);
+  secondary_close (b.s);
+
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_byte (&b.disk->node, 'o', SIZE, 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* ---- Space */
+
+static uint64_t
+blocks_of (const char *name, uint64_t *length)
+{
+  struct stat st;
+
+  assert_int_equal (stat (name, &st), 0);
+  *length = st.st_size;
+  return (uint64_t) st.st_blocks * 512;
+}
+
+static void
+test_space_is_given_back (void **state)
+{
+  const uint64_t tables = 4 * 16 * CLUSTER; /* L1 and L2, of two layers */
+  struct bench b;
+  uint64_t length;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  for (unsigned i = 0; i < 30; ++i) {
+    write_byte (b.primary, 'a' + i, SIZE, 0);
+    write_byte (b.guest, 'A' + i, SIZE, 0);
+    assert_byte (b.guest, 'A' + i, SIZE, 0);
+    assert_status (&b, REPLICATION_RUNNING, false);
+    assert_int_equal (b.status.active_clusters, 1 + SIZE / CLUSTER);
+    assert_int_equal (b.status.hidden_clusters, 1 + SIZE / CLUSTER);
+    assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+    assert_byte (b.guest, 'a' + i, SIZE, 0);
+    while (blocks_of (HIDDEN, &length) + blocks_of (ACTIVE, &length)
+           > SIZE / 4)
+      usleep (1000);
+  }
+  /* Two layers, and the steps in which a file grows. */
+  blocks_of (HIDDEN, &length);
+  assert_in_range (length, 0, 2 * (SIZE + CLUSTER) + tables + (8 << 20));
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* Checkpoints that come faster than space is given back. */
+static void
+test_many_checkpoints_at_once (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  for (unsigned i = 1; i < 100; ++i) {
+    write_byte (b.primary, i, SIZE - CLUSTER, 0);
+    write_byte (b.guest, 100 + i, CLUSTER + 7, 2 * CLUSTER + i);
+    assert_byte (b.guest, 100 + i, CLUSTER + 7, 2 * CLUSTER + i);
+    assert_byte (b.guest, i - 1, 2 * CLUSTER, 0);
+    assert_byte (b.guest, i - 1, 10 * CLUSTER, 5 * CLUSTER);
+    if (i % 7 != 0)
+      assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+    else {
+      write_byte (b.primary, i, 10, 0);
+      assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+      assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+    }
+    assert_byte (b.guest, i, SIZE - CLUSTER, 0);
+  }
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* ---- Refusals at the beginning */
+
+static void
+make_image (const char *name, uint64_t size, const char *backing)
+{
+  const struct qed_create_options options = {
+    .size = size, .cluster_size = CLUSTER, .table_size = 1,
+    .backing = backing
+  };
+
+  unlink (name);
+  assert_int_equal (qed_create (name, &options), 0);
+}
+
+static void
+make_file (const char *name, const char *content)
+{
+  CLEANUP_CLOSE int fd = open (name, O_CREAT | O_TRUNC | O_RDWR, 0600);
+
+  assert_int_equal (write (fd, content, strlen (content)),
+                    strlen (content));
+}
+
+/* The server does not start, and says this. */
+#define assert_refused(b, recover, text)                \
+  do {                                                  \
+    forget_messages ();                                 \
+    assert_int_equal (bench_begin (b, recover), -1);    \
+    assert_messages (1, text);                          \
+  } while (0)
+
+static void
+test_refusals_at_the_beginning (void **state)
+{
+  struct bench b = { .disk = memory_node_new (SIZE) };
+  struct node *other;
+
+  (void) state;
+  make_image (ACTIVE, SIZE, NULL);
+  make_image (HIDDEN, SIZE + 512, NULL);
+  assert_refused (&b, RECOVER_FAIL, "must have the same size");
+  make_image (ACTIVE, SIZE + 512, NULL);
+  assert_refused (&b, RECOVER_FAIL, "but the disk has");
+  make_image (ACTIVE, SIZE, NULL);
+  make_file (HIDDEN, "this is no image, but long enough to be the header "
+             "of one, if it only had a magic number");
+  assert_refused (&b, RECOVER_FAIL, "not a QED image");
+
+  unlink (HIDDEN);
+  assert_int_equal (link (ACTIVE, HIDDEN), 0);
+  assert_refused (&b, RECOVER_FAIL, "are the same file");
+
+  make_image (HIDDEN, SIZE, NULL);
+  other = qed_open (HIDDEN, &QED_DEFAULT_OPTIONS);
+  assert_non_null (other);
+  assert_refused (&b, RECOVER_FAIL, "in use by another program");
+  assert_int_equal (node_close (other), 0);
+
+  b.disk->node.read_only = true;
+  assert_refused (&b, RECOVER_FAIL, "the secondary disk is read-only");
+  b.disk->node.read_only = false;
+
+  /* After all that they are still good. */
+  assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+static void
+test_refusals_of_names (void **state)
+{
+  static const struct secondary_options same = {
+    .active = "missing.qed", .hidden = "./missing.qed"
+  };
+  static const struct secondary_options nowhere = {
+    .active = "missing/active.qed", .hidden = HIDDEN
+  };
+
+  (void) state;
+  forget_messages ();
+  assert_null (secondary_open (&same));
+  assert_messages (1, "are the same file");
+  forget_messages ();
+  assert_null (secondary_open (&nowhere));
+  assert_messages (1, "cannot be created: No such file");
+}
+
+/* A backing image that the user's own buffers name is not looked at. */
+static void
+test_backing_names_are_ignored (void **state)
+{
+  struct bench b = { .disk = memory_node_new (SIZE) };
+
+  (void) state;
+  fill_disk (&b, 'o');
+  make_image (ACTIVE, SIZE, "no-such-file");
+  make_image (HIDDEN, SIZE, "no-such-file");
+  assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 10, 0);
+  assert_byte (b.guest, 'o', SIZE, 0);
+  bench_close (&b);
+}
+
+static void
+test_empty_files_become_buffers (void **state)
+{
+  struct bench b = { .disk = memory_node_new (SIZE) };
+
+  (void) state;
+  unlink (ACTIVE);
+  make_file (HIDDEN, "");
+  assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* ---- Buffers left by a crash */
+
+/* Leave what a process that is killed while running leaves. */
+static void
+crash (struct bench *b)
+{
+  int status;
+  pid_t pid;
+
+  bench_open (b, SIZE, RECOVER_FAIL);
+  fill_disk (b, 'o');
+  secondary_close (b->s);
+  pid = fork ();
+  CHECK (pid != -1);
+  if (pid == 0) {
+    CHECK (bench_begin (b, RECOVER_FAIL) == 0);
+    CHECK (secondary_start (b->s, &b->refusal) == 0);
+    CHECK (node_pwrite (b->primary, "p", 1, 0) == 0);
+    CHECK (node_pwrite (b->guest, "g", 1, 1) == 0);
+    _exit (0);
+  }
+  CHECK (waitpid (pid, &status, 0) == pid && status == 0);
+  b->disk->data[0] = 'p';       /* the child's was a copy */
+}
+
+static void
+patch (const char *name, const void *buf, size_t count, uint64_t offset)
+{
+  CLEANUP_CLOSE int fd = open (name, O_RDWR);
+
+  assert_int_equal (pwrite (fd, buf, count, offset), count);
+}
+
+static void
+test_left_over_buffers (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  assert_refused (&b, RECOVER_FAIL, "replication-recover=rollback");
+  assert_non_null (strstr (messages.last, "replication-recover=discard"));
+  assert_refused (&b, RECOVER_FAIL, "are not empty");
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_status (&b, REPLICATION_NONE, false);
+  assert_byte (&b.disk->node, 'o', SIZE, 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+
+  crash (&b);
+  assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+  assert_byte (&b.disk->node, 'p', 1, 0);
+  assert_byte (&b.disk->node, 'o', SIZE - 1, 1);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+static void
+test_rollback_with_a_failing_disk (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], 0);
+  assert_refused (&b, RECOVER_ROLLBACK, "failed on purpose");
+  atomic_store (&b.disk->fail_after[MEMORY_WRITE], MEMORY_NEVER);
+  atomic_store (&b.disk->fail_after[MEMORY_FLUSH], 0);
+  assert_refused (&b, RECOVER_ROLLBACK, "failed on purpose");
+  atomic_store (&b.disk->fail_after[MEMORY_FLUSH], MEMORY_NEVER);
+  b.disk->data[0] = '?';
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_byte (&b.disk->node, 'o', SIZE, 0);
+  bench_close (&b);
+}
+
+/* What had not been flushed may be missing in the buffers. */
+static void
+test_after_another_boot (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  patch (HIDDEN, "another boot", 12, CLUSTER - QED_NOTE_LEN + 32);
+  assert_refused (&b, RECOVER_FAIL, "replication-recover=discard");
+  assert_refused (&b, RECOVER_ROLLBACK, "the machine was restarted");
+  assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+  assert_byte (&b.disk->node, 'p', 1, 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+static void
+test_damaged_buffers (void **state)
+{
+  static const uint8_t outside[8] = { 0, 0, 0, 0, 0, 1 };
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  /* The L1 table, and without NEED_CHECK so that nobody repairs it. */
+  patch (HIDDEN, outside, 8, CLUSTER);
+  patch (HIDDEN, outside, 4, 16);
+  forget_messages ();
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), -1);
+  assert_non_null (strstr (messages.last, "the buffer is damaged"));
+  assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'q', 10, 0);
+  assert_byte (b.guest, 'p', 1, 0);
+  assert_byte (b.guest, 'o', SIZE - 1, 1);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
 int
 main (void)
 {
@@ -490,6 +1012,23 @@ main (void)
     cmocka_unit_test (test_the_guest_does_not_notice_a_failing_commit),
     cmocka_unit_test (test_stop_leaves_the_primarys_disk),
     cmocka_unit_test (test_failover_leaves_what_the_guest_saw),
+    cmocka_unit_test (test_prepare_and_abort),
+    cmocka_unit_test (test_failover_aborts_what_is_prepared),
+    cmocka_unit_test (test_close_aborts_what_is_prepared),
+    cmocka_unit_test (test_errors_of_the_disk_are_recorded),
+    cmocka_unit_test (test_a_failed_write_to_the_disk_is_recorded),
+    cmocka_unit_test (test_full_buffers),
+    cmocka_unit_test (test_a_checkpoint_that_cannot_be_written),
+    cmocka_unit_test (test_space_is_given_back),
+    cmocka_unit_test (test_many_checkpoints_at_once),
+    cmocka_unit_test (test_refusals_at_the_beginning),
+    cmocka_unit_test (test_refusals_of_names),
+    cmocka_unit_test (test_backing_names_are_ignored),
+    cmocka_unit_test (test_empty_files_become_buffers),
+    cmocka_unit_test (test_left_over_buffers),
+    cmocka_unit_test (test_rollback_with_a_failing_disk),
+    cmocka_unit_test (test_after_another_boot),
+    cmocka_unit_test (test_damaged_buffers),
   };
 
   alarm (HANG_SECONDS);
