@@ -20,6 +20,7 @@ unit_tests = \
 	tests/unit/test-flush \
 	tests/unit/test-job \
 	tests/unit/test-nbd-node \
+	tests/unit/test-qed-buffer \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
@@ -122,13 +123,18 @@ EXTRA_DIST += \
 # a failure prints the SEED that repeats it.
 
 .PHONY: soak fuzz bench
-soak: all
+soak: all tests/unit/test-replication-crash tests/unit/test-replication-threads
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats $(srcdir)/tests/blklogwrites.bats \
 	    $(srcdir)/tests/logreplay.bats \
 	    $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
+	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} \
+	    tests/unit/test-replication-crash
+	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} \
+	    tests/unit/test-replication-threads
+fuzz: all tests/unit/test-control
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
 	    tests/unit/test-control
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \

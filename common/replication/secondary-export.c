@@ -94,10 +94,30 @@ apply (struct node *to, const struct change *c)
 
 /* ---- The primary's export */
 
+/* Does the hidden buffer have all of a range? */
+static bool
+holds_all (struct secondary *s, const struct change *c)
+{
+  const uint64_t end = c->offset + c->count;
+  uint64_t offset = c->offset, length;
+  enum qed_held held;
+
+  for (; offset < end; offset += length)
+    if (qed_buffer_held (s->hidden, end - offset, offset, &held, &length)
+        == -1 || held == QED_HELD_NOT)
+      return false;
+  return true;
+}
+
 /* In RUNNING. */
 static int
 hold_and_apply (struct secondary *s, const struct change *c)
 {
+  /* Copying is not fast. */
+  if (c->kind == ZERO && (c->flags & NODE_FAST) && !holds_all (s, c)) {
+    errno = ENOTSUP;
+    return -1;
+  }
   if (qed_buffer_hold (s->hidden, c->count, c->offset) == -1) {
     secondary_note_error (s, "copying old content into the hidden buffer");
     return -1;

@@ -28,23 +28,31 @@ struct secondary_options {
 };
 
 /* Check the options and open the buffers as far as that is possible
- * before the fork and without the disk.  Strings are copied.  NULL with
- * errno after a message.
+ * before the fork and without the disk: those that exist are opened and
+ * locked, and repaired if a crash has left them so; the folders of others
+ * must be there.  Strings are copied.  NULL with errno after a message.
  */
 extern struct secondary *
 secondary_open (const struct secondary_options *options);
 
 /* Begin to serve disk (borrowed until secondary_close; started, requests
- * from any thread): check sizes, make missing buffers, recover.  Once,
- * after the fork.
+ * from any thread): check sizes, make missing buffers, recover (which
+ * takes time in proportion to what the buffers hold; after a failover
+ * that has been finished so the stage is DONE).  Once, after the fork.
+ * The other functions may be called from then on, from any thread; after
+ * -1 only secondary_close.
  */
 extern int secondary_begin (struct secondary *s, struct node *disk);
 
-/* A clean end while RUNNING is a stop without failover. */
+/* A clean end, when no requests are in flight any more.  While RUNNING it
+ * is a stop without failover; a failover that is on its way is waited
+ * for; one that has failed is left to be finished by the next begin.
+ * NULL is ignored.
+ */
 extern void secondary_close (struct secondary *s);
 
 /* The two exports: nodes that belong to s, whose requests keep the stage
- * table.
+ * table.  Their alignment is the disk's.
  */
 extern struct node *secondary_guest_node (struct secondary *s);
 extern struct node *secondary_replication_node (struct secondary *s);
@@ -60,8 +68,10 @@ extern void secondary_query (struct secondary *s,
                              struct replication_status *status);
 
 /* A checkpoint of several disks at one moment.  Prepare does all that
- * may fail and leaves requests waiting; commit or abort must follow and
- * lets them go on.
+ * may fail and leaves requests waiting; commit or abort must follow, from
+ * any thread, and lets them go on.  Meanwhile other commands are refused,
+ * except for a failover, which aborts it.  Abort does nothing if nothing
+ * is prepared.  Where a checkpoint is ignored all of this is, too.
  */
 extern int secondary_checkpoint_prepare (struct secondary *s,
                                          struct replication_refusal *refusal);

@@ -175,6 +175,27 @@ test_zero_and_trim_on_both_sides (void **state)
   bench_close (&b);
 }
 
+/* Fast must not mean copying first. */
+static void
+test_fast_zero (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  assert_int_equal (node_zero (b.primary, CLUSTER, 10, NODE_FAST), -1);
+  assert_int_equal (errno, ENOTSUP);
+  assert_status (&b, REPLICATION_RUNNING, false);
+  assert_byte (b.primary, 'o', CLUSTER, 10);
+  write_byte (b.primary, 'p', CLUSTER, 10);
+  assert_int_equal (node_zero (b.primary, CLUSTER, 10, NODE_FAST), 0);
+  assert_byte (b.primary, 0, CLUSTER, 10);
+  assert_byte (b.guest, 'o', SIZE, 0);
+  bench_close (&b);
+}
+
 static void
 test_a_trim_of_zeroes_stays_one (void **state)
 {
@@ -1004,6 +1025,7 @@ main (void)
     cmocka_unit_test (test_block_status_meets_a_zero_request),
     cmocka_unit_test (test_a_trim_meets_a_zero_request),
     cmocka_unit_test (test_zero_and_trim_on_both_sides),
+    cmocka_unit_test (test_fast_zero),
     cmocka_unit_test (test_a_trim_of_zeroes_stays_one),
     cmocka_unit_test (test_every_command_in_every_stage),
     cmocka_unit_test (test_every_export_in_every_stage),

@@ -1,0 +1,313 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Buffers: QED layers over a node that is given, which take what is about
+ * to be overwritten and are emptied again and again.
+ */
+
+#include <config.h>
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <sys/stat.h>
+
+#include "memory-node.h"
+#include "qed.h"
+#include "unit.h"
+
+#define SIZE (UINT64_C (8) * 1024 * 1024)
+#define CLUSTER UINT64_C (16384)
+#define NAME "buffer.qed"
+
+static char folder[] = "/tmp/test-qed-buffer-XXXXXX";
+
+static int
+make_folder (void **state)
+{
+  (void) state;
+  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
+}
+
+static int
+remove_folder (void **state)
+{
+  (void) state;
+  unlink (NAME);
+  return chdir ("/") == 0 ? rmdir (folder) : -1;
+}
+
+/* ---- A buffer over a node in memory */
+
+struct bench {
+  struct memory_node *below;
+  struct node *buffer;
+};
+
+static void
+open_buffer (struct bench *b)
+{
+  b->buffer = qed_buffer_open (NAME);
+  assert_non_null (b->buffer);
+  qed_buffer_set_backing (b->buffer, &b->below->node, true);
+  assert_int_equal (node_start (b->buffer), 0);
+}
+
+static void
+make_buffer (struct bench *b)
+{
+  unlink (NAME);
+  assert_int_equal (qed_buffer_create (NAME, SIZE), 0);
+  b->below = memory_node_new (SIZE);
+  memset (b->below->data, 'o', SIZE / 2);
+  open_buffer (b);
+}
+
+static void
+close_all (struct bench *b)
+{
+  assert_int_equal (node_close (b->buffer), 0);
+  assert_int_equal (node_close (&b->below->node), 0);
+}
+
+static void
+assert_reads (struct bench *b, uint8_t byte, uint64_t count, uint64_t offset)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (count);
+
+  assert_int_equal (node_pread (b->buffer, buf, count, offset), 0);
+  for (uint64_t i = 0; i < count; ++i)
+    assert_int_equal (buf[i], byte);
+}
+
+static enum qed_held
+held_at (struct bench *b, uint64_t offset, uint64_t *length)
+{
+  enum qed_held held;
+
+  assert_int_equal (qed_buffer_held (b->buffer, SIZE - offset, offset, &held,
+                                     length), 0);
+  return held;
+}
+
+static int
+empty (struct bench *b)
+{
+  if (qed_buffer_empty_prepare (b->buffer) == -1 ||
+      qed_buffer_empty_switch (b->buffer) == -1)
+    return -1;
+  qed_buffer_empty_finish (b->buffer);
+  return 0;
+}
+
+/* ---- Tests */
+
+static void
+test_holding (void **state)
+{
+  struct bench b;
+  uint64_t length;
+
+  (void) state;
+  make_buffer (&b);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), 0);
+  assert_int_equal (held_at (&b, 0, &length), QED_HELD_NOT);
+  assert_int_equal (length, SIZE);
+
+  /* One byte in each of two clusters. */
+  assert_int_equal (qed_buffer_hold (b.buffer, 2, 3 * CLUSTER - 1), 0);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), 2);
+  assert_int_equal (held_at (&b, 0, &length), QED_HELD_NOT);
+  assert_int_equal (length, 2 * CLUSTER);
+  assert_int_equal (held_at (&b, 2 * CLUSTER, &length), QED_HELD_DATA);
+  assert_int_equal (length, 2 * CLUSTER);
+
+  /* Zeroes, in the middle of data and alone. */
+  assert_int_equal (qed_buffer_hold (b.buffer, SIZE, 0), 0);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), SIZE / CLUSTER);
+  assert_int_equal (held_at (&b, SIZE / 2, &length), QED_HELD_ZEROES);
+  assert_int_equal (length, SIZE / 2);
+  memset (b.below->data, 'n', SIZE);
+  assert_reads (&b, 'o', SIZE / 2, 0);
+  assert_reads (&b, 0, SIZE / 2, SIZE / 2);
+  close_all (&b);
+}
+
+static void
+hold_at_random (struct unit_thread *t)
+{
+  struct bench *b = t->opaque;
+
+  for (unsigned i = 0; i < 200; ++i) {
+    const uint64_t offset = random_below (&t->seed, SIZE);
+    const uint64_t count =
+      1 + random_below (&t->seed, MIN (SIZE - offset, 3 * CLUSTER));
+
+    CHECK (qed_buffer_hold (b->buffer, count, offset) == 0);
+    CHECK (node_zero (&b->below->node, count, offset, 0) == 0);
+  }
+}
+
+/* Whoever comes first copies, and nobody copies what has changed. */
+static void
+test_holding_in_threads (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  run_threads (6, hold_at_random, &b);
+  assert_reads (&b, 'o', SIZE / 2, 0);
+  assert_reads (&b, 0, SIZE / 2, SIZE / 2);
+  close_all (&b);
+}
+
+static void
+test_what_is_held_survives_closing (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  assert_int_equal (qed_buffer_hold (b.buffer, CLUSTER, 0), 0);
+  assert_int_equal (qed_buffer_hold (b.buffer, CLUSTER, SIZE - CLUSTER), 0);
+  assert_int_equal (node_close (b.buffer), 0);
+  memset (b.below->data, 'n', SIZE);
+  open_buffer (&b);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), 2);
+  assert_reads (&b, 'o', CLUSTER, 0);
+  assert_reads (&b, 'n', CLUSTER, CLUSTER);
+  assert_reads (&b, 0, CLUSTER, SIZE - CLUSTER);
+  close_all (&b);
+}
+
+static void
+test_emptying_and_back (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  assert_int_equal (qed_buffer_hold (b.buffer, CLUSTER, 0), 0);
+  memset (b.below->data, 'n', SIZE);
+  assert_int_equal (qed_buffer_empty_prepare (b.buffer), 0);
+  assert_reads (&b, 'o', CLUSTER, 0);
+  assert_int_equal (qed_buffer_empty_switch (b.buffer), 0);
+  assert_int_equal (qed_buffer_empty_back (b.buffer), 0);
+  assert_reads (&b, 'o', CLUSTER, 0);
+  assert_int_equal (node_close (b.buffer), 0);
+
+  open_buffer (&b);
+  assert_reads (&b, 'o', CLUSTER, 0);
+  assert_int_equal (empty (&b), 0);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), 0);
+  assert_reads (&b, 'n', CLUSTER, 0);
+  close_all (&b);
+}
+
+/* Partial writes take the rest of the cluster from below. */
+static void
+test_writes (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  for (unsigned i = 0; i < 20; ++i) {
+    assert_int_equal (node_pwrite (b.buffer, "xyz", 3, i), 0);
+    assert_int_equal (node_pwrite (b.buffer, "xyz", 3, CLUSTER * (3 + i) - 1),
+                      0);
+    assert_reads (&b, 'o', 2 * CLUSTER - i - 3, i + 3);
+    assert_reads (&b, 'x', 1, CLUSTER * (3 + i) - 1);
+    assert_reads (&b, 'z', 1, CLUSTER * (3 + i) + 1);
+    assert_int_equal (empty (&b), 0);
+    assert_reads (&b, 'o', SIZE / 2, 0);
+  }
+  close_all (&b);
+}
+
+static void
+test_the_note_stays (void **state)
+{
+  uint8_t note[QED_NOTE_LEN], found[QED_NOTE_LEN];
+  struct qed_check_result result;
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  memset (note, 0, sizeof note);
+  assert_int_equal (qed_buffer_get_note (b.buffer, found), 0);
+  assert_memory_equal (found, note, sizeof note);
+  memset (note, 'n', sizeof note);
+  assert_int_equal (qed_buffer_put_note (b.buffer, note), 0);
+  assert_int_equal (qed_buffer_hold (b.buffer, SIZE, 0), 0);
+  assert_int_equal (empty (&b), 0);
+  assert_int_equal (qed_buffer_clean (b.buffer), 0);
+  assert_int_equal (node_close (b.buffer), 0);
+
+  open_buffer (&b);
+  assert_int_equal (qed_buffer_get_note (b.buffer, found), 0);
+  assert_memory_equal (found, note, sizeof note);
+  close_all (&b);
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+                               &result), 0);
+  assert_int_equal (result.corruptions + result.leaks, 0);
+}
+
+/* A buffer that has been kept is in order at any moment: what is mapped
+ * was flushed before.
+ */
+static void
+test_keeping (void **state)
+{
+  struct bench b;
+  struct qed_check_result result;
+
+  (void) state;
+  make_buffer (&b);
+  assert_int_equal (qed_buffer_hold (b.buffer, 5 * CLUSTER, 0), 0);
+  assert_int_equal (qed_buffer_keep (b.buffer), 0);
+  assert_int_equal (node_pwrite (b.buffer, "k", 1, 10 * CLUSTER), 0);
+  assert_reads (&b, 'k', 1, 10 * CLUSTER);
+  assert_reads (&b, 'o', CLUSTER - 1, 10 * CLUSTER + 1);
+  close_all (&b);
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+                               &result), 0);
+  assert_int_equal (result.corruptions, 0);
+  assert_int_equal (result.allocated_clusters, 6);
+}
+
+static void
+test_large_disks (void **state)
+{
+  const uint64_t size = UINT64_C (1) << 60;
+  struct node *n;
+
+  (void) state;
+  unlink (NAME);
+  assert_int_equal (qed_buffer_create (NAME, size), 0);
+  n = qed_buffer_open (NAME);
+  assert_non_null (n);
+  assert_int_equal (node_size (n), size);
+  assert_int_equal (node_close (n), 0);
+}
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_holding),
+    cmocka_unit_test (test_holding_in_threads),
+    cmocka_unit_test (test_what_is_held_survives_closing),
+    cmocka_unit_test (test_emptying_and_back),
+    cmocka_unit_test (test_writes),
+    cmocka_unit_test (test_the_note_stays),
+    cmocka_unit_test (test_keeping),
+    cmocka_unit_test (test_large_disks),
+  };
+
+  alarm (HANG_SECONDS);
+  msg_set_handler (collect_message);
+  return cmocka_run_group_tests (tests, make_folder, remove_folder);
+}
