@@ -30,7 +30,7 @@
 #include "rounding.h"
 
 /* Copied at once: this many bytes, or a cluster. */
-#define HOLD_PIECE ((uint64_t) 1024 * 1024)
+#define HOLD_PIECE ((uint64_t) 256 * 1024)
 
 /* Memory for one copy, kept for the next one: there are as many as there
  * have ever been copies at the same time.
@@ -191,17 +191,18 @@ copy_run (struct qed *s, uint8_t *data, uint64_t count, uint64_t offset,
 }
 
 /* In a long run, zeroes need not be read if the backing image can tell
- * where they are.
+ * where they are.  It has said that there is data up to *data_end.
  */
 static int
 hold_run (struct qed *s, uint8_t *data, uint64_t count, uint64_t offset,
-          uint64_t *done)
+          uint64_t *data_end, uint64_t *done)
 {
   uint64_t skip, length;
 
-  if (count > HOLD_PIECE) {
+  if (count >= BUFFER_ASK_LEN && offset >= *data_end) {
     if (qed_backing_data (s, count, offset, &skip, &length) == -1)
       return -1;
+    *data_end = offset + skip + length;
     if (length > 0)
       skip = round_down (skip, s->cluster_size);
     if (skip > 0)
@@ -214,6 +215,7 @@ static int
 hold (struct qed *s, uint64_t offset, uint64_t end)
 {
   struct scratch *scratch = NULL;
+  uint64_t data_end = 0;
   struct mapping m;
   int r = 0;
 
@@ -222,8 +224,8 @@ hold (struct qed *s, uint64_t offset, uint64_t end)
     if (r == 0 && m.kind == MAP_UNALLOCATED) {
       if (scratch == NULL)
         scratch = scratch_get (s);
-      r = scratch
-        ? hold_run (s, scratch->data, m.length, offset, &m.length) : -1;
+      r = scratch ? hold_run (s, scratch->data, m.length, offset, &data_end,
+                              &m.length) : -1;
     }
     if (r == -1)
       break;

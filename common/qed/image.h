@@ -366,6 +366,11 @@ extern void empty_forget (struct qed *s);
 
 /* ---- buffer.c */
 
+/* To find the end of data can take a file system longer than to read some
+ * of it, so the node under a buffer is not asked for less than this.
+ */
+#define BUFFER_ASK_LEN ((uint64_t) 16 * 1024 * 1024)
+
 /* Start and end the thread of a buffer; free what only buffers have. */
 extern int buffer_start (struct qed *s);
 extern void buffer_close (struct qed *s);

@@ -17,11 +17,6 @@
 #include "message.h"
 #include "rounding.h"
 
-/* To find the end of data can take a file system longer than to read some
- * of it, so the node under a buffer is not asked for less than this.
- */
-#define ASK_FOR_EXTENTS ((uint64_t) 1024 * 1024)
-
 int
 qed_read_backing (struct qed *s, void *buf, size_t count, uint64_t offset)
 {
@@ -42,7 +37,7 @@ qed_backing_data (struct qed *s, uint64_t count, uint64_t offset,
   const uint64_t end = MIN (offset + count, size);
   struct extent e = { .length = 0 };
 
-  if (s->buffer && count < ASK_FOR_EXTENTS && offset < end) {
+  if (s->buffer && count < BUFFER_ASK_LEN && offset < end) {
     *skip = 0;
     *length = end - offset;
     return 0;
