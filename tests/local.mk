@@ -26,6 +26,9 @@ unit_tests = \
 	tests/unit/test-qed-threads \
 	tests/unit/test-replication-dirty \
 	tests/unit/test-replication-primary \
+	tests/unit/test-replication-crash \
+	tests/unit/test-replication-secondary \
+	tests/unit/test-replication-threads \
 	tests/unit/test-utils \
 	tests/unit/test-writelog-index \
 	tests/unit/test-writelog-reader \
@@ -135,6 +138,7 @@ fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} \
 	    tests/unit/test-replication-threads
 fuzz: all tests/unit/test-control
+fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
 	    tests/unit/test-control
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
