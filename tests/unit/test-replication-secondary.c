@@ -145,6 +145,31 @@ test_a_trim_meets_a_zero_request (void **state)
   bench_close (&m.b);
 }
 
+/* The last sector of the buffers is longer than the disk. */
+static void
+test_a_disk_of_odd_size (void **state)
+{
+  const uint64_t size = 100001;
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, size, RECOVER_FAIL);
+  fill_disk (&b, 'o');
+  assert_int_equal (node_size (b.guest), size);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  write_byte (b.primary, 'p', 2, size - 2);
+  write_byte (b.guest, 'g', 1, size - 1);
+  assert_byte (b.guest, 'o', size - 1, 0);
+  assert_byte (b.guest, 'g', 1, size - 1);
+  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  await_failover (&b);
+  assert_status (&b, REPLICATION_DONE, false);
+  assert_byte (&b.disk->node, 'o', size - 1, 0);
+  assert_byte (&b.disk->node, 'g', 1, size - 1);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
 /* ---- Zero requests and trims */
 
 static void
@@ -1024,6 +1049,7 @@ main (void)
     cmocka_unit_test (test_a_partial_write_meets_a_write),
     cmocka_unit_test (test_block_status_meets_a_zero_request),
     cmocka_unit_test (test_a_trim_meets_a_zero_request),
+    cmocka_unit_test (test_a_disk_of_odd_size),
     cmocka_unit_test (test_zero_and_trim_on_both_sides),
     cmocka_unit_test (test_fast_zero),
     cmocka_unit_test (test_a_trim_of_zeroes_stays_one),
