@@ -34,10 +34,6 @@ unit_tests = \
 	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-record \
 	tests/unit/test-writelog-writer
-	tests/unit/test-replication-crash \
-	tests/unit/test-replication-secondary \
-	tests/unit/test-replication-threads \
-	tests/unit/test-utils
 
 bats_tests = \
 	tests/blklogwrites.bats \
@@ -122,29 +118,33 @@ EXTRA_DIST += \
 	$(bats_tests)
 
 # Long campaigns, of which the suite runs a short form: more of the random
-# model and more killed servers, more damaged images and requests.  ROUNDS says how many;
-# a failure prints the SEED that repeats it.
+# models and more killed servers; more damaged images and logs, and more
+# requests that make no sense.  ROUNDS says how many; a failure prints the
+# SEED that repeats it.
 
 .PHONY: soak fuzz bench
-soak: all tests/unit/test-replication-crash tests/unit/test-replication-threads
+soak_bats = \
+	tests/blklogwrites.bats \
+	tests/logreplay.bats \
+	tests/qed-crash.bats \
+	tests/qed-model.bats \
+	tests/qed-nbd.bats
+soak_units = \
+	tests/unit/test-replication-crash \
+	tests/unit/test-replication-threads
+soak: all $(soak_units)
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
-	    $(top_builddir)/run bats $(srcdir)/tests/blklogwrites.bats \
-	    $(srcdir)/tests/logreplay.bats \
-	    $(srcdir)/tests/qed-model.bats \
-	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats
+	    $(top_builddir)/run bats $(soak_bats:%=$(srcdir)/%)
+	@for t in $(soak_units); do \
+	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \
+	done
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
-	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} \
-	    tests/unit/test-replication-crash
-	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} \
-	    tests/unit/test-replication-threads
-fuzz: all tests/unit/test-control
-fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
-	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
-	    tests/unit/test-control
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed-bad-input.bats
-	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-1000000} \
+	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
+	    tests/unit/test-control
+	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-1000000} \
 	    tests/unit/test-writelog-reader
 
 # Speed, side by side with the reference; see the head of each script.
