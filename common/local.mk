@@ -5,6 +5,13 @@
 # The library under the modules, the tools and the unit tests.  It is
 # linked into each of them and not installed.  Lower rooms first.
 
+# The node of the layer below an nbdkit filter needs nbdkit, so it is not in
+# the library; each filter has it among its own sources.
+next_node_sources = \
+	common/node/next.c \
+	common/node/next.h
+EXTRA_DIST += $(next_node_sources)
+
 noinst_LTLIBRARIES += common/libblockdrivers.la
 common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS) $(JANSSON_LIBS)
 common_libblockdrivers_la_SOURCES = \
