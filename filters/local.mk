@@ -25,3 +25,22 @@ filters_blkctl_blkctl_SOURCES = \
 	filters/blkctl/checkpoint.c \
 	filters/blkctl/client.c \
 	filters/blkctl/client.h
+
+if !SANITIZERS
+filter_LTLIBRARIES += filters/replication/nbdkit-replication-filter.la
+endif
+filters_replication_nbdkit_replication_filter_la_CFLAGS = $(module_cflags)
+filters_replication_nbdkit_replication_filter_la_LDFLAGS = $(module_ldflags)
+filters_replication_nbdkit_replication_filter_la_LIBADD = \
+	$(module_libs) $(JANSSON_LIBS)
+filters_replication_nbdkit_replication_filter_la_SOURCES = \
+	$(next_node_sources) \
+	filters/replication/commands.c \
+	filters/replication/commands.h \
+	filters/replication/params.c \
+	filters/replication/params.h \
+	filters/replication/replication.c \
+	filters/replication/requests.c \
+	filters/replication/requests.h \
+	filters/replication/side.c \
+	filters/replication/side.h

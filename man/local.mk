@@ -10,6 +10,7 @@ manual_pages = \
 	man/nbdkit-blklogwrites-filter.pod \
 	man/nbdkit-logreplay-plugin.pod \
 	man/nbdkit-qed-plugin.pod \
+	man/nbdkit-replication-filter.pod \
 	man/qed-img.pod
 
 man_MANS += $(manual_pages:.pod=.1)

@@ -1,0 +1,399 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The commands on the control socket, under our names and QEMU's.
+ *
+ * Notes on the design
+ *
+ * A checkpoint of several disks at one moment needs two steps: each disk
+ * is prepared, which stops its guest, and when all are, each is told to
+ * commit.  The one who does that is a client of several sockets, and may
+ * be killed or stopped in between.  So a prepared checkpoint belongs to
+ * the client that asked for it: it is aborted when that client hangs up,
+ * and after HOLD_LIMIT in any case, by the timer's thread.  Until it is
+ * committed or aborted, commands that would change the stage are
+ * refused; but a failover aborts it.  Its client may prepare it again,
+ * which only renews the time: so it can make sure that all of several
+ * disks are still held, however long the slowest one took.
+ *
+ * All commands run on the control thread, one at a time, so besides that
+ * thread only the timer touches the side.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "commands.h"
+#include "control.h"
+#include "job.h"
+#include "jsontext.h"
+#include "message.h"
+
+/* Seconds that a guest may be held by a prepared checkpoint: less than
+ * the 30 after which Linux gives up a request to a SCSI disk.
+ */
+#define HOLD_LIMIT 10
+
+struct commands {
+  struct side *side;
+  struct control *control;
+  struct job *timer;            /* only the control thread touches it */
+
+  /* Protects holder, and is held while a prepared checkpoint ends, so
+   * that it does so once.  Taken before any lock of the side.
+   */
+  pthread_mutex_t lock;
+  struct control_client *holder; /* has prepared a checkpoint, or NULL */
+};
+
+/* ---- A prepared checkpoint */
+
+/* Abort it, if this client (NULL: anybody) holds one.  Did it? */
+static bool
+abort_held (struct commands *c, const struct control_client *client)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+
+  if (c->holder == NULL || (client && c->holder != client))
+    return false;
+  side_checkpoint_abort (c->side);
+  c->holder = NULL;
+  return true;
+}
+
+static int
+hold_timer (struct job *job, void *opaque)
+{
+  struct commands *c = opaque;
+
+  while (job_sleep (job, HOLD_LIMIT * 1000))
+    if (job_cancelled (job))
+      return 0;
+  if (abort_held (c, NULL))
+    msg_error ("a checkpoint was prepared, but not committed within %d "
+               "seconds: it is given up", HOLD_LIMIT);
+  return 0;
+}
+
+static void
+end_timer (struct commands *c)
+{
+  job_finish (c->timer);
+  c->timer = NULL;
+}
+
+/* Is a checkpoint held, so that nothing else may be done?  Then the
+ * command has failed.
+ */
+static bool
+is_held (struct commands *c, struct control_client *client)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+
+  if (c->holder == NULL)
+    return false;
+  control_fail (client, "a checkpoint has been prepared%s and waits for "
+                "replication-checkpoint-commit or -abort",
+                c->holder == client ? "" : " by another client");
+  return true;
+}
+
+static bool
+is_held_by_other (struct commands *c, struct control_client *client)
+{
+  bool mine;
+
+  pthread_mutex_lock (&c->lock);
+  mine = c->holder == client;
+  pthread_mutex_unlock (&c->lock);
+  return !mine && is_held (c, client);
+}
+
+/* ---- What the commands have in common */
+
+/* The answer of a command that returned r. */
+static json_t *
+answer (struct control_client *client, int r,
+        const struct replication_refusal *refusal)
+{
+  return r == 0 ? json_object () : control_fail (client, "%s", refusal->desc);
+}
+
+static json_t *
+do_start (struct commands *c, struct control_client *client, bool full)
+{
+  struct replication_refusal refusal;
+
+  if (is_held (c, client))
+    return NULL;
+  return answer (client, side_start (c->side, full, &refusal), &refusal);
+}
+
+/* A failover does not wait: whoever holds a checkpoint is late. */
+static json_t *
+do_stop (struct commands *c, struct control_client *client, bool failover)
+{
+  struct replication_refusal refusal;
+
+  if (failover)
+    abort_held (c, NULL);
+  if (is_held (c, client))
+    return NULL;
+  return answer (client, side_stop (c->side, failover, &refusal), &refusal);
+}
+
+/* ---- Our names */
+
+static json_t *
+start (void *opaque, struct control_client *client, json_t *arguments)
+{
+  const char *sync = json_string_value (json_object_get (arguments, "sync"));
+
+  if (sync && strcmp (sync, "none") != 0 && strcmp (sync, "full") != 0)
+    return control_fail (client, "Parameter 'sync' does not accept value "
+                         "'%s': it can be none or full", sync);
+  return do_start (opaque, client, sync && strcmp (sync, "full") == 0);
+}
+
+static json_t *
+checkpoint (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_refusal refusal;
+
+  if (is_held (c, client))
+    return NULL;
+  return answer (client, side_checkpoint (c->side, &refusal), &refusal);
+}
+
+static json_t *
+stop (void *opaque, struct control_client *client, json_t *arguments)
+{
+  return do_stop (opaque, client,
+                  json_is_true (json_object_get (arguments, "failover")));
+}
+
+/* Let the holder's time begin anew.  With false, after making the command
+ * fail, nothing is held.
+ */
+static bool
+hold (struct commands *c, struct control_client *client)
+{
+  c->timer = job_start ("hold-timer", hold_timer, c);
+  if (c->timer) {
+    c->holder = client;
+    return true;
+  }
+  control_fail (client, "the timer of the checkpoint: %s", strerror (errno));
+  side_checkpoint_abort (c->side);
+  c->holder = NULL;
+  return false;
+}
+
+static json_t *
+prepare (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_refusal refusal;
+  bool again;
+
+  if (is_held_by_other (c, client))
+    return NULL;
+  end_timer (c);
+  /* Nobody else touches holder now. */
+  again = c->holder != NULL;
+  if (!again && side_checkpoint_prepare (c->side, &refusal) == -1)
+    return answer (client, -1, &refusal);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  return hold (c, client) ? json_object () : NULL;
+}
+
+static json_t *
+end_held (struct commands *c, struct control_client *client, bool commit)
+{
+  struct replication_refusal refusal;
+  int r = 0;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  if (c->holder != client)
+    return control_fail (client, "this client has not prepared a checkpoint "
+                         "(one that is not committed within %d seconds is "
+                         "given up)", HOLD_LIMIT);
+  c->holder = NULL;
+  if (commit)
+    r = side_checkpoint_commit (c->side, &refusal);
+  else
+    side_checkpoint_abort (c->side);
+  return answer (client, r, &refusal);
+}
+
+static json_t *
+commit (void *opaque, struct control_client *client, json_t *arguments)
+{
+  json_t *ret = end_held (opaque, client, true);
+
+  end_timer (opaque);
+  return ret;
+}
+
+static json_t *
+abort_prepared (void *opaque, struct control_client *client,
+                json_t *arguments)
+{
+  json_t *ret = end_held (opaque, client, false);
+
+  end_timer (opaque);
+  return ret;
+}
+
+static json_t *
+query (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_status s;
+  json_t *ret;
+
+  side_query (c->side, &s);
+  ret = json_pack ("{s:s, s:s, s:b, s:I, s:I, s:I, s:i, s:b, s:I}",
+                   "mode", mode_name (c->side->mode),
+                   "stage", replication_stage_name (s.stage),
+                   "error", (int) s.error,
+                   "checkpoints", (json_int_t) s.checkpoints,
+                   "active-clusters", (json_int_t) s.active_clusters,
+                   "hidden-clusters", (json_int_t) s.hidden_clusters,
+                   "failover-progress", (int) s.failover_progress,
+                   "remote-connected", (int) s.remote_connected,
+                   "dirty-bytes", (json_int_t) s.dirty_bytes);
+  if (s.desc[0])
+    json_object_set_new (ret, "desc", json_text (s.desc));
+  return ret;
+}
+
+/* ---- QEMU's names */
+
+static json_t *
+xen_set_replication (void *opaque, struct control_client *client,
+                     json_t *arguments)
+{
+  struct commands *c = opaque;
+  const bool enable = json_is_true (json_object_get (arguments, "enable"));
+  const bool primary = json_is_true (json_object_get (arguments, "primary"));
+  const json_t *failover = json_object_get (arguments, "failover");
+
+  if (enable && failover)
+    return control_fail (client, "Parameter 'failover' is only for stopping "
+                         "replication");
+  if (primary != (c->side->mode == MODE_PRIMARY))
+    return control_fail (client, "Parameter 'primary' is %s, but "
+                         "replication-mode is %s",
+                         primary ? "true" : "false",
+                         mode_name (c->side->mode));
+  return enable ? do_start (c, client, false)
+                : do_stop (c, client, json_is_true (failover));
+}
+
+static json_t *
+query_xen_replication_status (void *opaque, struct control_client *client,
+                              json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_status s;
+  json_t *ret;
+
+  side_query (c->side, &s);
+  ret = json_pack ("{s:b}", "error", (int) s.error);
+  if (s.desc[0])
+    json_object_set_new (ret, "desc", json_text (s.desc));
+  return ret;
+}
+
+/* ---- The socket */
+
+static const struct control_argument start_arguments[] = {
+  { "sync", JSON_STRING, true },
+  { NULL }
+};
+
+static const struct control_argument stop_arguments[] = {
+  { "failover", JSON_TRUE, true },
+  { NULL }
+};
+
+static const struct control_argument xen_arguments[] = {
+  { "enable", JSON_TRUE, false },
+  { "primary", JSON_TRUE, false },
+  { "failover", JSON_TRUE, true },
+  { NULL }
+};
+
+static const struct control_command table[] = {
+  { "replication-start", start_arguments, start },
+  { "replication-checkpoint", NULL, checkpoint },
+  { "replication-checkpoint-prepare", NULL, prepare },
+  { "replication-checkpoint-commit", NULL, commit },
+  { "replication-checkpoint-abort", NULL, abort_prepared },
+  { "replication-stop", stop_arguments, stop },
+  { "query-replication", NULL, query },
+  { "xen-set-replication", xen_arguments, xen_set_replication },
+  { "xen-colo-do-checkpoint", NULL, checkpoint },
+  { "query-xen-replication-status", NULL, query_xen_replication_status },
+  { NULL }
+};
+
+static void
+disconnected (void *opaque, struct control_client *client)
+{
+  abort_held (opaque, client);
+}
+
+struct commands *
+commands_open (const char *socket, struct side *side)
+{
+  struct commands *c = calloc (1, sizeof *c);
+  struct control_callbacks callbacks = {
+    .commands = table, .disconnected = disconnected, .opaque = c,
+  };
+
+  if (c == NULL) {
+    msg_error ("%s: %m", socket);
+    return NULL;
+  }
+  c->side = side;
+  pthread_mutex_init (&c->lock, NULL);
+  c->control = control_open (socket, &callbacks);
+  if (c->control == NULL) {
+    commands_close (c);
+    return NULL;
+  }
+  return c;
+}
+
+int
+commands_start (struct commands *c)
+{
+  return control_start (c->control);
+}
+
+void
+commands_close (struct commands *c)
+{
+  const int err = errno;
+
+  if (c == NULL)
+    return;
+  side_cancel (c->side);
+  control_close (c->control);
+  end_timer (c);
+  abort_held (c, NULL);
+  pthread_mutex_destroy (&c->lock);
+  free (c);
+  errno = err;
+}

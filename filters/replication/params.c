@@ -1,0 +1,267 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The parameters: one table of them all. */
+
+#include <config.h>
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "node.h"
+#include "params.h"
+
+/* All of our parameters begin like this. */
+#define PREFIX "replication-"
+
+/* The longest export name of the protocol. */
+#define MAX_EXPORT_NAME 4096
+
+enum kind { KIND_MODE, KIND_FILE, KIND_URI, KIND_EXPORT, KIND_BOOL,
+            KIND_RECOVER };
+
+static const struct parameter {
+  const char *key;
+  enum kind kind;
+  enum replication_mode only;   /* the mode that has it; MISSING: both */
+  bool required;                /* in that mode */
+  size_t offset;                /* in struct params */
+} table[] = {
+  { "replication-mode", KIND_MODE, MODE_MISSING, false,
+    offsetof (struct params, mode) },
+  { "replication-remote", KIND_URI, MODE_PRIMARY, false,
+    offsetof (struct params, remote) },
+  { "replication-bitmap", KIND_FILE, MODE_PRIMARY, false,
+    offsetof (struct params, bitmap) },
+  { "replication-active", KIND_FILE, MODE_SECONDARY, true,
+    offsetof (struct params, active) },
+  { "replication-hidden", KIND_FILE, MODE_SECONDARY, true,
+    offsetof (struct params, hidden) },
+  { "replication-top-id", KIND_EXPORT, MODE_SECONDARY, true,
+    offsetof (struct params, top_id) },
+  { "replication-export", KIND_EXPORT, MODE_SECONDARY, false,
+    offsetof (struct params, export) },
+  { "replication-recover", KIND_RECOVER, MODE_SECONDARY, false,
+    offsetof (struct params, recover) },
+  { "replication-control", KIND_FILE, MODE_MISSING, false,
+    offsetof (struct params, control) },
+  { "replication-start", KIND_BOOL, MODE_MISSING, false,
+    offsetof (struct params, start) },
+};
+
+#define NR_PARAMETERS (sizeof table / sizeof table[0])
+
+static const struct parameter *
+find (const char *key)
+{
+  for (size_t i = 0; i < NR_PARAMETERS; ++i)
+    if (strcmp (key, table[i].key) == 0)
+      return &table[i];
+  return NULL;
+}
+
+static bool
+is_given (const struct params *params, const struct parameter *p)
+{
+  return params->given & (1u << (p - table));
+}
+
+const char *
+mode_name (enum replication_mode mode)
+{
+  return mode == MODE_PRIMARY ? "primary" : "secondary";
+}
+
+static int
+set_mode (enum replication_mode *mode, const char *value)
+{
+  if (strcmp (value, "primary") == 0)
+    *mode = MODE_PRIMARY;
+  else if (strcmp (value, "secondary") == 0)
+    *mode = MODE_SECONDARY;
+  else {
+    nbdkit_error ("replication-mode=%s: unknown mode; it can be primary or "
+                  "secondary", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_recover (enum secondary_recover *recover, const char *value)
+{
+  if (strcmp (value, "fail") == 0)
+    *recover = RECOVER_FAIL;
+  else if (strcmp (value, "rollback") == 0)
+    *recover = RECOVER_ROLLBACK;
+  else if (strcmp (value, "discard") == 0)
+    *recover = RECOVER_DISCARD;
+  else {
+    nbdkit_error ("replication-recover=%s: unknown value; it can be fail, "
+                  "rollback or discard", value);
+    return -1;
+  }
+  return 0;
+}
+
+/* nbdkit changes its folder when it goes into the background. */
+static int
+set_file (char **name, const char *key, const char *value)
+{
+  if (*value == '\0') {
+    nbdkit_error ("%s is empty", key);
+    return -1;
+  }
+  *name = nbdkit_absolute_path (value);
+  return *name ? 0 : -1;
+}
+
+static int
+set_string (char **string, const char *key, const char *value)
+{
+  *string = strdup (value);
+  if (*string)
+    return 0;
+  nbdkit_error ("%s: %m", key);
+  return -1;
+}
+
+static int
+set_uri (char **uri, const char *key, const char *value)
+{
+  if (!node_is_uri (value)) {
+    nbdkit_error ("%s=%s: not an NBD URI such as nbd://HOST/EXPORT or "
+                  "nbd+unix:///EXPORT?socket=PATH", key, value);
+    return -1;
+  }
+  return set_string (uri, key, value);
+}
+
+static int
+set_export (char **name, const char *key, const char *value)
+{
+  if (strlen (value) > MAX_EXPORT_NAME) {
+    nbdkit_error ("%s: an export name has at most %d bytes", key,
+                  MAX_EXPORT_NAME);
+    return -1;
+  }
+  return set_string (name, key, value);
+}
+
+static int
+set_bool (bool *flag, const char *key, const char *value)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  if (r == -1) {
+    nbdkit_error ("%s=%s: not a boolean", key, value);
+    return -1;
+  }
+  *flag = r;
+  return 0;
+}
+
+int
+params_set (struct params *params, const char *key, const char *value)
+{
+  const struct parameter *p = find (key);
+  void *field;
+
+  if (p == NULL) {
+    if (strncmp (key, PREFIX, strlen (PREFIX)) != 0)
+      return 1;
+    nbdkit_error ("unknown parameter '%s'", key);
+    return -1;
+  }
+  if (is_given (params, p)) {
+    nbdkit_error ("%s was given twice", key);
+    return -1;
+  }
+  params->given |= 1u << (p - table);
+
+  field = (char *) params + p->offset;
+  switch (p->kind) {
+  case KIND_MODE: return set_mode (field, value);
+  case KIND_FILE: return set_file (field, key, value);
+  case KIND_URI: return set_uri (field, key, value);
+  case KIND_EXPORT: return set_export (field, key, value);
+  case KIND_BOOL: return set_bool (field, key, value);
+  case KIND_RECOVER: return set_recover (field, value);
+  }
+  abort ();
+}
+
+/* Is each parameter one of this mode, and are those there that it
+ * needs?
+ */
+static int
+check_mode (const struct params *params)
+{
+  const char *mode = mode_name (params->mode);
+
+  for (size_t i = 0; i < NR_PARAMETERS; ++i) {
+    const struct parameter *p = &table[i];
+    const bool given = is_given (params, p);
+
+    if (given && p->only != MODE_MISSING && p->only != params->mode) {
+      nbdkit_error ("%s is a parameter of a %s, not of replication-mode=%s",
+                    p->key, mode_name (p->only), mode);
+      return -1;
+    }
+    if (!given && p->required && p->only == params->mode) {
+      nbdkit_error ("%s is missing: replication-mode=%s needs it", p->key,
+                    mode);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+static int
+check_exports (struct params *params)
+{
+  if (params->export == NULL &&
+      set_string (&params->export, "replication-export", "") == -1)
+    return -1;
+  if (strcmp (params->top_id, params->export) != 0)
+    return 0;
+  nbdkit_error ("replication-top-id and replication-export are both \"%s\": "
+                "the two exports need different names", params->export);
+  return -1;
+}
+
+int
+params_check (struct params *params)
+{
+  if (params->mode == MODE_MISSING) {
+    nbdkit_error ("replication-mode is missing; it can be primary or "
+                  "secondary");
+    return -1;
+  }
+  if (check_mode (params) == -1)
+    return -1;
+  if (params->bitmap && params->remote == NULL) {
+    nbdkit_error ("replication-bitmap needs replication-remote: without it "
+                  "the primary only forwards, and there is nothing to "
+                  "remember");
+    return -1;
+  }
+  return params->mode == MODE_SECONDARY ? check_exports (params) : 0;
+}
+
+void
+params_free (struct params *params)
+{
+  free (params->remote);
+  free (params->bitmap);
+  free (params->active);
+  free (params->hidden);
+  free (params->top_id);
+  free (params->export);
+  free (params->control);
+}

@@ -1,0 +1,258 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* nbdkit-replication-filter: checkpoints and failover for any NBD disk.
+ * This is glue: it brings parameters, exports and the control socket
+ * together with common/replication, which does the work.
+ *
+ * There is one state for all connections.  It lasts from get_ready, when
+ * files are opened so that errors appear on the command line, to
+ * cleanup.  The layer below can be used from after_fork on, through one
+ * context of our own; connections open none.
+ */
+
+#include <config.h>
+
+#include <signal.h>
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "commands.h"
+#include "message.h"
+#include "next.h"
+#include "params.h"
+#include "requests.h"
+#include "side.h"
+
+static struct params params;
+static int server_thread_model;
+static struct side side;
+static struct commands *commands;
+static struct node *disk;       /* the layer below */
+
+static void
+to_nbdkit (enum msg_level level, const char *fs, va_list args)
+{
+  if (level == MSG_DEBUG)
+    nbdkit_vdebug (fs, args);
+  else
+    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
+}
+
+static void
+replication_load (void)
+{
+  msg_set_handler (to_nbdkit);
+  /* A file size limit is an error of the write (EFBIG). */
+  signal (SIGXFSZ, SIG_IGN);
+}
+
+/* End in the order that the parts need each other. */
+static void
+end (void)
+{
+  commands_close (commands);
+  commands = NULL;
+  side_close (&side);
+  node_close (disk);            /* it has said what failed, if anything */
+  disk = NULL;
+}
+
+static void
+replication_unload (void)
+{
+  end ();                       /* if the server has not begun */
+  params_free (&params);
+}
+
+static int
+replication_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
+                    const char *key, const char *value)
+{
+  const int r = params_set (&params, key, value);
+
+  return r == 1 ? next (nxdata, key, value) : r;
+}
+
+static int
+replication_config_complete (nbdkit_next_config_complete *next,
+                             nbdkit_backend *nxdata)
+{
+  return params_check (&params) == -1 ? -1 : next (nxdata);
+}
+
+#define replication_config_help                                             \
+  "replication-mode=primary|secondary  (required) Which side this is.\n"    \
+  "replication-remote=URI       Primary: the secondary's export.\n"         \
+  "replication-bitmap=FILE      Primary: keep the dirty map here.\n"        \
+  "replication-active=FILE      (secondary) Buffer of the guest's writes.\n" \
+  "replication-hidden=FILE      (secondary) Buffer of old content.\n"       \
+  "replication-top-id=NAME      (secondary) Export for the guest.\n"        \
+  "replication-export=NAME      Secondary: export for the primary (\"\").\n" \
+  "replication-recover=fail|rollback|discard\n"                             \
+  "                             Secondary: buffers of a crash (fail).\n"    \
+  "replication-control=SOCKET   Unix socket for commands.\n"                \
+  "replication-start=BOOL       Start replication at once (false)."
+
+static int
+replication_get_ready (int thread_model)
+{
+  server_thread_model = thread_model;
+  if (params.mode == MODE_SECONDARY &&
+      thread_model == NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS) {
+    nbdkit_error ("a secondary has two clients, but this plugin serves one "
+                  "connection at a time");
+    return -1;
+  }
+  if (side_open (&side, &params) == -1)
+    return -1;
+  if (params.control) {
+    commands = commands_open (params.control, &side);
+    if (commands == NULL)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+start_now (void)
+{
+  struct replication_refusal refusal;
+
+  if (side_start (&side, false, &refusal) == 0)
+    return 0;
+  nbdkit_error ("replication-start: %s", refusal.desc);
+  return -1;
+}
+
+static int
+begin (nbdkit_backend *backend)
+{
+  disk = next_node_open (backend, server_thread_model, "disk");
+  if (disk == NULL || node_start (disk) == -1 ||
+      side_begin (&side, disk) == -1)
+    return -1;
+  if (params.start && start_now () == -1)
+    return -1;
+  return commands ? commands_start (commands) : 0;
+}
+
+static int
+replication_after_fork (nbdkit_backend *backend)
+{
+  if (begin (backend) == 0)
+    return 0;
+  end ();                       /* nbdkit exits without calling cleanup */
+  return -1;
+}
+
+static void
+replication_cleanup (nbdkit_backend *backend)
+{
+  end ();
+}
+
+/* ---- Exports */
+
+static const char guest_description[] =
+  "replication secondary: the disk of its guest";
+static const char replication_description[] =
+  "replication secondary: for the primary's writes";
+static const char primary_description[] =
+  "replication primary: the disk of its guest";
+
+static int
+replication_list_exports (nbdkit_next_list_exports *next,
+                          nbdkit_backend *nxdata, int readonly, int is_tls,
+                          struct nbdkit_exports *exports)
+{
+  if (params.mode == MODE_PRIMARY)
+    return nbdkit_add_export (exports, "", primary_description);
+  if (nbdkit_add_export (exports, params.export,
+                         replication_description) == -1)
+    return -1;
+  return nbdkit_add_export (exports, params.top_id, guest_description);
+}
+
+/* A client that names no export gets the one with the empty name, if
+ * there is one: it must not end up on the wrong side by default.
+ */
+static const char *
+replication_default_export (nbdkit_next_default_export *next,
+                            nbdkit_backend *nxdata, int readonly, int is_tls)
+{
+  return "";
+}
+
+static void *
+replication_open (nbdkit_next_open *next, nbdkit_context *context,
+                  int readonly, const char *exportname, int is_tls)
+{
+  if (params.mode == MODE_PRIMARY) {
+    if (strcmp (exportname, "") == 0)
+      return primary_node (side.primary);
+    nbdkit_error ("there is no export \"%s\": a primary has only the one "
+                  "with the empty name", exportname);
+    return NULL;
+  }
+  if (strcmp (exportname, params.top_id) == 0)
+    return secondary_guest_node (side.secondary);
+  if (strcmp (exportname, params.export) == 0)
+    return secondary_replication_node (side.secondary);
+  nbdkit_error ("there is no export \"%s\": there are \"%s\" for the guest "
+                "and \"%s\" for the primary's writes", exportname,
+                params.top_id, params.export);
+  return NULL;
+}
+
+static const char *
+replication_export_description (nbdkit_next *next, void *handle)
+{
+  if (params.mode == MODE_PRIMARY)
+    return primary_description;
+  return handle == secondary_guest_node (side.secondary)
+    ? guest_description : replication_description;
+}
+
+static struct nbdkit_filter filter = {
+  .name = "replication",
+  .longname = "nbdkit replication filter",
+  .description = "replicate a disk to another host, with checkpoints and "
+                 "failover",
+  .load = replication_load,
+  .unload = replication_unload,
+  .config = replication_config,
+  .config_complete = replication_config_complete,
+  .config_help = replication_config_help,
+  .get_ready = replication_get_ready,
+  .after_fork = replication_after_fork,
+  .cleanup = replication_cleanup,
+  .list_exports = replication_list_exports,
+  .default_export = replication_default_export,
+  .open = replication_open,
+  .export_description = replication_export_description,
+  .get_size = request_get_size,
+  .block_size = request_block_size,
+  .can_write = request_can_write,
+  .can_flush = request_yes,
+  .is_rotational = request_no,
+  .can_trim = request_yes,
+  .can_zero = request_can_zero,
+  .can_fast_zero = request_yes,
+  .can_extents = request_yes,
+  .can_fua = request_can_fua,
+  .can_multi_conn = request_yes,
+  .can_cache = request_can_cache,
+  .pread = request_pread,
+  .pwrite = request_pwrite,
+  .flush = request_flush,
+  .trim = request_trim,
+  .zero = request_zero,
+  .extents = request_extents,
+  .cache = request_cache,
+};
+
+NBDKIT_REGISTER_FILTER (filter)

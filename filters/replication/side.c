@@ -1,0 +1,127 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* One side of a replication: hands everything on to the primary or to
+ * the secondary.
+ */
+
+#include <config.h>
+
+#include <stdio.h>
+
+#include "side.h"
+
+int
+side_open (struct side *side, const struct params *params)
+{
+  const struct primary_options primary = {
+    .remote = params->remote, .bitmap = params->bitmap,
+  };
+  const struct secondary_options secondary = {
+    .active = params->active, .hidden = params->hidden,
+    .recover = params->recover,
+  };
+
+  side->mode = params->mode;
+  side->has_remote = params->remote != NULL;
+  if (side->mode == MODE_PRIMARY)
+    side->primary = primary_open (&primary);
+  else
+    side->secondary = secondary_open (&secondary);
+  return side->primary || side->secondary ? 0 : -1;
+}
+
+int
+side_begin (struct side *side, struct node *disk)
+{
+  return side->primary ? primary_begin (side->primary, disk)
+                       : secondary_begin (side->secondary, disk);
+}
+
+void
+side_cancel (struct side *side)
+{
+  if (side->primary)
+    primary_cancel (side->primary);
+}
+
+void
+side_close (struct side *side)
+{
+  primary_close (side->primary);
+  secondary_close (side->secondary);
+  side->primary = NULL;
+  side->secondary = NULL;
+}
+
+int
+side_start (struct side *side, bool full,
+            struct replication_refusal *refusal)
+{
+  if (full && side->secondary)
+    return replication_refuse (refusal, "sync=full is for a primary, this "
+                               "is a secondary");
+  if (full && !side->has_remote)
+    return replication_refuse (refusal, "sync=full needs a primary with "
+                               "replication-remote, this one only forwards");
+  return side->primary ? primary_start (side->primary, full, refusal)
+                       : secondary_start (side->secondary, refusal);
+}
+
+int
+side_checkpoint (struct side *side, struct replication_refusal *refusal)
+{
+  return side->primary ? primary_checkpoint (side->primary, refusal)
+                       : secondary_checkpoint (side->secondary, refusal);
+}
+
+int
+side_stop (struct side *side, bool failover,
+           struct replication_refusal *refusal)
+{
+  return side->primary
+    ? primary_stop (side->primary, failover, refusal)
+    : secondary_stop (side->secondary, failover, refusal);
+}
+
+void
+side_query (struct side *side, struct replication_status *status)
+{
+  *status = (struct replication_status) { .stage = REPLICATION_NONE };
+  if (side->primary)
+    primary_query (side->primary, status);
+  else
+    secondary_query (side->secondary, status);
+  if (status->stage == REPLICATION_NONE && status->desc[0] == '\0')
+    snprintf (status->desc, sizeof status->desc,
+              "Block replication is not running");
+}
+
+int
+side_checkpoint_prepare (struct side *side,
+                         struct replication_refusal *refusal)
+{
+  return side->primary
+    ? primary_checkpoint_prepare (side->primary, refusal)
+    : secondary_checkpoint_prepare (side->secondary, refusal);
+}
+
+int
+side_checkpoint_commit (struct side *side,
+                        struct replication_refusal *refusal)
+{
+  return side->primary
+    ? primary_checkpoint_commit (side->primary, refusal)
+    : secondary_checkpoint_commit (side->secondary, refusal);
+}
+
+void
+side_checkpoint_abort (struct side *side)
+{
+  if (side->primary)
+    primary_checkpoint_abort (side->primary);
+  else
+    secondary_checkpoint_abort (side->secondary);
+}

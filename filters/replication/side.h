@@ -1,0 +1,47 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* One side of a replication, primary or secondary: who only hands
+ * commands on need not ask which.
+ */
+
+#ifndef BLOCKDRIVERS_REPLICATION_SIDE_H
+#define BLOCKDRIVERS_REPLICATION_SIDE_H
+
+#include "params.h"
+#include "primary.h"
+#include "secondary.h"
+
+struct side {
+  enum replication_mode mode;
+  bool has_remote;              /* a primary that is no forwarder */
+  struct primary *primary;      /* one of the two is set */
+  struct secondary *secondary;
+};
+
+/* For each of these see the functions of the same name in
+ * common/replication.
+ */
+extern int side_open (struct side *side, const struct params *params);
+extern int side_begin (struct side *side, struct node *disk);
+extern void side_cancel (struct side *side);
+extern void side_close (struct side *side);
+
+/* full: copy the whole disk; refused where that is not possible. */
+extern int side_start (struct side *side, bool full,
+                       struct replication_refusal *refusal);
+extern int side_checkpoint (struct side *side,
+                            struct replication_refusal *refusal);
+extern int side_stop (struct side *side, bool failover,
+                      struct replication_refusal *refusal);
+extern void side_query (struct side *side,
+                        struct replication_status *status);
+extern int side_checkpoint_prepare (struct side *side,
+                                    struct replication_refusal *refusal);
+extern int side_checkpoint_commit (struct side *side,
+                                   struct replication_refusal *refusal);
+extern void side_checkpoint_abort (struct side *side);
+
+#endif /* BLOCKDRIVERS_REPLICATION_SIDE_H */
