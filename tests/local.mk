@@ -57,6 +57,9 @@ bats_tests = \
 	tests/qed-needcheck.bats \
 	tests/qed-params.bats \
 	tests/qed-read.bats \
+	tests/replication-params.bats \
+	tests/replication-table.bats \
+	tests/replication-walkthrough.bats \
 	tests/sources.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
@@ -107,6 +110,8 @@ EXTRA_DIST += \
 	tests/qed_attempt.py \
 	tests/qed_format.py \
 	tests/qed_server.py \
+	tests/replication-functions.bash \
+	tests/replication-table.py \
 	tests/sanitizers.sh \
 	tests/tap.sh \
 	tests/unit/server.h \

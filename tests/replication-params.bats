@@ -1,0 +1,358 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Bad parameters of nbdkit-replication-filter: each is refused, with a
+# message that names it, before anything is changed.
+
+load replication-functions
+
+# For the cases that end before a disk is looked at.
+refused_primary ()
+{
+  refused "$@" replication-mode=primary
+}
+
+disk ()
+{
+  truncate -s 4M disk.img
+}
+
+buffer ()
+{
+  qemu-img create -q -f qed "$1" "${2:-4M}"
+}
+
+@test "replication-mode is missing, unknown, or given twice" {
+  refused "replication-mode is missing" "primary" "secondary" -- memory 1M
+  refused "replication-mode=tertiary: unknown mode" -- \
+          memory 1M replication-mode=tertiary
+  refused "replication-mode=: unknown mode" -- memory 1M replication-mode=
+  refused "replication-mode was given twice" -- \
+          memory 1M replication-mode=primary replication-mode=primary
+}
+
+@test "an unknown parameter is refused, and is not the plugin's" {
+  refused "unknown parameter 'replication-colour'" -- \
+          memory 1M replication-mode=primary replication-colour=red
+  # The plugin's own parameters reach it.
+  refused "much" -- memory much replication-mode=primary
+}
+
+@test "each parameter may be given once" {
+  local setting
+  for setting in replication-active=a replication-hidden=h \
+                 replication-top-id=g replication-export=e \
+                 replication-recover=fail replication-control=c \
+                 replication-start=no replication-bitmap=b \
+                 replication-remote=nbd://localhost; do
+    refused "${setting%%=*} was given twice" -- memory 1M "$setting" "$setting"
+  done
+}
+
+@test "names of files are not empty" {
+  local key
+  for key in active hidden bitmap control; do
+    refused "replication-$key is empty" -- memory 1M "replication-$key="
+  done
+}
+
+@test "values that a parameter does not have are refused and named" {
+  refused "replication-remote=other.img: not an NBD URI" -- \
+          memory 1M replication-remote=other.img
+  refused "replication-remote=http://x/: not an NBD URI" -- \
+          memory 1M replication-remote=http://x/
+  refused "replication-start=perhaps" -- memory 1M replication-start=perhaps
+  refused "replication-recover=try: unknown value" "fail" "rollback" \
+          "discard" -- memory 1M replication-recover=try
+  refused "replication-recover=: unknown" -- memory 1M replication-recover=
+}
+
+@test "a primary takes no parameter of a secondary" {
+  local setting
+  for setting in replication-active=a replication-hidden=h \
+                 replication-top-id=guest replication-export=repl \
+                 replication-recover=rollback; do
+    refused_primary "${setting%%=*} is a parameter of a secondary" \
+                    "replication-mode=primary" -- memory 1M "$setting"
+  done
+}
+
+@test "a secondary takes no parameter of a primary" {
+  refused "replication-remote is a parameter of a primary" \
+          "replication-mode=secondary" -- \
+          memory 1M "${secondary[@]}" replication-remote=nbd://localhost
+  refused "replication-bitmap is a parameter of a primary" -- \
+          memory 1M "${secondary[@]}" replication-bitmap=map
+  assert_not_exists active.qed
+  assert_not_exists map
+}
+
+@test "a secondary needs both buffers and top-id" {
+  local i others
+  for i in 1 2 3; do
+    others=("${secondary[@]}")
+    unset "others[i]"
+    refused "${secondary[i]%%=*} is missing" "replication-mode=secondary" -- \
+            memory 1M "${others[@]}"
+  done
+  assert_not_exists active.qed
+  assert_not_exists hidden.qed
+}
+
+@test "the exports of a secondary have different names" {
+  local most=("${secondary[@]:0:3}")
+  refused "replication-top-id and replication-export are both \"guest\"" -- \
+          memory 1M "${secondary[@]}" replication-export=guest
+  refused "replication-top-id and replication-export are both \"\"" -- \
+          memory 1M "${most[@]}" replication-top-id=
+  refused "replication-top-id: an export name has at most 4096 bytes" -- \
+          memory 1M "${most[@]}" \
+          replication-top-id="$(printf '%04097d' 0)"
+}
+
+@test "a bitmap without a remote is refused" {
+  refused_primary "replication-bitmap needs replication-remote" -- \
+                  memory 1M replication-bitmap=map
+  assert_not_exists map
+}
+
+@test "the same file cannot be both buffers, under whatever name" {
+  local hidden
+  disk
+  buffer active.qed
+  ln -s active.qed link.qed
+  ln active.qed hard.qed
+  mkdir sub
+  for hidden in active.qed sub/../active.qed "$tmp/active.qed" link.qed \
+                hard.qed; do
+    refused "active.*hidden|hidden.*active" "same file" -- \
+            file disk.img replication-mode=secondary replication-top-id=g \
+            replication-active=active.qed replication-hidden="$hidden"
+  done
+  # One that is missing is made once, so it cannot be both either.
+  refused "same file" -- \
+          file disk.img replication-mode=secondary replication-top-id=g \
+          replication-active=new.qed replication-hidden=sub/../new.qed
+}
+
+@test "a buffer of another size is refused, and not touched" {
+  local before which
+  disk
+  for which in active hidden; do
+    rm -f ./*.qed
+    buffer $which.qed 8M
+    before=$(hash_of $which.qed)
+    refused "$which.qed" "8388608" "4194304" -- file disk.img "${secondary[@]}"
+    assert_equal "$(hash_of $which.qed)" "$before"
+  done
+}
+
+@test "a buffer that is not a QED image is refused, and not touched" {
+  local before which
+  disk
+  for which in active hidden; do
+    rm -f ./*.qed
+    head -c 200000 /dev/urandom >$which.qed
+    before=$(hash_of $which.qed)
+    refused "$which.qed" -- file disk.img "${secondary[@]}"
+    assert_equal "$(hash_of $which.qed)" "$before"
+    rm -f ./*.qed
+    qemu-img create -q -f qcow2 $which.qed 4M
+    before=$(hash_of $which.qed)
+    refused "$which.qed" -- file disk.img "${secondary[@]}"
+    assert_equal "$(hash_of $which.qed)" "$before"
+  done
+  # The disk itself is none either.
+  rm -f ./*.qed
+  before=$(hash_of disk.img)
+  refused "disk.img" -- file disk.img replication-mode=secondary \
+          replication-top-id=g replication-active=disk.img \
+          replication-hidden=hidden.qed
+  assert_equal "$(hash_of disk.img)" "$before"
+}
+
+@test "a buffer that cannot be opened or made is refused" {
+  disk
+  mkdir active.qed
+  refused "active.qed" -- file disk.img "${secondary[@]}"
+  rmdir active.qed
+  refused "missing/active.qed.*No such file" -- \
+          file disk.img replication-mode=secondary replication-top-id=g \
+          replication-active=missing/active.qed replication-hidden=hidden.qed
+}
+
+@test "a buffer that is in use is refused" {
+  disk
+  start_secondary
+  truncate -s 4M disk2.img
+  refused "active.qed" "in use" -- file disk2.img "${secondary[@]}"
+  refused "hidden.qed" "in use" -- file disk2.img replication-mode=secondary \
+          replication-top-id=g replication-active=other.qed \
+          replication-hidden=hidden.qed
+  qemu_io "$uri" "write -P 1 0 64k" "read -P 1 0 64k"
+}
+
+@test "a control socket that is alive is refused, and goes on answering" {
+  disk
+  start_secondary
+  truncate -s 4M disk2.img
+  refused "secondary.ctl" -- file disk2.img replication-mode=secondary \
+          replication-top-id=g replication-active=a2.qed \
+          replication-hidden=h2.qed replication-control=secondary.ctl
+  run status_of secondary.ctl stage
+  assert_success
+  assert_output none
+}
+
+@test "a stale control socket is replaced, another kind of file is not" {
+  disk
+  start_secondary
+  kill -KILL "$pid"
+  wait_until 60 process_ended "$pid"
+  assert_exists secondary.ctl
+  start_secondary
+  run status_of secondary.ctl stage
+  assert_output none
+  stop_nbdkit
+  assert_not_exists secondary.ctl
+
+  echo precious >file
+  refused "file" -- memory 1M replication-mode=primary replication-control=file
+  assert_equal "$(cat file)" precious
+  refused "missing/ctl" -- \
+          memory 1M replication-mode=primary replication-control=missing/ctl
+  refused "replication-control|$(printf '%0200d' 0)" -- memory 1M \
+          replication-mode=primary replication-control="$(printf '%0200d' 0)"
+}
+
+@test "the control socket is for its owner only" {
+  disk
+  start_secondary
+  assert_equal "$(stat -c %a secondary.ctl)" 600
+}
+
+@test "nothing of a refused server is left behind" {
+  disk
+  buffer hidden.qed 8M
+  refused "hidden.qed" -- file disk.img "${secondary[@]}" \
+          replication-control=secondary.ctl
+  assert_not_exists secondary.ctl
+}
+
+@test "a secondary cannot work over a plugin that serves one connection" {
+  disk
+  refused "one connection at a time" -- --filter=noparallel file disk.img \
+          serialize=connections "${secondary[@]}"
+}
+
+@test "export names: both of a secondary are listed, others are refused" {
+  disk
+  start_secondary
+  run nbdinfo --list --json "$uri"
+  assert_success
+  assert_equal "$(jq -r '.exports[]."export-name"' <<<"$output" | sort)" \
+               "$(printf '%s\n' '' guest)"
+  assert_output --partial "for the primary's writes"
+  assert_output --partial "disk of its guest"
+  run nbdinfo "nbd+unix:///gast?socket=$sock"
+  assert_failure
+  run cat "$log"
+  assert_output --partial 'there is no export "gast"'
+  assert_output --partial '"guest"'
+}
+
+@test "export names: when both are named, none is the default" {
+  disk
+  start_secondary replication-export=repl
+  nbdinfo --size "nbd+unix:///repl?socket=$sock"
+  nbdinfo --size "nbd+unix:///guest?socket=$sock"
+  run nbdinfo --size "$uri"
+  assert_failure
+  run cat "$log"
+  assert_output --partial 'there is no export ""'
+}
+
+@test "export names: a primary has the default one only" {
+  start_nbdkit --filter=replication memory 1M replication-mode=primary
+  nbdinfo --size "$uri"
+  run nbdinfo --size "nbd+unix:///guest?socket=$sock"
+  assert_failure
+  run cat "$log"
+  assert_output --partial 'there is no export "guest"'
+}
+
+# The remote is looked at when replication starts.
+
+remote_refused ()
+{
+  local remote=$1 expression
+  shift
+  truncate -s 4M primary.img
+  start_primary "$remote"
+  run blkctl primary.ctl replication-start
+  assert_failure 1
+  for expression; do
+    assert_output --regexp "$expression"
+  done
+  assert_equal "$(status_of primary.ctl stage)" none
+  # The guest has its disk all the same.
+  qemu_io "$uri" "write -P 3 0 64k" "read -P 3 0 64k"
+}
+
+@test "a remote of another size is refused" {
+  start_nbdkit memory 8M
+  remote_refused "$uri" "8388608" "4194304"
+}
+
+@test "a remote that is read-only is refused" {
+  start_nbdkit -r memory 4M
+  remote_refused "$uri" "read-only"
+}
+
+@test "a remote without the export is refused" {
+  disk
+  start_secondary replication-export=repl
+  remote_refused "nbd+unix:///other?socket=$sock" "other"
+}
+
+@test "a remote that is absent is refused, but does not stop the primary" {
+  remote_refused "nbd+unix:///?socket=$tmp/nobody.sock" "nobody.sock"
+}
+
+@test "a remote that speaks something else is refused" {
+  disk
+  start_secondary
+  remote_refused "nbd+unix:///?socket=$tmp/secondary.ctl" "secondary.ctl"
+}
+
+@test "replication-start=true ends the server if it cannot start" {
+  truncate -s 4M primary.img
+  refused "replication-start" "nobody.sock" -- file primary.img \
+          replication-mode=primary replication-start=true \
+          replication-remote="nbd+unix:///?socket=$tmp/nobody.sock" \
+          replication-control=primary.ctl
+  assert_not_exists primary.ctl
+}
+
+@test "replication-start=true starts at once" {
+  disk
+  start_secondary replication-start=true
+  assert_equal "$(status_of secondary.ctl stage)" running
+  truncate -s 4M primary.img
+  start_primary "$uri" replication-start=true
+  assert_equal "$(status_of primary.ctl stage)" running
+}
+
+@test "with -r nobody can write, and both exports can be read" {
+  disk
+  start_nbdkit -r --filter=replication file disk.img "${secondary[@]}" \
+               replication-start=true
+  local export
+  for export in "" guest; do
+    run nbdinfo --json "nbd+unix:///$export?socket=$sock"
+    assert_equal "$(jq '.exports[0].is_read_only' <<<"$output")" true
+    nbdcopy "nbd+unix:///$export?socket=$sock" copy
+    assert_same_disk copy disk.img
+  done
+}
