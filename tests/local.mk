@@ -57,6 +57,8 @@ bats_tests = \
 	tests/qed-needcheck.bats \
 	tests/qed-params.bats \
 	tests/qed-read.bats \
+	tests/replication-control.bats \
+	tests/replication-layer.bats \
 	tests/replication-params.bats \
 	tests/replication-table.bats \
 	tests/replication-walkthrough.bats \
@@ -110,7 +112,9 @@ EXTRA_DIST += \
 	tests/qed_attempt.py \
 	tests/qed_format.py \
 	tests/qed_server.py \
+	tests/replication-control.py \
 	tests/replication-functions.bash \
+	tests/replication-layer.py \
 	tests/replication-table.py \
 	tests/sanitizers.sh \
 	tests/tap.sh \
