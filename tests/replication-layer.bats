@@ -100,6 +100,6 @@ space_of_disk ()
   while stage_is secondary.ctl failover; do
     qemu_io "$guest" "read -P 7 0 64k" "read -P 0 64k 64k" "read -P 0 960k 64k"
   done
-  stage_is secondary.ctl done
+  stage_is secondary.ctl "done"
   assert_not_exists overlap
 }

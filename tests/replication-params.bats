@@ -282,6 +282,25 @@ buffer ()
   assert_output --partial 'there is no export "guest"'
 }
 
+@test "a bitmap that is none, or of another disk, or in use is refused" {
+  local remote="nbd+unix:///?socket=$tmp/nobody.sock" before
+  local primary=(replication-mode=primary replication-remote="$remote")
+  truncate -s 4M primary.img
+  truncate -s 8M other.img
+  head -c 10000 /dev/urandom >map
+  before=$(hash_of map)
+  refused "map" -- file primary.img "${primary[@]}" replication-bitmap=map
+  assert_equal "$(hash_of map)" "$before"
+  rm map
+  start_primary "$remote" replication-bitmap=map
+  refused "map" "in use" -- file primary.img "${primary[@]}" \
+          replication-bitmap=map
+  stop_nbdkit
+  refused "map" "8388608|4194304" -- file other.img "${primary[@]}" \
+          replication-bitmap=map
+  start_primary "$remote" replication-bitmap=map
+}
+
 # The remote is looked at when replication starts.
 
 remote_refused ()
@@ -348,11 +367,11 @@ remote_refused ()
   disk
   start_nbdkit -r --filter=replication file disk.img "${secondary[@]}" \
                replication-start=true
-  local export
-  for export in "" guest; do
-    run nbdinfo --json "nbd+unix:///$export?socket=$sock"
+  local name
+  for name in "" guest; do
+    run nbdinfo --json "nbd+unix:///$name?socket=$sock"
     assert_equal "$(jq '.exports[0].is_read_only' <<<"$output")" true
-    nbdcopy "nbd+unix:///$export?socket=$sock" copy
+    nbdcopy "nbd+unix:///$name?socket=$sock" copy
     assert_same_disk copy disk.img
   done
 }

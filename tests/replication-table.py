@@ -59,6 +59,9 @@ IO = {
 # What query-replication calls them.
 STAGES = {"stopped": "done", "promoted": "done"}
 
+# What the status says after a failover that failed.
+COMMIT_FAILED = "committing the buffers into the secondary disk: Input/output"
+
 # ---- The table of commands.  In each stage: None if the command is accepted
 # and changes nothing, the name of the stage after it, or the error in a
 # list.
@@ -67,16 +70,17 @@ COMMANDS = {
     "start": {
         "none": "running",
         "running": [RUNNING_OR_DONE],
-        "failover-failed": [RUNNING_OR_DONE],
+        "failover-failed": [COMMIT_FAILED],
     },
     "checkpoint": {
         "secondary none": ["not running"],
         "secondary running": "running",
-        "failover-failed": [""],
+        "failover-failed": [COMMIT_FAILED],
     },
     "stop": {
         "none": [NOT_RUNNING],
         "running": "stopped",
+        "failover-failed": [COMMIT_FAILED],
     },
     "failover": {
         "none": [NOT_RUNNING],
@@ -163,7 +167,7 @@ class World:
         if self.stage == "none":
             check(status.get("desc") == NOT_RUNNING, f"desc: {status}")
         if self.stage == "failover-failed":
-            check(status.get("desc"), f"no desc: {status}")
+            check(COMMIT_FAILED in status["desc"], f"desc: {status}")
         qemus = self.server.command("query-xen-replication-status")
         check(qemus == {k: status[k] for k in ("error", "desc")
                         if k in status}, f"QEMU's status: {qemus}")
