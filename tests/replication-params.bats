@@ -363,6 +363,27 @@ remote_refused ()
   assert_equal "$(status_of primary.ctl stage)" running
 }
 
+@test "the remote may be on a TCP port" {
+  local port
+  port=$("$python" -c 'import socket
+s = socket.create_server(("localhost", 0))
+print(s.getsockname()[1])')
+  disk
+  nbdkit -f -i localhost -p "$port" -P tcp.pid --filter=replication \
+         file disk.img "${secondary[@]}" replication-start=true \
+         replication-control=secondary.ctl >nbdkit-tcp.log 2>&1 3>&- &
+  remember $!
+  wait_until 60 test -s tcp.pid
+  truncate -s 4M primary.img
+  start_primary "nbd://localhost:$port" replication-start=true
+  qemu_io "$uri" "write -P 6 1M 1M"
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  qemu_io "nbd://localhost:$port/guest" "read -P 6 1M 1M"
+  assert_same_disk primary.img disk.img
+  # Its clients go first.
+  stop_nbdkit
+}
+
 @test "with -r nobody can write, and both exports can be read" {
   disk
   start_nbdkit -r --filter=replication file disk.img "${secondary[@]}" \
