@@ -130,7 +130,7 @@ run_pair ()
   say "write -P 7 62M 64k"
 
   truncate -s 64M third.img
-  nbdkit -U third.sock -P third.pid \
+  nbdkit -t 1 -U third.sock -P third.pid \
          --filter=replication file third.img \
          replication-mode=secondary \
          replication-active=active3.qed replication-hidden=hidden3.qed \
