@@ -62,6 +62,7 @@ bats_tests = \
 	tests/replication-params.bats \
 	tests/replication-table.bats \
 	tests/replication-walkthrough.bats \
+	tests/replication-qemu.bats \
 	tests/sources.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
@@ -116,6 +117,10 @@ EXTRA_DIST += \
 	tests/replication-functions.bash \
 	tests/replication-layer.py \
 	tests/replication-table.py \
+	tests/qmp_client.py \
+	tests/replication-qemu.py \
+	tests/replication_qemu.py \
+	tests/replication_server.py \
 	tests/sanitizers.sh \
 	tests/tap.sh \
 	tests/unit/server.h \
@@ -147,6 +152,11 @@ soak: all $(soak_units)
 	@for t in $(soak_units); do \
 	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \
 	done
+	    $(top_builddir)/run bats $(srcdir)/tests/blklogwrites.bats \
+	    $(srcdir)/tests/logreplay.bats \
+	    $(srcdir)/tests/qed-model.bats \
+	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats \
+	    $(srcdir)/tests/replication-qemu.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
