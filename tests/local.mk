@@ -62,6 +62,7 @@ bats_tests = \
 	tests/replication-params.bats \
 	tests/replication-table.bats \
 	tests/replication-walkthrough.bats \
+	tests/replication-model.bats \
 	tests/replication-qemu.bats \
 	tests/sources.bats
 
@@ -118,7 +119,9 @@ EXTRA_DIST += \
 	tests/replication-layer.py \
 	tests/replication-table.py \
 	tests/qmp_client.py \
+	tests/replication-model.py \
 	tests/replication-qemu.py \
+	tests/replication_model.py \
 	tests/replication_qemu.py \
 	tests/replication_server.py \
 	tests/sanitizers.sh \
@@ -156,7 +159,8 @@ soak: all $(soak_units)
 	    $(srcdir)/tests/logreplay.bats \
 	    $(srcdir)/tests/qed-model.bats \
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats \
-	    $(srcdir)/tests/replication-qemu.bats
+	    $(srcdir)/tests/replication-qemu.bats \
+	    $(srcdir)/tests/replication-model.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
