@@ -62,6 +62,7 @@ bats_tests = \
 	tests/replication-params.bats \
 	tests/replication-table.bats \
 	tests/replication-walkthrough.bats \
+	tests/replication-faults.bats \
 	tests/replication-kill.bats \
 	tests/replication-model.bats \
 	tests/replication-qemu.bats \
@@ -120,6 +121,7 @@ EXTRA_DIST += \
 	tests/replication-layer.py \
 	tests/replication-table.py \
 	tests/qmp_client.py \
+	tests/replication-faults.py \
 	tests/replication-kill.py \
 	tests/replication-model.py \
 	tests/replication-qemu.py \
@@ -163,7 +165,8 @@ soak: all $(soak_units)
 	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats \
 	    $(srcdir)/tests/replication-qemu.bats \
 	    $(srcdir)/tests/replication-model.bats \
-	    $(srcdir)/tests/replication-kill.bats
+	    $(srcdir)/tests/replication-kill.bats \
+	    $(srcdir)/tests/replication-faults.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
