@@ -121,6 +121,7 @@ EXTRA_DIST += \
 	tests/replication-layer.py \
 	tests/replication-table.py \
 	tests/qmp_client.py \
+	tests/replication-bench.py \
 	tests/replication-faults.py \
 	tests/replication-kill.py \
 	tests/replication-model.py \
@@ -182,7 +183,8 @@ benches = \
 	tests/bench/blklogwrites.sh \
 	tests/bench/logreplay.sh \
 	tests/bench/qed.sh \
-	tests/bench/qed-img.sh
+	tests/bench/qed-img.sh \
+	tests/bench/replication.sh
 bench: all
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \

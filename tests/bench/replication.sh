@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Speed of a secondary, ours beside QEMU's (qcow2 buffers) and beside a plain
+# file, and of a primary with a healthy remote beside its disk alone:
+#
+#   ./run bash tests/bench/replication.sh
+#
+# All disks are in /dev/shm.  Servers take turns, so that a machine that
+# gets slower does so for all.  From the environment:
+#
+#   BENCH_SECONDS   seconds of each measurement that is limited by time (2)
+#   BENCH_ROUNDS    measurements of each cell (5)
+
+set -e -o pipefail
+
+for tool in nbdkit qemu-system-x86_64 qemu-img fio; do
+  if ! type -P $tool >/dev/null; then
+    echo "$0: $tool is missing" >&2
+    exit 1
+  fi
+done
+
+PYTHONDONTWRITEBYTECODE=1 \
+  exec /usr/bin/python3 "$(dirname "$0")/../replication-bench.py"

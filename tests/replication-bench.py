@@ -1,0 +1,181 @@
+#!/usr/bin/python3
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+"""The measurements of bench/replication.sh, which see."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+
+from qed_server import Server
+from replication_qemu import GUEST, PARENT, QemuSecondary
+from replication_server import Primary, Secondary
+
+SIZE = 512 << 20
+CLUSTER = 65536
+SECONDS = os.environ.get("BENCH_SECONDS") or "2"
+ROUNDS = int(os.environ.get("BENCH_ROUNDS") or 5)
+TIMED = ["--time_based", f"--runtime={SECONDS}"]
+
+results = {}
+
+
+class Bench:
+    """One fresh server of each kind after the other."""
+
+    def __init__(self, directory):
+        self.dir = directory
+        self.pattern = self.path("pattern")
+        with open(self.pattern, "wb") as f:
+            block = random.Random(1).randbytes(1 << 20)
+            for _ in range(SIZE >> 20):
+                f.write(block)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def fresh_disk(self, name="disk"):
+        subprocess.run(["cp", self.pattern, self.path(name)], check=True)
+        return self.path(name)
+
+    def remove(self, *names):
+        for name in names:
+            if os.path.exists(self.path(name)):
+                os.unlink(self.path(name))
+
+    def fio(self, uri, field, *options):
+        """Run fio, return a field of its report."""
+        report = self.path("fio.json")
+        subprocess.run(["fio", "--name=bench", "--ioengine=nbd",
+                        f"--uri={uri}", "--iodepth=16", "--randrepeat=0",
+                        f"--size={SIZE}", "--output-format=json",
+                        f"--output={report}", *options], check=True,
+                       stdout=subprocess.DEVNULL)
+        with open(report, encoding="utf-8") as f:
+            text = f.read()
+        # fio's engine prints lines of its own before the report.
+        job = json.loads(text[text.index("\n{") + 1:]
+                         if not text.startswith("{") else text)["jobs"][0]
+        kind, field = field.split(".")
+        return job[kind][field]
+
+    def first_touch_log(self):
+        """Each cluster once, which fio's generators cannot."""
+        clusters = list(range(SIZE // CLUSTER))
+        random.shuffle(clusters)
+        with open(self.path("clusters.log"), "w", encoding="ascii") as f:
+            f.write("fio version 2 iolog\nnbd add\nnbd open\n")
+            for cluster in clusters:
+                at = cluster * CLUSTER + 4096 * random.randrange(16)
+                f.write(f"nbd write {at} 4096\n")
+            f.write("nbd close\n")
+        return f"--read_iolog={self.path('clusters.log')}"
+
+    def secondary(self, kind, primary_uri, guest_uri, checkpoint):
+        def put(key, value):
+            results.setdefault((key, kind), []).append(value)
+
+        put("first", self.fio(primary_uri, "write.iops",
+                              self.first_touch_log()))
+        put("again", self.fio(primary_uri, "write.iops", "--rw=randwrite",
+                              "--bs=4k", *TIMED))
+        put("read-hidden", self.fio(guest_uri, "read.iops", "--rw=randread",
+                                    "--bs=4k", *TIMED))
+        checkpoint()
+        put("read-disk", self.fio(guest_uri, "read.iops", "--rw=randread",
+                                  "--bs=4k", *TIMED))
+        put("first-1m", self.fio(primary_uri, "write.bw", "--rw=write",
+                                 "--bs=1M") / 1024)
+        begin = time.monotonic()
+        checkpoint()
+        put("checkpoint", (time.monotonic() - begin) * 1000)
+
+    def play_file(self):
+        server = Server(self.fresh_disk(), plugin="file")
+        self.secondary("file", server.uri, server.uri, lambda: None)
+        server.kill()
+
+    def play_ours(self):
+        self.remove("active", "hidden")
+        server = Secondary(self.fresh_disk(), self.path("active"),
+                           self.path("hidden"))
+        server.start()
+        self.secondary("ours", server.uri_of(), server.uri_of("guest"),
+                       server.checkpoint)
+        server.kill()
+        self.remove("active", "hidden")
+
+    def play_qemu(self):
+        self.remove("active", "hidden")
+        server = QemuSecondary(self.fresh_disk(), self.path("active"),
+                               self.path("hidden"))
+        server.start()
+        self.secondary("qemu", server.uri(PARENT), server.uri(GUEST),
+                       server.checkpoint)
+        server.kill()
+        self.remove("active", "hidden")
+
+    def play_primary(self):
+        options = ["--rw=randwrite", "--bs=4k", *TIMED]
+        alone = Server(self.fresh_disk(), plugin="file")
+        results.setdefault(("primary", "file"), []).append(
+            self.fio(alone.uri, "write.iops", *options))
+        alone.kill()
+        remote = Server(self.fresh_disk("remote"), plugin="file")
+        server = Primary(self.fresh_disk(), remote.uri)
+        server.start()
+        results.setdefault(("primary", "ours"), []).append(
+            self.fio(server.uri, "write.iops", *options))
+        server.kill()
+        remote.kill()
+        self.remove("remote")
+
+
+def line(key, title, unit, target):
+    values = [statistics.median(results[key, kind])
+              if (key, kind) in results else None
+              for kind in ("file", "ours", "qemu")]
+    file, ours, qemu = values
+    cells = "".join(f"{v:10.0f}" if v is not None and v >= 100
+                    else f"{v:10.1f}" if v is not None else f"{'':10}"
+                    for v in values)
+    ratios = "".join(f"{ours / v:9.2f}" if v else f"{'':9}"
+                     for v in (file, qemu))
+    print(f"{title:36}{cells}  {unit:6}{ratios}   {target}")
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="replication-bench.",
+                                     dir="/dev/shm") as directory:
+        bench = Bench(directory)
+        for _ in range(ROUNDS):
+            bench.play_file()
+            bench.play_ours()
+            bench.play_qemu()
+            bench.play_primary()
+    # Nothing is emptied in a plain file.
+    results.pop(("checkpoint", "file"))
+    print(f"\nmedians of {ROUNDS} rounds, disk of {SIZE >> 20} MiB in "
+          "/dev/shm\n")
+    print(f"{'':36}{'file':>10}{'ours':>10}{'qemu':>10}  {'':6}"
+          f"{'/file':>9}{'/qemu':>9}   target")
+    line("first", "secondary, 4 KiB random first touch", "IOPS", "2 qemu")
+    line("again", "secondary, 4 KiB random repeated", "IOPS", "2 qemu")
+    line("first-1m", "secondary, 1 MiB first touch", "MiB/s", "1.5 qemu")
+    line("read-hidden", "guest, 4 KiB random read of buffers", "IOPS",
+         "1.7 qemu")
+    line("read-disk", "guest, 4 KiB random read of disk", "IOPS",
+         "1.7 qemu")
+    line("checkpoint", "checkpoint, 512 MiB in the buffers", "ms",
+         "under 20")
+    line("primary", "primary, 4 KiB random write", "IOPS", "0.70 file")
+
+
+if __name__ == "__main__":
+    main()
