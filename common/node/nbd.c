@@ -31,6 +31,14 @@
  * A writable node stays dead as a whole: a server that comes back may
  * have lost what was written since the last flush, and going on as if
  * nothing had happened would be the one thing that cannot be repaired.
+ *
+ * A server that is cut off since it does not answer still has our
+ * requests, in its socket if nowhere else, and executes them when it
+ * goes on.  On another connection newer writes could be overtaken by
+ * these.  So of a connection that is cut only our direction is shut
+ * down, and its socket lingers: there is no new connection to the same
+ * URI before the server has closed it, which servers do when they have
+ * dealt with all that came.
  */
 
 #include <config.h>
@@ -38,6 +46,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -96,6 +106,8 @@ struct conn {
                                    guarded by node->lock */
   int wake;                     /* eventfd for the driver, or -1 */
   atomic_bool stop;             /* the driver shall end */
+  atomic_bool cut;              /* the driver shall find that nothing can
+                                   be sent any more */
   bool has_driver;              /* as nbd */
   pthread_t driver;
 
@@ -151,6 +163,17 @@ struct request {
   _Atomic int error;            /* of the first command that failed */
   sem_t done;                   /* posted by each command */
 };
+
+/* A socket that was cut and that the server has not closed yet. */
+struct lingering {
+  struct lingering *next;
+  int fd;
+  char uri[];
+};
+
+static pthread_mutex_t lingering_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct lingering *all_lingering; /* protected by the lock above, a
+                                           leaf lock */
 
 static const char *
 libnbd_cause (void)
@@ -247,6 +270,25 @@ notify (struct conn *c, short revents)
   return 0;
 }
 
+/* Nothing can be sent any more; let libnbd find that out.  Only if it is
+ * in the middle of an answer it does not try to send, and must be told
+ * that nothing comes either; then the end of the connection at the
+ * server goes unseen.
+ */
+static int
+find_cut (struct conn *c)
+{
+  int r;
+
+  if (nbd_aio_get_direction (c->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
+    r = nbd_aio_notify_write (c->nbd);
+  else
+    r = nbd_aio_flush (c->nbd, NBD_NULL_COMPLETION, 0) == -1 ? -1 : 0;
+  if (!is_finished (c->nbd))
+    shutdown (c->fd, SHUT_RDWR);
+  return r;
+}
+
 static void *
 driver_thread (void *vp)
 {
@@ -265,7 +307,8 @@ driver_thread (void *vp)
       (void) !read (c->wake, &kicks, sizeof kicks);
     if (atomic_load (&c->stop))
       return NULL;
-    failed = notify (c, fds[0].revents) == -1;
+    failed = atomic_exchange (&c->cut, false) ? find_cut (c) == -1
+      : notify (c, fds[0].revents) == -1;
   }
   note_death (c, failed);
   return NULL;
@@ -299,6 +342,102 @@ start_driver (struct conn *c)
   return 0;
 }
 
+/* A server that is gone ends its connection some time, too. */
+static void
+watch_peer (int fd, unsigned timeout)
+{
+  const int yes = 1, idle = 10, interval = 5, count = 4;
+
+  /* All of these fail on a Unix socket, whose peer is never gone. */
+  setsockopt (fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
+  setsockopt (fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+  setsockopt (fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+  setsockopt (fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+  setsockopt (fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof timeout);
+}
+
+/* Let the socket of a connection that was cut linger. */
+static void
+linger (const struct nbd_node *n, int fd)
+{
+  struct lingering *l = malloc (sizeof *l + strlen (n->node.name) + 1);
+
+  if (l == NULL) {
+    close (fd);
+    return;
+  }
+  watch_peer (fd, n->timeout);
+  l->fd = fd;
+  strcpy (l->uri, n->node.name);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lingering_lock);
+  l->next = all_lingering;
+  all_lingering = l;
+}
+
+/* Has the server closed it?  What it answered is thrown away. */
+static bool
+is_at_end (int fd)
+{
+  char buf[4096];
+  ssize_t r;
+
+  do
+    r = recv (fd, buf, sizeof buf, MSG_DONTWAIT);
+  while (r > 0 || (r == -1 && errno == EINTR));
+  return r == 0 || errno != EAGAIN;
+}
+
+/* Forget sockets that are at their end.  Returns one that lingers on to
+ * the same URI, or -1.
+ */
+static int
+find_lingering (const char *uri)
+{
+  struct lingering **p = &all_lingering;
+  int fd = -1;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lingering_lock);
+  while (*p) {
+    struct lingering *l = *p;
+
+    if (is_at_end (l->fd)) {
+      *p = l->next;
+      close (l->fd);
+      free (l);
+      continue;
+    }
+    if (strcmp (l->uri, uri) == 0)
+      fd = l->fd;
+    p = &l->next;
+  }
+  return fd;
+}
+
+/* Wait until the server has closed what was cut.  -1 with errno after
+ * deadline, or when we are told to give up.
+ */
+static int
+wait_for_lingering (const struct nbd_node *n, int64_t deadline)
+{
+  int fd;
+
+  while ((fd = find_lingering (n->node.name)) >= 0) {
+    struct pollfd fds[2] = {
+      { .fd = fd, .events = POLLIN }, { .fd = n->cancel, .events = POLLIN },
+    };
+    const int64_t left = n->timeout ? MAX (deadline - now (), 0) : -1;
+    const int r = poll (fds, n->cancel ? 2 : 1,
+                        left > 0 ? left / 1000000 + 1 : left);
+
+    if (r == 0 || (r > 0 && fds[1].revents)) {
+      errno = ETIMEDOUT;
+      return -1;
+    }
+  }
+  return 0;
+}
+
 /* End the driver and free the handle.  There are no users. */
 static void
 disconnect (struct conn *c)
@@ -316,7 +455,9 @@ disconnect (struct conn *c)
   c->nbd = NULL;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->node->lock);
-  if (c->own_fd >= 0)
+  if (c->own_fd >= 0 && c->node->was_cut)
+    linger (c->node, c->own_fd);
+  else if (c->own_fd >= 0)
     close (c->own_fd);
   c->own_fd = -1;
 }
@@ -360,7 +501,11 @@ connect_handle (struct nbd_node *n, char cause[CAUSE_LEN])
   struct nbd_handle *nbd = nbd_create ();
   int err;
 
-  if (nbd == NULL ||
+  if (wait_for_lingering (n, deadline) == -1) {
+    err = errno;
+    snprintf (cause, CAUSE_LEN, "server does not answer");
+  }
+  else if (nbd == NULL ||
       nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
       nbd_set_uri_allow_local_file (nbd, !n->from_file) == -1 ||
       nbd_aio_connect_uri (nbd, n->node.name) == -1) {
@@ -1164,7 +1309,15 @@ nbd_node_cut (struct node *node)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
   if (!n->lost)
     n->was_cut = true;
-  shut_down_sockets (n);
+  for (unsigned i = 0; i < n->nr_conns; ++i) {
+    struct conn *c = &n->conns[i];
+
+    if (c->own_fd < 0)
+      continue;
+    shutdown (c->own_fd, n->can_flush ? SHUT_WR : SHUT_RDWR);
+    atomic_store (&c->cut, n->can_flush);
+    kick (c);
+  }
 }
 
 static bool
