@@ -315,6 +315,42 @@ h.pwrite(b"c" * 1024, 8192)'
   assert_output 0
 }
 
+@test "the client gets the error that the disk gave" {
+  truncate -s 1M disk
+  start_nbdkit --filter=blklogwrites --filter=error file disk log=log \
+    error=ENOSPC error-rate=100% error-file="$tmp/fail"
+  touch fail
+  client "$uri" '
+def refused(what, *args, **kw):
+    try:
+        what(*args, **kw)
+    except nbd.Error as e:
+        assert e.errno == "ENOSPC", e
+    else:
+        assert False
+refused(h.pwrite, b"a" * 512, 0)
+refused(h.pwrite, b"a" * 10, 100)
+refused(h.zero, 512, 0)
+refused(h.trim, 512, 0)'
+}
+
+@test "a fast zero that would be slow is refused as such, and not logged" {
+  truncate -s 1M disk
+  start_nbdkit --filter=blklogwrites --filter=nozero file disk log=log \
+    zeromode=plugin fastzeromode=slow
+  client "$uri" '
+assert h.can_fast_zero()
+try:
+    h.zero(65536, 0, nbd.CMD_FLAG_FAST_ZERO)
+    assert False
+except nbd.Error as e:
+    assert e.errno in ("ENOTSUP", "EOPNOTSUPP"), e
+h.zero(4096, 0)'
+  stop_nbdkit
+  run entries
+  assert_output "0 8 0"
+}
+
 # Write until the log is full, then see what is left.
 fill_log ()
 {

@@ -218,11 +218,14 @@ blklogwrites_cleanup (nbdkit_backend *backend)
 
 /* ---- The disk below */
 
-/* nbdkit has an error of the layer in err, and has printed it. */
+/* What the layer below has returned; nbdkit has put its error in err, and
+ * has printed it.  err is to be read after the call, so that one is no
+ * argument here.
+ */
 static int
-result (int r, int err)
+result (int r, const int *err)
 {
-  errno = err ? err : EIO;
+  errno = *err ? : EIO;
   return r;
 }
 
@@ -249,7 +252,7 @@ disk_pread (struct recorded_disk *disk, void *buf, uint32_t count,
   nbdkit_next *next = disk->opaque;
   int err = 0;
 
-  return result (next->pread (next, buf, count, offset, 0, &err), err);
+  return result (next->pread (next, buf, count, offset, 0, &err), &err);
 }
 
 static int
@@ -260,7 +263,7 @@ disk_pwrite (struct recorded_disk *disk, const void *buf, uint32_t count,
   int err = 0;
 
   return result (next->pwrite (next, buf, count, offset,
-                               to_nbdkit_flags (flags), &err), err);
+                               to_nbdkit_flags (flags), &err), &err);
 }
 
 static int
@@ -271,7 +274,7 @@ disk_zero (struct recorded_disk *disk, uint32_t count, uint64_t offset,
   int err = 0;
 
   return result (next->zero (next, count, offset, to_nbdkit_flags (flags),
-                             &err), err);
+                             &err), &err);
 }
 
 static int
@@ -282,7 +285,7 @@ disk_trim (struct recorded_disk *disk, uint32_t count, uint64_t offset,
   int err = 0;
 
   return result (next->trim (next, count, offset, to_nbdkit_flags (flags),
-                             &err), err);
+                             &err), &err);
 }
 
 static int
@@ -291,7 +294,7 @@ disk_flush (struct recorded_disk *disk)
   nbdkit_next *next = disk->opaque;
   int err = 0;
 
-  return result (next->flush (next, 0, &err), err);
+  return result (next->flush (next, 0, &err), &err);
 }
 
 static int
@@ -317,7 +320,7 @@ disk_extents (struct recorded_disk *disk, uint32_t count, uint64_t offset,
     *zero = false;
   }
   nbdkit_extents_free (extents);
-  return result (r, err);
+  return result (r, &err);
 }
 
 static const struct recorded_disk_ops disk_ops = {
