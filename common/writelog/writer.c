@@ -18,7 +18,8 @@
  *
  * The super block is written when somebody wants to be durable (flush
  * coalescing, ../request/flush.h: one thread does it for all that
- * wait), and when "interval" entries are not counted by it.  Each time
+ * wait), and before more than "interval" entries are not counted by it.
+ * Each time
  *
  *   1. the number of complete entries is noted,
  *   2. the log is flushed: these entries are on the medium,
@@ -388,17 +389,27 @@ writelog_flush (struct writelog *log)
   return flusher_flush (&log->flusher, FLUSH_FOR_CLIENT);
 }
 
-/* Write the super block if too much is not counted by it.  One thread
- * does that at a time, the others go on; an error is kept for later.
+/* See that no more than "interval" entries are not counted by the super
+ * block.  One thread writes it when that comes close, while the others
+ * go on; those that are too far ahead wait.  An error is kept for later.
  */
 static void
 update_after_interval (struct writelog *log, uint64_t number)
 {
-  if (number + 1 < atomic_load (&log->counted) + log->interval ||
-      atomic_exchange (&log->updating, true))
+  const uint64_t uncounted = number + 1 - atomic_load (&log->counted);
+
+  /* It may have been counted meanwhile. */
+  if ((int64_t) uncounted <= 0 ||
+      uncounted < log->interval - log->interval / 4)
     return;
-  flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
-  atomic_store (&log->updating, false);
+  if (uncounted < log->interval) {
+    if (atomic_exchange (&log->updating, true))
+      return;
+    flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
+    atomic_store (&log->updating, false);
+  }
+  else
+    flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
 }
 
 /* ---- Appending */

@@ -382,15 +382,22 @@ appender (struct unit_thread *t)
 }
 
 static void
-start_load (struct load *load, struct medium *m, uint32_t sector_size)
+start_load_with (struct load *load, struct medium *m, uint32_t sector_size,
+                 uint64_t interval)
 {
   const struct writelog_options options = {
-    .sector_size = sector_size, .interval = 7,
+    .sector_size = sector_size, .interval = interval,
   };
 
   *load = (struct load) { .medium = m };
   load->log = writelog_open_node (&m->node, &options);
   CHECK (load->log && writelog_start (load->log) == 0);
+}
+
+static void
+start_load (struct load *load, struct medium *m, uint32_t sector_size)
+{
+  start_load_with (load, m, sector_size, 7);
 }
 
 static void
@@ -421,6 +428,48 @@ test_power_loss_device (void **state)
 {
   power_loss (true, 512);
   power_loss (true, 1024);
+}
+
+/* ---- The interval */
+
+static uint64_t
+counted_now (struct medium *m)
+{
+  struct writelog_super super = { 0 };
+  const char *why;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  CHECK (writelog_super_decode (m->now, SECTOR, &super, &why) ==
+         WRITELOG_SUPER_OK);
+  return super.nr_entries;
+}
+
+static void
+counted_appender (struct unit_thread *t)
+{
+  struct load *load = t->opaque;
+
+  for (int i = 0; i < ENTRIES; ++i) {
+    uint64_t appended;
+
+    CHECK (append_one (load->log, random_below (&t->seed, 10000)) == 0);
+    appended = atomic_fetch_add (&load->appended, 1) + 1;
+    CHECK (counted_now (load->medium) >= appended);
+  }
+}
+
+/* Not only some of the threads that append at the same time see to it
+ * that what they have appended is counted in time.
+ */
+static void
+test_interval_of_one (void **state)
+{
+  struct medium *m = new_medium (false, 0);
+  struct load load;
+
+  start_load_with (&load, m, 512, 1);
+  run_threads (NR_THREADS, counted_appender, &load);
+  CHECK (writelog_close (load.log) == 0);
 }
 
 /* ---- Failure */
@@ -520,6 +569,7 @@ main (void)
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_power_loss_file),
     cmocka_unit_test (test_power_loss_device),
+    cmocka_unit_test (test_interval_of_one),
     cmocka_unit_test (test_medium_fails),
     cmocka_unit_test (test_full),
     cmocka_unit_test (test_marks),
