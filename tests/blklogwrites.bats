@@ -571,6 +571,19 @@ assert h.get_block_size(nbd.SIZE_PREFERRED) == 65536
 assert h.get_block_size(nbd.SIZE_MINIMUM) == 1'
 }
 
+@test "a disk that takes no long requests gets none" {
+  start_nbdkit --filter=blklogwrites --filter=blocksize-policy memory 1M \
+    log=log log-sector-size=64k blocksize-minimum=512 \
+    blocksize-preferred=4k blocksize-maximum=8k blocksize-error-policy=error
+  client "$uri" '
+assert h.get_block_size(nbd.SIZE_PREFERRED) == 4096
+assert h.get_block_size(nbd.SIZE_MAXIMUM) == 8192
+h.pwrite(b"a" * 8192, 512)'
+  stop_nbdkit
+  run entries
+  assert_output "0 1 0"
+}
+
 @test "a disk that wants larger blocks than the log has is refused" {
   start_nbdkit --filter=blklogwrites --filter=blocksize-policy memory 1M \
                log=log log-sector-size=512 blocksize-minimum=4096

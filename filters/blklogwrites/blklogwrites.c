@@ -398,7 +398,7 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 }
 
 /* The layer's, but requests of less than a sector of the log are not
- * preferred.
+ * preferred, unless the layer takes no longer ones.
  */
 static int
 blklogwrites_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
@@ -411,8 +411,8 @@ blklogwrites_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
     *preferred = 512;
     *maximum = UINT32_MAX;
   }
-  *preferred = MAX (*preferred, writelog_sector_size (writelog));
-  *maximum = MAX (*maximum, *preferred);
+  if (writelog_sector_size (writelog) <= *maximum)
+    *preferred = MAX (*preferred, writelog_sector_size (writelog));
   return 0;
 }
 
