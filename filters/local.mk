@@ -34,6 +34,7 @@ filters_replication_nbdkit_replication_filter_la_LDFLAGS = $(module_ldflags)
 filters_replication_nbdkit_replication_filter_la_LIBADD = \
 	$(module_libs) $(JANSSON_LIBS)
 filters_replication_nbdkit_replication_filter_la_SOURCES = \
+	$(module_sources) \
 	$(next_node_sources) \
 	filters/replication/commands.c \
 	filters/replication/commands.h \

@@ -24,9 +24,9 @@ unit_tests = \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
+	tests/unit/test-replication-crash \
 	tests/unit/test-replication-dirty \
 	tests/unit/test-replication-primary \
-	tests/unit/test-replication-crash \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-threads \
 	tests/unit/test-utils \
@@ -40,8 +40,8 @@ bats_tests = \
 	tests/control.bats \
 	tests/crash-recipe.bats \
 	tests/frame.bats \
-	tests/logwrites.bats \
 	tests/logreplay.bats \
+	tests/logwrites.bats \
 	tests/qed-bad-input.bats \
 	tests/qed-crash.bats \
 	tests/qed-damage.bats \
@@ -58,14 +58,14 @@ bats_tests = \
 	tests/qed-params.bats \
 	tests/qed-read.bats \
 	tests/replication-control.bats \
-	tests/replication-layer.bats \
-	tests/replication-params.bats \
-	tests/replication-table.bats \
-	tests/replication-walkthrough.bats \
 	tests/replication-faults.bats \
 	tests/replication-kill.bats \
+	tests/replication-layer.bats \
 	tests/replication-model.bats \
+	tests/replication-params.bats \
 	tests/replication-qemu.bats \
+	tests/replication-table.bats \
+	tests/replication-walkthrough.bats \
 	tests/sources.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
@@ -100,8 +100,8 @@ EXTRA_DIST += \
 	tests/demo.sh \
 	tests/functions.bash \
 	tests/guestfs.bash \
-	tests/logwrites-model.py \
 	tests/logreplay.py \
+	tests/logwrites-model.py \
 	tests/qed-attempt.py \
 	tests/qed-crash.py \
 	tests/qed-damage.py \
@@ -116,24 +116,24 @@ EXTRA_DIST += \
 	tests/qed_attempt.py \
 	tests/qed_format.py \
 	tests/qed_server.py \
-	tests/replication-control.py \
-	tests/replication-functions.bash \
-	tests/replication-layer.py \
-	tests/replication-table.py \
 	tests/qmp_client.py \
 	tests/replication-bench.py \
+	tests/replication-control.py \
 	tests/replication-faults.py \
+	tests/replication-functions.bash \
 	tests/replication-kill.py \
+	tests/replication-layer.py \
 	tests/replication-model.py \
 	tests/replication-qemu.py \
+	tests/replication-table.py \
 	tests/replication_model.py \
 	tests/replication_qemu.py \
 	tests/replication_server.py \
 	tests/sanitizers.sh \
 	tests/tap.sh \
-	tests/unit/server.h \
 	tests/unit/memory-node.h \
 	tests/unit/replication-unit.h \
+	tests/unit/server.h \
 	tests/unit/unit.h \
 	tests/writelog_format.py \
 	$(benches) \
@@ -150,7 +150,11 @@ soak_bats = \
 	tests/logreplay.bats \
 	tests/qed-crash.bats \
 	tests/qed-model.bats \
-	tests/qed-nbd.bats
+	tests/qed-nbd.bats \
+	tests/replication-faults.bats \
+	tests/replication-kill.bats \
+	tests/replication-model.bats \
+	tests/replication-qemu.bats
 soak_units = \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-threads
@@ -160,14 +164,6 @@ soak: all $(soak_units)
 	@for t in $(soak_units); do \
 	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \
 	done
-	    $(top_builddir)/run bats $(srcdir)/tests/blklogwrites.bats \
-	    $(srcdir)/tests/logreplay.bats \
-	    $(srcdir)/tests/qed-model.bats \
-	    $(srcdir)/tests/qed-nbd.bats $(srcdir)/tests/qed-crash.bats \
-	    $(srcdir)/tests/replication-qemu.bats \
-	    $(srcdir)/tests/replication-model.bats \
-	    $(srcdir)/tests/replication-kill.bats \
-	    $(srcdir)/tests/replication-faults.bats
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
@@ -182,8 +178,8 @@ fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 benches = \
 	tests/bench/blklogwrites.sh \
 	tests/bench/logreplay.sh \
-	tests/bench/qed.sh \
 	tests/bench/qed-img.sh \
+	tests/bench/qed.sh \
 	tests/bench/replication.sh
 bench: all
 	@for b in $(benches); do \

@@ -25,9 +25,9 @@ buffer ()
 
 @test "replication-mode is missing, unknown, or given twice" {
   refused "replication-mode is missing" "primary" "secondary" -- memory 1M
-  refused "replication-mode=tertiary: unknown mode" -- \
+  refused "replication-mode=tertiary: unknown value" -- \
           memory 1M replication-mode=tertiary
-  refused "replication-mode=: unknown mode" -- memory 1M replication-mode=
+  refused "replication-mode=: unknown value" -- memory 1M replication-mode=
   refused "replication-mode was given twice" -- \
           memory 1M replication-mode=primary replication-mode=primary
 }

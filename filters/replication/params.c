@@ -13,6 +13,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "module.h"
 #include "node.h"
 #include "params.h"
 
@@ -78,47 +79,29 @@ mode_name (enum replication_mode mode)
 }
 
 static int
-set_mode (enum replication_mode *mode, const char *value)
+set_mode (enum replication_mode *mode, const char *key, const char *value)
 {
-  if (strcmp (value, "primary") == 0)
-    *mode = MODE_PRIMARY;
-  else if (strcmp (value, "secondary") == 0)
-    *mode = MODE_SECONDARY;
-  else {
-    nbdkit_error ("replication-mode=%s: unknown mode; it can be primary or "
-                  "secondary", value);
-    return -1;
-  }
-  return 0;
+  static const char *const modes[] = { "primary", "secondary", NULL };
+  const int r = module_choose (key, value, modes);
+
+  *mode = r == 0 ? MODE_PRIMARY : MODE_SECONDARY;
+  return r == -1 ? -1 : 0;
 }
 
 static int
-set_recover (enum secondary_recover *recover, const char *value)
+set_recover (enum secondary_recover *recover, const char *key,
+             const char *value)
 {
-  if (strcmp (value, "fail") == 0)
-    *recover = RECOVER_FAIL;
-  else if (strcmp (value, "rollback") == 0)
-    *recover = RECOVER_ROLLBACK;
-  else if (strcmp (value, "discard") == 0)
-    *recover = RECOVER_DISCARD;
-  else {
-    nbdkit_error ("replication-recover=%s: unknown value; it can be fail, "
-                  "rollback or discard", value);
-    return -1;
-  }
-  return 0;
-}
+  static const char *const words[] = {
+    [RECOVER_FAIL] = "fail",
+    [RECOVER_ROLLBACK] = "rollback",
+    [RECOVER_DISCARD] = "discard",
+    NULL
+  };
+  const int r = module_choose (key, value, words);
 
-/* nbdkit changes its folder when it goes into the background. */
-static int
-set_file (char **name, const char *key, const char *value)
-{
-  if (*value == '\0') {
-    nbdkit_error ("%s is empty", key);
-    return -1;
-  }
-  *name = nbdkit_absolute_path (value);
-  return *name ? 0 : -1;
+  *recover = r;
+  return r == -1 ? -1 : 0;
 }
 
 static int
@@ -186,12 +169,12 @@ params_set (struct params *params, const char *key, const char *value)
 
   field = (char *) params + p->offset;
   switch (p->kind) {
-  case KIND_MODE: return set_mode (field, value);
-  case KIND_FILE: return set_file (field, key, value);
+  case KIND_MODE: return set_mode (field, key, value);
+  case KIND_FILE: return module_set_path (field, key, value);
   case KIND_URI: return set_uri (field, key, value);
   case KIND_EXPORT: return set_export (field, key, value);
   case KIND_BOOL: return set_bool (field, key, value);
-  case KIND_RECOVER: return set_recover (field, value);
+  case KIND_RECOVER: return set_recover (field, key, value);
   }
   abort ();
 }

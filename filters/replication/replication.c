@@ -21,7 +21,7 @@
 #include <nbdkit-filter.h>
 
 #include "commands.h"
-#include "message.h"
+#include "module.h"
 #include "next.h"
 #include "params.h"
 #include "requests.h"
@@ -34,18 +34,9 @@ static struct commands *commands;
 static struct node *disk;       /* the layer below */
 
 static void
-to_nbdkit (enum msg_level level, const char *fs, va_list args)
-{
-  if (level == MSG_DEBUG)
-    nbdkit_vdebug (fs, args);
-  else
-    nbdkit_verror (fs, args);   /* nbdkit has no warnings */
-}
-
-static void
 replication_load (void)
 {
-  msg_set_handler (to_nbdkit);
+  module_take_messages ();
   /* A file size limit is an error of the write (EFBIG). */
   signal (SIGXFSZ, SIG_IGN);
 }

@@ -11,11 +11,9 @@
 
 #include <errno.h>
 
+#include "module.h"
 #include "node.h"
 #include "requests.h"
-
-/* Extents that one reply is made of at most. */
-#define MAX_EXTENTS 4096
 
 int64_t
 request_get_size (nbdkit_next *next, void *handle)
@@ -143,25 +141,8 @@ request_extents (nbdkit_next *next, void *handle, uint32_t count,
                  uint64_t offset, uint32_t flags,
                  struct nbdkit_extents *extents, int *err)
 {
-  const uint64_t end = offset + count;
-
-  for (unsigned n = 0; offset < end && n < MAX_EXTENTS; ++n) {
-    struct extent e;
-    uint32_t type = 0;
-
-    if (node_extents (handle, end - offset, offset, &e) == -1)
-      return n > 0 ? 0 : finish (-1, flags, err);
-    if (e.flags & EXTENT_ZERO)
-      type |= NBDKIT_EXTENT_ZERO;
-    if (e.flags & EXTENT_HOLE)
-      type |= NBDKIT_EXTENT_HOLE;
-    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
-      return finish (-1, flags, err);
-    if (flags & NBDKIT_FLAG_REQ_ONE)
-      break;
-    offset += e.length;
-  }
-  return 0;
+  return finish (module_add_extents (extents, handle, count, offset, flags),
+                 flags, err);
 }
 
 int
