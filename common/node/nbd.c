@@ -222,7 +222,9 @@ note_death (struct conn *c, bool failed)
   const char *cause = libnbd_cause ();
   bool tell = false;
 
-  if (err == 0 || err == ENOTCONN || err == ECONNRESET || err == EPIPE)
+  /* EINVAL: another thread, issuing a command, has found it before us. */
+  if (err == 0 || err == ENOTCONN || err == ECONNRESET || err == EPIPE ||
+      err == EINVAL)
     cause = "server closed the connection";
 
   {
