@@ -159,6 +159,7 @@ struct mirror {
   bool flushing;
   int64_t flush_at;             /* if something is unsure */
   uint64_t flushed;             /* sent when the last flush began */
+  uint64_t flushes;             /* that succeeded, so far */
   int64_t connect_at, connect_delay;
   int64_t send_at, send_delay;
   bool in_pass;
@@ -752,6 +753,7 @@ flush_remote (struct mirror *m)
                            strerror (errno));
   pthread_mutex_lock (&m->lock);
   m->flushing = false;
+  m->flushes += r == 0;
   end_call (m, &call);
   if (r == -1 && !m->broken) {
     char cause[CAUSE_LEN];
@@ -1030,6 +1032,17 @@ flush_again (struct mirror *m)
   return flush_remote (m);
 }
 
+/* Let a sender flush, which shows that the remote answers.  It has when
+ * m->flushes is larger than what this returns.  Called with the lock.
+ */
+static uint64_t
+ask_for_flush (struct mirror *m)
+{
+  m->flush_at = 0;
+  announce (m);
+  return m->flushes + m->flushing;
+}
+
 int
 mirror_approach (struct mirror *m, unsigned limit,
                  struct replication_refusal *refusal)
@@ -1040,6 +1053,8 @@ mirror_approach (struct mirror *m, unsigned limit,
     .begin = now (), .sent = m->sent, .least = UINT64_MAX,
   };
   const int64_t deadline = limit ? p.begin + limit : INT64_MAX;
+  bool asked = false;
+  uint64_t flushes = 0;
 
   CLEANUP_WAITING struct mirror *waiting = m;
   begin_waiting (m);
@@ -1054,10 +1069,16 @@ mirror_approach (struct mirror *m, unsigned limit,
       if (stuck && is_hopeless (m, &p, bytes))
         return replication_refuse (refusal, "%.120s: the guest writes faster "
                                    "than the remote takes it", m->uri);
-      /* So that the flush while writes are held has little to do. */
-      if ((stuck || bytes <= CLOSE_ENOUGH) &&
-          (!dirty_is_unsure (m->dirty) || flush_again (m) == 0))
-        return 0;
+      /* So that the flush while writes are held has little to do, and
+       * that nothing is held for a remote that stands still.
+       */
+      if (stuck || bytes <= CLOSE_ENOUGH) {
+        if (asked && m->flushes > flushes)
+          return 0;
+        if (!asked)
+          flushes = ask_for_flush (m);
+        asked = true;
+      }
     }
     if (now () >= deadline)
       return refuse_late (m, limit, refusal);
