@@ -262,7 +262,6 @@ class Full(PrimaryRound):
     def fault(self):
         # Zero requests of the guest that arrive here make holes, which the
         # ballast takes.
-        self.fill_up()
         for first in range(0, UNITS - 256, 256):
             self.client.send("primary", 0, "zero", first, first + 256)
         self.client.drain()

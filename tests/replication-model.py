@@ -291,7 +291,8 @@ class PrimaryRound:
     def change(self):
         """The remote's state."""
         state = self.rng.choice(["well", "gone", "still"])
-        if state == self.state:
+        # A remote that stands still in a checkpoint holds up its end.
+        if state == self.state or (self.asked and state == "still"):
             return
         if self.state == "gone":
             self.remote.come_back()
