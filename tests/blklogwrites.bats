@@ -519,6 +519,23 @@ assert h.pread(1, 0) == b"a"'
   [ "$(nr_entries)" -eq 3 ]
 }
 
+@test "a control socket can have a short name in a folder with a long one" {
+  local folder
+  folder=$(printf 'd%0120d' 1)
+  mkdir "$folder"
+  cd "$folder"
+  nbdkit -U "$tmp/socket" -P "$tmp/pid" --filter=blklogwrites memory 1M \
+         log=log log-control=control
+  remember "$(cat "$tmp/pid")"
+  run blkctl control log-mark name=here
+  assert_success
+  # It is removed at the end, although nbdkit has left the folder.
+  kill "$(cat "$tmp/pid")"
+  wait_until 30 process_ended "$(cat "$tmp/pid")"
+  [ ! -e control ]
+  [ "$(entries)" = "0 0 8 here" ]
+}
+
 @test "a run without writes leaves a log of no entries" {
   truncate -s 1M disk
   nbdkit -U - --filter=blklogwrites file disk log=log --run true

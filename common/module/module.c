@@ -57,11 +57,9 @@ module_set_path (char **name, const char *key, const char *value)
   return *name ? 0 : -1;
 }
 
-int
-module_set_image (char **name, const char *key, const char *value)
+static int
+set_as_it_is (char **name, const char *key, const char *value)
 {
-  if (!node_is_uri (value))
-    return module_set_path (name, key, value);
   if (check_name (*name, key, value) == -1)
     return -1;
   *name = strdup (value);
@@ -70,6 +68,19 @@ module_set_image (char **name, const char *key, const char *value)
     return -1;
   }
   return 0;
+}
+
+int
+module_set_image (char **name, const char *key, const char *value)
+{
+  return node_is_uri (value) ? set_as_it_is (name, key, value)
+    : module_set_path (name, key, value);
+}
+
+int
+module_set_socket (char **name, const char *key, const char *value)
+{
+  return set_as_it_is (name, key, value);
 }
 
 int

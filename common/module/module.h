@@ -28,6 +28,13 @@ extern void module_take_messages (void);
 extern int module_set_image (char **name, const char *key, const char *value);
 extern int module_set_path (char **name, const char *key, const char *value);
 
+/* The same for a socket that is made before nbdkit changes its folder
+ * (.get_ready): the name is kept as it is, since in a folder with a long
+ * path only a relative one fits in the address of a socket.
+ */
+extern int module_set_socket (char **name, const char *key,
+                              const char *value);
+
 /* The place of a value in a list of two or three words that ends with
  * NULL, which is also the number of the enum; -1 after a message.
  */

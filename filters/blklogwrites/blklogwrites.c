@@ -149,7 +149,7 @@ blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
     return r == -1 ? -1 : 0;
   }
   if (strcmp (key, "log-control") == 0)
-    return module_set_path (&control_name, key, value);
+    return module_set_socket (&control_name, key, value);
   return next (nxdata, key, value);
 }
 

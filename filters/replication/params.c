@@ -23,7 +23,7 @@
 /* The longest export name of the protocol. */
 #define MAX_EXPORT_NAME 4096
 
-enum kind { KIND_MODE, KIND_FILE, KIND_URI, KIND_EXPORT, KIND_BOOL,
+enum kind { KIND_MODE, KIND_FILE, KIND_SOCKET, KIND_URI, KIND_EXPORT, KIND_BOOL,
             KIND_RECOVER };
 
 static const struct parameter {
@@ -49,7 +49,7 @@ static const struct parameter {
     offsetof (struct params, export) },
   { "replication-recover", KIND_RECOVER, MODE_SECONDARY, false,
     offsetof (struct params, recover) },
-  { "replication-control", KIND_FILE, MODE_MISSING, false,
+  { "replication-control", KIND_SOCKET, MODE_MISSING, false,
     offsetof (struct params, control) },
   { "replication-start", KIND_BOOL, MODE_MISSING, false,
     offsetof (struct params, start) },
@@ -171,6 +171,7 @@ params_set (struct params *params, const char *key, const char *value)
   switch (p->kind) {
   case KIND_MODE: return set_mode (field, key, value);
   case KIND_FILE: return module_set_path (field, key, value);
+  case KIND_SOCKET: return module_set_socket (field, key, value);
   case KIND_URI: return set_uri (field, key, value);
   case KIND_EXPORT: return set_export (field, key, value);
   case KIND_BOOL: return set_bool (field, key, value);
