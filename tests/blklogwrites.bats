@@ -288,6 +288,18 @@ h.trim(20000, 500000)'
   replays_to base disk.raw
 }
 
+@test "the same on a disk whose block status fails" {
+  head -c 1M /dev/urandom >disk
+  cp disk base
+  start_nbdkit --filter=blklogwrites --filter=error file disk log=log \
+    error-extents-rate=100%
+  client "$uri" '
+h.trim(300000, 1000)
+h.pwrite(b"a" * 5000, 5000)'
+  stop_nbdkit
+  replays_to base disk
+}
+
 @test "a write that fails half-way on the disk is logged as it is" {
   truncate -s 1M disk base
   start_nbdkit --filter=blklogwrites eval get_size="echo 1M" \

@@ -165,9 +165,10 @@ read_disk (struct recorded_disk *disk, uint8_t *buf, uint64_t count,
 /* ---- What the disk has */
 
 /* How far from start on is the disk known to read as zeroes, or, with
- * *zero false, may it not?  In whole sectors.
+ * *zero false, may it not?  In whole sectors.  A disk that fails to tell
+ * may still be read.
  */
-static int
+static void
 known_zeroes (struct recorder *rec, struct recorded_disk *disk,
               uint64_t start, uint64_t end, uint64_t *len, bool *zero)
 {
@@ -175,11 +176,10 @@ known_zeroes (struct recorder *rec, struct recorded_disk *disk,
 
   *len = end - start;
   *zero = false;
-  if (!disk->can_extents)
-    return 0;
-  if (disk->ops->extents (disk, MIN (inside, MAX_EXTENT), start, len, zero)
+  if (!disk->can_extents ||
+      disk->ops->extents (disk, MIN (inside, MAX_EXTENT), start, len, zero)
       == -1)
-    return -1;
+    return;
   if (*len >= inside)
     *len = end - start;
   else if (*zero && *len >= rec->sector_size)
@@ -188,7 +188,6 @@ known_zeroes (struct recorder *rec, struct recorded_disk *disk,
     *zero = false;
     *len = round_up (*len, rec->sector_size);
   }
-  return 0;
 }
 
 /* Look at the sectors from start on, at most to end.  Sets how many of
@@ -198,8 +197,7 @@ static int
 look_at (struct recorder *rec, struct recorded_disk *disk, uint8_t *buf,
          uint64_t start, uint64_t end, uint64_t *len, bool *zero)
 {
-  if (known_zeroes (rec, disk, start, end, len, zero) == -1)
-    return -1;
+  known_zeroes (rec, disk, start, end, len, zero);
   if (*zero)
     return 0;
   *len = MIN (*len, MAX (READ_BACK, rec->sector_size));

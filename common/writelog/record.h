@@ -52,7 +52,7 @@ struct recorded_disk_ops {
 
   /* How far from offset on (*len, at least 1, at most count) does it
    * read as zeroes (*zero is true), or may it not?  Only with
-   * can_extents.
+   * can_extents.  Sets neither if it fails.
    */
   int (*extents) (struct recorded_disk *disk, uint32_t count,
                   uint64_t offset, uint64_t *len, bool *zero);

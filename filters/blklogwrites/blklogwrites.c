@@ -315,7 +315,7 @@ disk_extents (struct recorded_disk *disk, uint32_t count, uint64_t offset,
     *len = MIN (first.length, count);
     *zero = first.type & NBDKIT_EXTENT_ZERO;
   }
-  else {
+  else if (r == 0) {
     *len = count;
     *zero = false;
   }
