@@ -83,6 +83,9 @@ completes ()
   completes "logwrites " info list plot replay verify
   completes "logwrites info --o" --output=
   completes "logwrites replay --next" --next-flush --next-fua
+  completes "logwrites replay --check=" flush fua
+  completes "logwrites list --flags=f" flush fua
+  completes "logwrites list --flags=mark,me" mark,metadata
   completes "logwrites verify --b" --base=
 }
 

@@ -8,11 +8,11 @@
 #
 #     SUB-COMMAND <tab> OPTION <tab> VALUE
 #
-# where VALUE is empty, words as "a|b", or a kind in capitals.  Lines without
-# an OPTION describe the arguments.  Lines without a SUB-COMMAND are about
-# what stands before it, or about a tool that has none.  The words before
-# the one to be completed follow --completions, in case the table depends on
-# them.
+# where VALUE is empty, words as "a|b", or a kind in capitals, which may also
+# be one of the words.  Lines without an OPTION describe the arguments.  Lines
+# without a SUB-COMMAND are about what stands before it, or about a tool that
+# has none.  The words before the one to be completed follow --completions, in
+# case the table depends on them.
 
 # The values of a kind, one a line.
 _blockdrivers_values ()
@@ -24,7 +24,10 @@ _blockdrivers_values ()
       "$tool" $command -o help 2>/dev/null |
         sed -n 's/^  *\([a-z_]*=\)<.*/\1/p' | _blockdrivers_items "$word"
       ;;
-    [a-z]*) compgen -W "${kind//|/ }" -- "$word" ;;
+    *[a-z]*)
+      tr '|' '\n' <<<"$kind" | grep -v '^[[:upper:]]' |
+        _blockdrivers_items "$word"
+      ;;
   esac
 }
 
