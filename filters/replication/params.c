@@ -23,8 +23,8 @@
 /* The longest export name of the protocol. */
 #define MAX_EXPORT_NAME 4096
 
-enum kind { KIND_MODE, KIND_FILE, KIND_SOCKET, KIND_URI, KIND_EXPORT, KIND_BOOL,
-            KIND_RECOVER };
+enum kind { KIND_MODE, KIND_FILE, KIND_SOCKET, KIND_URI, KIND_EXPORT,
+            KIND_BOOL, KIND_RECOVER };
 
 static const struct parameter {
   const char *key;
