@@ -402,6 +402,9 @@ assert h.pread(512, 4096) == before'
   nbdcopy "$log_uri" log
   stop_nbdkit "$memory"
   [ "$(nr_entries)" -eq "$(cat acknowledged)" ]
+  run cat "$log"
+  assert_output --regexp \
+    "entry $(cat acknowledged) at offset [0-9]+ does not fit: the log is full"
 
   # On a file system that fills up.
   mkdir small

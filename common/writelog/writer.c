@@ -335,6 +335,18 @@ stop_locked (struct writelog *log, int err, const char *reason)
   log->stopped = true;
 }
 
+/* Stop because of an entry. */
+static void
+stop_at_locked (struct writelog *log, int err, const struct pending *p,
+                const char *what)
+{
+  char reason[REASON_LEN];
+
+  snprintf (reason, sizeof reason, "entry %" PRIu64 " at offset %" PRIu64
+            " %s", p->number, p->offset, what);
+  stop_locked (log, err, reason);
+}
+
 void
 writelog_fail (struct writelog *log, const char *reason)
 {
@@ -414,24 +426,21 @@ update_after_interval (struct writelog *log, uint64_t number)
 
 /* ---- Appending */
 
-/* Make room for what ends at end.  Called with the lock. */
+/* Make room for an entry.  Called with the lock. */
 static int
-make_room (struct writelog *log, uint64_t end)
+make_room (struct writelog *log, const struct pending *p)
 {
-  const uint64_t size = node_size (log->node);
-
-  if (end <= size)
+  if (p->end <= node_size (log->node))
     return 0;
   if (can_grow (log)) {
-    if (node_resize (log->node, end + GROW_STEP) == 0)
+    if (node_resize (log->node, p->end + GROW_STEP) == 0)
       return 0;
-    stop_locked (log, errno, "the log cannot be made longer");
+    stop_at_locked (log, errno ? : EIO, p,
+                    "does not fit: the log cannot be made longer");
   }
-  else {
-    stop_locked (log, ENOSPC, "the log is full");
-    errno = ENOSPC;
-  }
-  return -1;
+  else
+    stop_at_locked (log, ENOSPC, p, "does not fit: the log is full");
+  return writelog_check (log);
 }
 
 /* Give an entry its place. */
@@ -442,15 +451,14 @@ reserve (struct writelog *log, struct pending *p, uint64_t nr_sectors)
 
   if (log->stopped)
     return writelog_check (log);
+  *p = (struct pending) { .number = log->next, .offset = log->end };
   if (nr_sectors > (INT64_MAX - log->end - GROW_STEP) / log->sector_size) {
-    stop_locked (log, EFBIG, "the log cannot be made longer");
+    stop_at_locked (log, EFBIG, p,
+                    "does not fit: the log cannot be made longer");
     return writelog_check (log);
   }
-  *p = (struct pending) {
-    .number = log->next, .offset = log->end,
-    .end = log->end + nr_sectors * log->sector_size,
-  };
-  if (make_room (log, p->end) == -1)
+  p->end = log->end + nr_sectors * log->sector_size;
+  if (make_room (log, p) == -1)
     return -1;
 
   log->next++;
@@ -491,12 +499,8 @@ complete (struct writelog *log, struct pending *p, int err)
 
   p->done = true;
   if (err) {
-    char reason[REASON_LEN];
-
     p->failed = true;
-    snprintf (reason, sizeof reason, "entry %" PRIu64 " at offset %" PRIu64
-              " could not be written", p->number, p->offset);
-    stop_locked (log, err, reason);
+    stop_at_locked (log, err, p, "could not be written");
   }
   count_complete (log);
   if (!p->left) {

@@ -518,7 +518,8 @@ test_full (void **state)
   forget_messages ();
   start_load (&load, m, 512);
   run_threads (NR_THREADS, appender, &load);
-  assert_messages (1, "the log is full: No space left on device");
+  assert_messages (1, "does not fit: the log is full: No space left on "
+                   "device");
   assert_int_equal (writelog_flush (load.log), 0);
   memcpy (data, m->now, CAPACITY);
   assert_int_equal (check_log (&copy_medium (m, data, 100 * 1024)->node),
