@@ -426,6 +426,18 @@ def end_while_held(desk):
     check(with_client.process.wait(60) == 0, with_client.log())
 
 
+def runs_command(server):
+    """A command that waits keeps new clients from being greeted."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        client.connect(server.control_path)
+        try:
+            client.recv(1)
+        except TimeoutError:
+            return True
+        return False
+
+
 def end_while_waiting(desk):
     """A checkpoint that waits for its remote does not keep a server from
     ending."""
@@ -438,6 +450,8 @@ def end_while_waiting(desk):
         handle.shutdown()
         other = Qmp(primary.control_path)
         other.send("replication-checkpoint", {})
+        while not runs_command(primary):
+            pass
         primary.stop()
         # It was told so, and did not just wait for the remote's limit.
         try:

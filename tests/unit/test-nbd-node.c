@@ -969,7 +969,7 @@ lose_server (bool cut)
   char cause[100] = "";
 
   atomic_store (&nr_lost, 0);
-  start_server ("memory", "1M", NULL);
+  start_slow_server ("1M");     /* stopping it takes a moment */
   n = align_open (server.uri, &options);
   assert_non_null (n);
   assert_int_equal (node_start (n), 0);
