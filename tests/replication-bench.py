@@ -65,24 +65,18 @@ class Bench:
         kind, field = field.split(".")
         return job[kind][field]
 
-    def first_touch_log(self):
-        """Each cluster once, which fio's generators cannot."""
-        clusters = list(range(SIZE // CLUSTER))
-        random.shuffle(clusters)
-        with open(self.path("clusters.log"), "w", encoding="ascii") as f:
-            f.write("fio version 2 iolog\nnbd add\nnbd open\n")
-            for cluster in clusters:
-                at = cluster * CLUSTER + 4096 * random.randrange(16)
-                f.write(f"nbd write {at} 4096\n")
-            f.write("nbd close\n")
-        return f"--read_iolog={self.path('clusters.log')}"
-
     def secondary(self, kind, primary_uri, guest_uri, checkpoint):
         def put(key, value):
             results.setdefault((key, kind), []).append(value)
 
+        # Each cluster of QEMU's size once, in order: fio's random places
+        # repeat themselves, and after a list of places (read_iolog) it
+        # hangs up with requests in flight, of which nbdkit may die.
         put("first", self.fio(primary_uri, "write.iops",
-                              self.first_touch_log()))
+                              f"--rw=write:{CLUSTER - 4096}", "--bs=4k",
+                              f"--io_size={SIZE // CLUSTER * 4096}"))
+        # Clusters may be smaller, so see that none is new from here on.
+        self.fio(primary_uri, "write.bw", "--rw=write", "--bs=1M")
         put("again", self.fio(primary_uri, "write.iops", "--rw=randwrite",
                               "--bs=4k", *TIMED))
         put("read-hidden", self.fio(guest_uri, "read.iops", "--rw=randread",
@@ -165,7 +159,7 @@ def main():
           "/dev/shm\n")
     print(f"{'':36}{'file':>10}{'ours':>10}{'qemu':>10}  {'':6}"
           f"{'/file':>9}{'/qemu':>9}   target")
-    line("first", "secondary, 4 KiB random first touch", "IOPS", "2 qemu")
+    line("first", "secondary, 4 KiB in each new cluster", "IOPS", "2 qemu")
     line("again", "secondary, 4 KiB random repeated", "IOPS", "2 qemu")
     line("first-1m", "secondary, 1 MiB first touch", "MiB/s", "1.5 qemu")
     line("read-hidden", "guest, 4 KiB random read of buffers", "IOPS",
