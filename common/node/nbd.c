@@ -768,15 +768,6 @@ wait_request (struct request *r)
   }
 }
 
-/* Under n->lock. */
-static void
-shut_down_sockets (struct nbd_node *n)
-{
-  for (unsigned i = 0; i < n->nr_conns; ++i)
-    if (n->conns[i].own_fd >= 0)
-      shutdown (n->conns[i].own_fd, SHUT_RDWR);
-}
-
 /* End all connections, as a server that is about to end waits for that
  * and answers nothing else until then.  The drivers find their end, and
  * the next requests connect again.
@@ -785,7 +776,9 @@ static void
 hang_up (struct nbd_node *n)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->lock);
-  shut_down_sockets (n);
+  for (unsigned i = 0; i < n->nr_conns; ++i)
+    if (n->conns[i].own_fd >= 0)
+      shutdown (n->conns[i].own_fd, SHUT_RDWR);
 }
 
 /* Wait for the request, report its error and return it as -1 and errno.

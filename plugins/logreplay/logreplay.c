@@ -333,6 +333,7 @@ logreplay_extents (void *handle, uint32_t count, uint64_t offset,
                    uint32_t flags, struct nbdkit_extents *extents)
 {
   const struct handle *h = handle;
+
   return module_add_extents (extents, h->node, count, offset, flags);
 }
 
