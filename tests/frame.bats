@@ -243,6 +243,10 @@ EOF
   suite "good.bats bad.bats" 1
   assert_equal "${lines[-1]}" "3 passed, 1 failed"
   assert_output --partial "why it failed"
+  # What failed stands at the end, too.
+  run tail -n 7 <<<"$output"
+  assert_line --regexp '^tests/bad.log: not ok 2 .*four'
+  assert_line --partial "why it failed"
   suite "good.bats skips.bats" 1
   assert_equal "${lines[-1]}" "2 passed, 1 failed"
   suite "dies.sh" 1
