@@ -1018,22 +1018,12 @@ is_hopeless (const struct mirror *m, const struct progress *p,
 {
   const double speed = (double) (m->sent - p->sent) / (now () - p->begin + 1);
 
-  return bytes > speed * m->timeout / 3;
+  return bytes > speed * MIRROR_HOLD / 3;
 }
 
-/* Flush the remote, after the flush that is under way.  On failure there
- * need not be a cause yet.
- */
-static int
-flush_again (struct mirror *m)
-{
-  while (m->flushing)
-    pthread_cond_wait (&m->changed, &m->lock);
-  return flush_remote (m);
-}
-
-/* Let a sender flush, which shows that the remote answers.  It has when
- * m->flushes is larger than what this returns.  Called with the lock.
+/* Let a sender flush, for a command that does not wait longer for it than
+ * it wants.  It has flushed what is sent now when m->flushes is larger than
+ * what this returns.  Called with the lock.
  */
 static uint64_t
 ask_for_flush (struct mirror *m)
@@ -1087,12 +1077,13 @@ mirror_approach (struct mirror *m, unsigned limit,
 }
 
 int
-mirror_complete (struct mirror *m, unsigned limit,
-                 struct replication_refusal *refusal)
+mirror_complete (struct mirror *m, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
-  const int64_t deadline = now () + limit;
+  const int64_t deadline = now () + MIRROR_HOLD;
+  bool asked = false;
+  uint64_t flushes = 0;
 
   CLEANUP_WAITING struct mirror *waiting = m;
   begin_waiting (m);
@@ -1100,17 +1091,15 @@ mirror_complete (struct mirror *m, unsigned limit,
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
     if (m->remote && !m->broken && dirty_bytes (m->dirty) == 0) {
-      if (flush_again (m) == 0)
+      if (asked && m->flushes > flushes)
         return 0;
-      if (check_waiting (m, failures, refusal) == -1)
-        return -1;
+      if (!asked)
+        flushes = ask_for_flush (m);
+      asked = true;
     }
-    /* Of a connection that is lost the link is about to say why. */
-    if (m->broken)
-      pthread_cond_wait (&m->changed, &m->lock);
-    else if (now () >= deadline)
-      return refuse_late (m, limit, refusal);
-    else
-      wait_until (&m->changed, m, deadline);
+    /* A flush that the remote does not answer is left to its sender. */
+    if (now () >= deadline)
+      return refuse_late (m, MIRROR_HOLD, refusal);
+    wait_until (&m->changed, m, deadline);
   }
 }

@@ -65,10 +65,16 @@ extern void mirror_kick (struct mirror *m);
 extern int mirror_approach (struct mirror *m, unsigned limit,
                             struct replication_refusal *refusal);
 
-/* Make the remote equal, and flush it, while nobody writes.  Fails when
- * this takes longer than a number of milliseconds.
+/* Milliseconds that writes of the guest wait for the remote at most: far
+ * less than what clients wait for an answer, and long enough for a disk
+ * to flush the little that mirror_approach leaves to do.
  */
-extern int mirror_complete (struct mirror *m, unsigned limit,
+#define MIRROR_HOLD 5000
+
+/* Make the remote equal, and flush it, while nobody writes.  Fails when
+ * this takes longer than MIRROR_HOLD.
+ */
+extern int mirror_complete (struct mirror *m,
                             struct replication_refusal *refusal);
 
 /* Whoever waits in one of the functions above fails, until this is taken

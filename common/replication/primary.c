@@ -39,8 +39,8 @@
 #include "primary.h"
 #include "rounding.h"
 
-/* Milliseconds that a stop or the end give the remote, each, before and
- * while writes are held.
+/* Milliseconds that a stop or the end give the remote before writes are
+ * held.
  */
 #define FAREWELL 5000
 
@@ -362,7 +362,7 @@ stop_mirror (struct primary *p)
 
   drain_begin (&p->drain);
   if (r == 0)
-    r = mirror_complete (p->mirror, FAREWELL, &refusal);
+    r = mirror_complete (p->mirror, &refusal);
   atomic_store (&p->stage, REPLICATION_DONE);
   drain_end (&p->drain);
   if (r == -1 && dirty_bytes (&p->dirty) > 0)
@@ -489,7 +489,7 @@ hold_mirror (struct primary *p, struct replication_refusal *refusal)
   if (mirror_approach (p->mirror, 0, refusal) == -1)
     return -1;
   drain_begin (&p->drain);
-  if (mirror_complete (p->mirror, p->timeout, refusal) == 0)
+  if (mirror_complete (p->mirror, refusal) == 0)
     return 0;
   drain_end (&p->drain);
   return -1;

@@ -55,7 +55,7 @@ extern struct node *primary_node (struct primary *p);
 
 /* The commands of replication.md, which take turns.  A checkpoint may
  * take as long as the remote goes on taking what is dirty; writes of the
- * guest wait for its last part only, at most PRIMARY_TIMEOUT.
+ * guest wait for its last part only, at most MIRROR_HOLD (mirror.h).
  */
 extern int primary_start (struct primary *p, bool full_sync,
                           struct replication_refusal *refusal);

@@ -25,7 +25,8 @@
 #define DISK_SIZE (64 * AREA + 12345)
 
 static char dir[] = "/tmp/test-replication-XXXXXX";
-static char remote_file[96], bitmap_file[96], log_file[96], log_option[128];
+static char remote_file[96], bitmap_file[96], gate_file[96];
+static char log_file[96], log_option[128];
 static char error_file[96], error_option[128];
 static struct server server;
 
@@ -231,13 +232,14 @@ start_remote (void)
 }
 
 /* A remote that has in its file only what has been flushed, so that
- * killing it is like pulling its plug.
+ * killing it is like pulling its plug.  The cache filter calls zero what
+ * is zero in the file, no matter what it holds itself: nobody shall ask it.
  */
 static void
 start_forgetful_remote (void)
 {
-  server_start (&server, "--filter=cache", "file", remote_file,
-                "cache=writeback", NULL);
+  server_start (&server, "--filter=noextents", "--filter=cache", "file",
+                remote_file, "cache=writeback", NULL);
 }
 
 /* First byte in which the remote differs, or -1. */
@@ -295,6 +297,7 @@ teardown (void **state)
   unlink (remote_file);
   unlink (bitmap_file);
   unlink (log_file);
+  unlink (gate_file);
   unlink (error_file);
   return 0;
 }
@@ -779,6 +782,60 @@ test_the_remote_hangs (void **state)
   end_primary ();
 }
 
+/* A remote whose second flush hangs as long as the gate is there: it
+ * touches log_file when it begins.
+ */
+static void
+start_remote_with_a_gate (void)
+{
+  char size[64], pread[192], pwrite[192], flush[384];
+
+  snprintf (size, sizeof size, "get_size=echo %d", DISK_SIZE);
+  snprintf (pread, sizeof pread, "pread=dd if=%s skip=$4 count=$3 "
+            "iflag=skip_bytes,count_bytes status=none", remote_file);
+  snprintf (pwrite, sizeof pwrite, "pwrite=dd of=%s seek=$4 conv=notrunc "
+            "oflag=seek_bytes status=none", remote_file);
+  snprintf (flush, sizeof flush, "flush="
+            "mkdir $tmpdir/flushed 2>/dev/null && exit 0\n"
+            "touch %s\n"
+            "while [ -e %s ]; do sleep 0.05; done", log_file, gate_file);
+  close (open (gate_file, O_WRONLY | O_CREAT, 0600));
+  server_start (&server, "eval", size, pread, pwrite, "can_write=exit 0",
+                "can_flush=exit 0", flush, NULL);
+}
+
+/* The guest writes while its writes are held. */
+static void
+write_when_held (struct unit_thread *t)
+{
+  (void) t;
+  wait_for (access (log_file, F_OK) == 0);
+  CHECK (write_at (0, 5000, 7) == 0);
+}
+
+/* The remote answers until the guest's writes are held, and then no
+ * more.  They do not wait for its time limit, which is longer than that of
+ * this test.
+ */
+static void
+test_the_remote_hangs_while_writes_are_held (void **state)
+{
+  struct unit_thread thread;
+
+  (void) state;
+  start_remote_with_a_gate ();
+  begin_primary (server.uri, NULL, 3600 * 1000);
+  assert_done (primary_start (primary, false, &refusal));
+  start_threads (&thread, 1, write_when_held, NULL);
+  assert_refused (primary_checkpoint (primary, &refusal),
+                  "the remote has not taken everything within 5.0 seconds");
+  join_threads (&thread, 1);
+
+  unlink (gate_file);
+  assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (first_difference (), -1);
+}
+
 static void
 test_the_end_does_not_wait_for_a_remote_that_hangs (void **state)
 {
@@ -1185,6 +1242,7 @@ make_folder (void **state)
   snprintf (remote_file, sizeof remote_file, "%s/remote", dir);
   snprintf (bitmap_file, sizeof bitmap_file, "%s/bitmap", dir);
   snprintf (log_file, sizeof log_file, "%s/log", dir);
+  snprintf (gate_file, sizeof gate_file, "%s/gate", dir);
   snprintf (log_option, sizeof log_option, "logfile=%s", log_file);
   snprintf (error_file, sizeof error_file, "%s/error", dir);
   snprintf (error_option, sizeof error_option, "error-file=%s", error_file);
@@ -1217,6 +1275,7 @@ main (void)
     TEST (test_the_remote_loses_what_it_has_not_flushed),
     TEST (test_what_was_not_flushed_is_sent_again),
     TEST (test_the_remote_hangs),
+    TEST (test_the_remote_hangs_while_writes_are_held),
     TEST (test_the_end_does_not_wait_for_a_remote_that_hangs),
     TEST (test_a_clean_end_leaves_a_clean_bitmap),
     TEST (test_the_bitmap_survives),
