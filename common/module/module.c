@@ -7,6 +7,7 @@
 
 #include <config.h>
 
+#include <signal.h>
 #include <string.h>
 
 /* Nothing here is about plugins: filters have the same functions. */
@@ -29,9 +30,10 @@ to_nbdkit (enum msg_level level, const char *fs, va_list args)
 }
 
 void
-module_take_messages (void)
+module_load (void)
 {
   msg_set_handler (to_nbdkit);
+  signal (SIGXFSZ, SIG_IGN);
 }
 
 static int
@@ -57,8 +59,8 @@ module_set_path (char **name, const char *key, const char *value)
   return *name ? 0 : -1;
 }
 
-static int
-set_as_it_is (char **name, const char *key, const char *value)
+int
+module_set_socket (char **name, const char *key, const char *value)
 {
   if (check_name (*name, key, value) == -1)
     return -1;
@@ -73,14 +75,8 @@ set_as_it_is (char **name, const char *key, const char *value)
 int
 module_set_image (char **name, const char *key, const char *value)
 {
-  return node_is_uri (value) ? set_as_it_is (name, key, value)
+  return node_is_uri (value) ? module_set_socket (name, key, value)
     : module_set_path (name, key, value);
-}
-
-int
-module_set_socket (char **name, const char *key, const char *value)
-{
-  return set_as_it_is (name, key, value);
 }
 
 int

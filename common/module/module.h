@@ -17,8 +17,10 @@
 
 struct nbdkit_extents;
 
-/* Hand the messages of common/ to nbdkit; for .load. */
-extern void module_take_messages (void);
+/* For .load: hand the messages of common/ to nbdkit, and make a file size
+ * limit an error of the write (EFBIG).
+ */
+extern void module_load (void);
 
 /* The value of a parameter that names a file, or where URIs make sense
  * an NBD export.  A name is made absolute, since nbdkit changes its

@@ -17,7 +17,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,9 +63,7 @@ struct handle {
 static void
 blklogwrites_load (void)
 {
-  module_take_messages ();
-  /* A file size limit is an error of the write (EFBIG). */
-  signal (SIGXFSZ, SIG_IGN);
+  module_load ();
 }
 
 /* Also called in unload, after a start that failed. */

@@ -15,7 +15,6 @@
 
 #include <config.h>
 
-#include <signal.h>
 #include <string.h>
 
 #include <nbdkit-filter.h>
@@ -36,9 +35,7 @@ static struct node *disk;       /* the layer below */
 static void
 replication_load (void)
 {
-  module_take_messages ();
-  /* A file size limit is an error of the write (EFBIG). */
-  signal (SIGXFSZ, SIG_IGN);
+  module_load ();
 }
 
 /* End in the order that the parts need each other. */

@@ -51,7 +51,7 @@ static struct node *base;       /* or NULL */
 static void
 logreplay_load (void)
 {
-  module_take_messages ();
+  module_load ();
 }
 
 static void

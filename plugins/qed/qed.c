@@ -13,7 +13,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,9 +38,7 @@ static void
 qed_load (void)
 {
   options = QED_DEFAULT_OPTIONS;
-  module_take_messages ();
-  /* A file size limit is an error of the write (EFBIG). */
-  signal (SIGXFSZ, SIG_IGN);
+  module_load ();
 }
 
 static void
