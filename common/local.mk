@@ -43,6 +43,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/request/flush.h \
 	common/request/job.c \
 	common/request/job.h \
+	common/request/serial.c \
+	common/request/serial.h \
 	common/control/control.c \
 	common/control/control.h \
 	common/control/qmp.c \

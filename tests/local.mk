@@ -29,6 +29,7 @@ unit_tests = \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-threads \
+	tests/unit/test-serial \
 	tests/unit/test-utils \
 	tests/unit/test-writelog-index \
 	tests/unit/test-writelog-reader \

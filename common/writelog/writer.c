@@ -16,6 +16,11 @@
  * cannot be written, those behind it can never be counted: all of them
  * fail, and so does what comes later, while those before it succeed.
  *
+ * Long entries go to a local file through a serial queue (../request/
+ * serial.h).  They are counted by whoever writes them, so that a writer is
+ * woken once, when all is done.  Short ones are not worth that, and block
+ * devices and NBD servers take writes side by side.
+ *
  * The super block is written when somebody wants to be durable (flush
  * coalescing, ../request/flush.h: one thread does it for all that
  * wait), and before more than "interval" entries are not counted by it.
@@ -54,6 +59,7 @@
 #include "message.h"
 #include "reader.h"
 #include "rounding.h"
+#include "serial.h"
 #include "writer.h"
 
 /* A local file is made longer by this many bytes. */
@@ -64,6 +70,11 @@
  */
 #define LONG_ZEROES ((uint64_t) 32 * 1024)
 static const uint8_t zeroes[LONG_ZEROES];
+
+/* Entries with so many bytes of data are written to a local file one after
+ * the other, as the file system does it in any case.
+ */
+#define LONG_ENTRY ((uint64_t) 256 * 1024)
 
 /* What is written of sector 0, if that is longer; the rest never
  * changes.
@@ -97,6 +108,7 @@ struct writelog {
   _Atomic uint64_t counted;     /* by the super block; only the flusher's
                                    round changes it */
   atomic_bool updating;         /* for the sake of the interval */
+  struct serial_queue queue;    /* of long entries */
   atomic_int error;             /* errno since nothing can be logged, or
                                    0; set under the lock */
 
@@ -271,6 +283,7 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
     options->sector_size ? : WRITELOG_DEFAULT_SECTOR_SIZE;
   log->interval = options->interval;
   pthread_mutex_init (&log->lock, NULL);
+  serial_queue_init (&log->queue);
   flusher_init (&log->flusher, make_durable, log);
 
   if (open_log (log, options->append) == -1) {
@@ -300,7 +313,7 @@ writelog_open (const char *name, const struct writelog_options *options)
 int
 writelog_start (struct writelog *log)
 {
-  if (node_start (log->node) == -1)
+  if (node_start (log->node) == -1 || serial_queue_start (&log->queue) == -1)
     return -1;
   if (log->restart) {
     if (begin_log (log) == -1)
@@ -491,28 +504,6 @@ count_complete (struct writelog *log)
   }
 }
 
-/* The end of an entry, once all before it have ended. */
-static int
-complete (struct writelog *log, struct pending *p, int err)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
-
-  p->done = true;
-  if (err) {
-    p->failed = true;
-    stop_at_locked (log, err, p, "could not be written");
-  }
-  count_complete (log);
-  if (!p->left) {
-    pthread_cond_init (&p->turn, NULL);
-    p->waited = true;
-    while (!p->left)
-      pthread_cond_wait (&p->turn, &log->lock);
-    pthread_cond_destroy (&p->turn);
-  }
-  return p->failed ? writelog_check (log) : 0;
-}
-
 /* A run of pieces, to be written together. */
 struct run {
   struct iovec iov[WRITELOG_MAX_PIECES + 3];
@@ -576,23 +567,71 @@ write_entry (struct writelog *log, const struct pending *p,
   return write_run (log, &run);
 }
 
+/* An entry on its way, on its writer's stack. */
+struct append {
+  struct writelog *log;
+  const struct writelog_entry *entry;
+  const char *mark;
+  const struct writelog_piece *pieces;
+  unsigned n;
+  struct pending p;
+};
+
+/* Write it at its place.  How that went stands in its struct pending. */
+static int
+write_and_count (void *opaque)
+{
+  struct append *a = opaque;
+  struct writelog *log = a->log;
+  const int err = write_entry (log, &a->p, a->entry, a->mark, a->pieces,
+                               a->n) == 0 ? 0 : errno ? : EIO;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+  a->p.done = true;
+  if (err) {
+    a->p.failed = true;
+    stop_at_locked (log, err, &a->p, "could not be written");
+  }
+  count_complete (log);
+  return 0;
+}
+
+/* Wait until all entries before this one have ended. */
+static int
+wait_until_counted (struct writelog *log, struct pending *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  if (!p->left) {
+    pthread_cond_init (&p->turn, NULL);
+    p->waited = true;
+    while (!p->left)
+      pthread_cond_wait (&p->turn, &log->lock);
+    pthread_cond_destroy (&p->turn);
+  }
+  return p->failed ? writelog_check (log) : 0;
+}
+
 static int
 append (struct writelog *log, const struct writelog_entry *entry,
         const char *mark, const struct writelog_piece *pieces, unsigned n)
 {
-  struct pending p;
-  int r, err = 0;
+  struct append a = {
+    .log = log, .entry = entry, .mark = mark, .pieces = pieces, .n = n,
+  };
+  const uint64_t nr_sectors = 1 + writelog_data_sectors (entry);
 
-  if (reserve (log, &p, 1 + writelog_data_sectors (entry)) == -1)
+  if (reserve (log, &a.p, nr_sectors) == -1)
     return -1;
-  if (write_entry (log, &p, entry, mark, pieces, n) == -1)
-    err = errno ? : EIO;
-  r = complete (log, &p, err);
-  if (r == 0) {
-    flusher_written (&log->flusher);
-    update_after_interval (log, p.number);
-  }
-  return r;
+  if (can_grow (log) && nr_sectors * log->sector_size >= LONG_ENTRY)
+    serial_queue_run (&log->queue, write_and_count, &a);
+  else
+    write_and_count (&a);
+  if (wait_until_counted (log, &a.p) == -1)
+    return -1;
+  flusher_written (&log->flusher);
+  update_after_interval (log, a.p.number);
+  return 0;
 }
 
 int
@@ -668,6 +707,7 @@ writelog_close (struct writelog *log)
     err = err ? : errno;
   }
   flusher_destroy (&log->flusher);
+  serial_queue_destroy (&log->queue);
   pthread_mutex_destroy (&log->lock);
   free (log->last_mark);
   free (log);

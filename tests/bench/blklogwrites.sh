@@ -15,8 +15,10 @@
 # is a loop that writes each piece to the disk and, behind a sector, to a
 # log, with nothing in between: what the memory can do with one thread.
 #
-# The log takes memory that was not used before, at the pace of the machine;
-# so as much as it needs is used and given back before the first round.
+# A log takes memory that nobody has used for a while, and in a virtual
+# machine the host may have to find it first, which takes many times as long
+# as to write to it.  So before each measurement as much as the log may need
+# is used and given back: all find the same.
 #
 # The column "target" is what the project wants to reach; nothing fails
 # here when it does not.
@@ -121,7 +123,7 @@ measure ()
 # two_writes SIZE PATTERN: pieces a second.
 two_writes ()
 {
-  rm -f "$dir/log"
+  warm_up
   python3 - "$dir/disk" "$dir/log" "$1" "$2" "$seconds" <<'END'
 import os, random, sys, time
 size, seconds = int(sys.argv[3]), float(sys.argv[5])
@@ -147,6 +149,14 @@ median ()
     END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
 }
 
+# Use as much memory as a log may need, and give it back.
+warm_up ()
+{
+  rm -f "$dir/log"
+  head -c "$((seconds * 3))G" /dev/zero >"$dir/warm"
+  rm "$dir/warm"
+}
+
 declare -A results
 
 # in_turn KEY FIELD OPTION...: one measurement of each server.
@@ -155,6 +165,7 @@ in_turn ()
   local key=$1 server
   shift
   for server in $servers; do
+    warm_up
     start "$server"
     results[$key,$server]+=" $(measure "$@")"
     stop "$server"
@@ -162,7 +173,6 @@ in_turn ()
 }
 
 head -c 1G /dev/urandom >"$dir/disk"
-head -c "$((seconds * 2))G" /dev/zero >"$dir/log"
 
 for ((round = 1; round <= rounds; round++)); do
   in_turn random write.iops --rw=randwrite --bs=4k
