@@ -687,6 +687,22 @@ connect("one").pwrite(b"1" * 512, 512)' "$sock"
   refused "does not fit" file disk "log=$uri" log-sector-size=4096
 }
 
+@test "the disk is not its own log" {
+  truncate -s 1M disk
+  head -c 1000 /dev/urandom | dd of=disk seek=2 conv=notrunc status=none
+  cp disk before
+  ln disk hardlink
+  refused "cannot be the log, since it is also file=disk" file disk log=disk
+  refused "cannot be the log, since it is also file=disk" \
+          file log=disk file=disk
+  refused "cannot be the log, since it is also file=./disk" \
+          file ./disk log=hardlink
+  refused "cannot be the log, since it is also logfile=disk" --filter=log \
+          null size=1M logfile=disk log=hardlink
+  run cmp disk before
+  assert_success
+}
+
 @test "a damaged log is not continued, and names entry and offset" {
   truncate -s 1M disk
   nbdkit -U - --filter=blklogwrites file disk log=log --run \

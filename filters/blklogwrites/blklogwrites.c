@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
@@ -41,6 +42,13 @@ static int64_t sector_size;     /* 0 if not given */
 static int64_t interval = WRITELOG_DEFAULT_INTERVAL;
 static enum record_order order;
 static char *control_name;
+
+/* A parameter of the layers below. */
+struct parameter {
+  struct parameter *next;
+  char *key, *value;
+};
+static struct parameter *parameters;
 
 static struct writelog *writelog;
 static struct recorder *recorder;
@@ -80,9 +88,23 @@ end (void)
 }
 
 static void
+forget_parameters (void)
+{
+  while (parameters) {
+    struct parameter *p = parameters;
+
+    parameters = p->next;
+    free (p->key);
+    free (p->value);
+    free (p);
+  }
+}
+
+static void
 blklogwrites_unload (void)
 {
   end ();
+  forget_parameters ();
   free (log_name);
   free (control_name);
   free (recorded_export);
@@ -122,6 +144,45 @@ set_interval (const char *value)
 }
 
 static int
+note_parameter (const char *key, const char *value)
+{
+  struct parameter *p = calloc (1, sizeof *p);
+
+  if (p) {
+    p->next = parameters;
+    parameters = p;
+    p->key = strdup (key);
+    p->value = strdup (value);
+  }
+  if (p == NULL || p->key == NULL || p->value == NULL) {
+    nbdkit_error ("%s=%s: %m", key, value);
+    return -1;
+  }
+  return 0;
+}
+
+/* The log must not be written over the disk, or what else a layer uses,
+ * which would be a beginner's mistake.
+ */
+static int
+check_log_is_no_disk (void)
+{
+  struct stat log, other;
+
+  if (node_is_uri (log_name) || stat (log_name, &log) == -1)
+    return 0;
+  for (const struct parameter *p = parameters; p; p = p->next) {
+    if (stat (p->value, &other) == 0 &&
+        other.st_dev == log.st_dev && other.st_ino == log.st_ino) {
+      nbdkit_error ("%s: it cannot be the log, since it is also %s=%s",
+                    log_name, p->key, p->value);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+static int
 blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
                      const char *key, const char *value)
 {
@@ -147,7 +208,7 @@ blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   }
   if (strcmp (key, "log-control") == 0)
     return module_set_socket (&control_name, key, value);
-  return next (nxdata, key, value);
+  return note_parameter (key, value) == -1 ? -1 : next (nxdata, key, value);
 }
 
 static int
@@ -163,7 +224,7 @@ blklogwrites_config_complete (nbdkit_next_config_complete *next,
                   "a log that exists has its sector size");
     return -1;
   }
-  return next (nxdata);
+  return check_log_is_no_disk () == -1 ? -1 : next (nxdata);
 }
 
 #define blklogwrites_config_help                                        \
