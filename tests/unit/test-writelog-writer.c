@@ -31,6 +31,12 @@
 #define NR_THREADS 4
 #define ENTRIES 60              /* of each thread */
 
+/* With such sectors half of the entries are so long that they are written
+ * one after the other.
+ */
+#define LONG_SECTOR 32768
+#define LONG_ENTRIES 2          /* of each thread: these always fit */
+
 /* ---- The medium */
 
 struct sector_write {
@@ -349,6 +355,7 @@ play_power_loss (struct medium *m)
 struct load {
   struct medium *medium;
   struct writelog *log;
+  int entries;                  /* of each thread */
   _Atomic uint64_t appended;    /* entries, successfully */
 };
 
@@ -371,7 +378,7 @@ appender (struct unit_thread *t)
 {
   struct load *load = t->opaque;
 
-  for (int i = 0; i < ENTRIES; ++i) {
+  for (int i = 0; i < load->entries; ++i) {
     if (append_one (load->log, random_below (&t->seed, 10000)) == 0)
       atomic_fetch_add (&load->appended, 1);
     else
@@ -389,7 +396,10 @@ start_load_with (struct load *load, struct medium *m, uint32_t sector_size,
     .sector_size = sector_size, .interval = interval,
   };
 
-  *load = (struct load) { .medium = m };
+  *load = (struct load) {
+    .medium = m,
+    .entries = sector_size == LONG_SECTOR ? LONG_ENTRIES : ENTRIES,
+  };
   load->log = writelog_open_node (&m->node, &options);
   CHECK (load->log && writelog_start (load->log) == 0);
 }
@@ -401,33 +411,37 @@ start_load (struct load *load, struct medium *m, uint32_t sector_size)
 }
 
 static void
-power_loss (bool fixed, uint32_t sector_size)
+power_loss (bool fixed, uint32_t sector_size, unsigned rounds)
 {
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
+  unsigned losses = 0;
+
+  for (uint64_t seed = 1; seed <= rounds; ++seed) {
     struct medium *m = new_medium (fixed, fixed ? CAPACITY : 0);
     struct load load;
 
     start_load (&load, m, sector_size);
     m->seed = seed;
     run_threads (NR_THREADS, appender, &load);
-    CHECK (load.appended == NR_THREADS * ENTRIES);
-    CHECK (m->losses > 0);
+    CHECK (load.appended == (uint64_t) NR_THREADS * load.entries);
+    losses += m->losses;
     CHECK (writelog_close (load.log) == 0);
   }
+  CHECK (losses > 0);
 }
 
 static void
 test_power_loss_file (void **state)
 {
-  power_loss (false, 512);
-  power_loss (false, 1024);
+  power_loss (false, 512, 4);
+  power_loss (false, 1024, 4);
+  power_loss (false, LONG_SECTOR, 40);
 }
 
 static void
 test_power_loss_device (void **state)
 {
-  power_loss (true, 512);
-  power_loss (true, 1024);
+  power_loss (true, 512, 4);
+  power_loss (true, 1024, 4);
 }
 
 /* ---- The interval */
@@ -476,33 +490,41 @@ test_interval_of_one (void **state)
 
 /* From some request on, the medium fails all that changes it. */
 static void
+fail_medium (bool fixed, uint32_t sector_size, unsigned fail_at)
+{
+  struct medium *m = new_medium (fixed, fixed ? CAPACITY : 0);
+  struct writelog_status status;
+  struct load load;
+  uint64_t entries;
+
+  forget_messages ();
+  start_load (&load, m, sector_size);
+  m->fail_at = fail_at;
+  run_threads (NR_THREADS, appender, &load);
+
+  assert_int_equal (append_one (load.log, 1), -1);
+  assert_int_equal (errno, EIO);
+  assert_int_equal (writelog_check (load.log), -1);
+  writelog_query (load.log, &status);
+  assert_non_null (status.error);
+  free (status.error);
+  assert_true (status.entries >= load.appended);
+  assert_messages (1, "nothing more can be logged");
+
+  entries = check_log (&copy_medium (m, m->now,
+                                     node_size (&m->node))->node);
+  assert_true (entries >= m->must_count);
+  writelog_close (load.log);
+}
+
+static void
 test_medium_fails (void **state)
 {
-  for (unsigned fail_at = 8; fail_at < 300; fail_at += 13) {
-    struct medium *m = new_medium (fail_at % 2, fail_at % 2 ? CAPACITY : 0);
-    struct writelog_status status;
-    struct load load;
-    uint64_t entries;
-
-    forget_messages ();
-    start_load (&load, m, 512);
-    m->fail_at = fail_at;
-    run_threads (NR_THREADS, appender, &load);
-
-    assert_int_equal (append_one (load.log, 1), -1);
-    assert_int_equal (errno, EIO);
-    assert_int_equal (writelog_check (load.log), -1);
-    writelog_query (load.log, &status);
-    assert_non_null (status.error);
-    free (status.error);
-    assert_true (status.entries >= load.appended);
-    assert_messages (1, "nothing more can be logged");
-
-    entries = check_log (&copy_medium (m, m->now,
-                                       node_size (&m->node))->node);
-    assert_true (entries >= m->must_count);
-    writelog_close (load.log);
-  }
+  for (unsigned fail_at = 8; fail_at < 300; fail_at += 13)
+    fail_medium (fail_at % 2, 512, fail_at);
+  /* Beginning takes a few requests. */
+  for (unsigned round = 0; round < 30; ++round)
+    fail_medium (false, LONG_SECTOR, 5 + round % 6);
 }
 
 /* The medium is full, and nothing else is wrong with it: all that was
