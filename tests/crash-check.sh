@@ -7,9 +7,9 @@
 #
 #     crash-check.sh [-b BASE] [-m MARK] [-s SEEDS] [-c COMMAND] LOG
 #
-# Takes the disk as it was at each flush of the log, and SEEDS (3) possible
-# disks after a power loss behind each, and runs COMMAND on it, which must
-# succeed.
+# Takes the disk as it was at each flush of the log, and SEEDS possible disks
+# after a power loss behind each (3, or more of them if there are few
+# flushes), and runs COMMAND on it, which must succeed.
 #
 #   -b BASE      the disk before the first entry; zeroes without it
 #   -m MARK      begin at the last flush before this mark, not at the start
@@ -78,7 +78,7 @@ clean_up ()
   rm -rf "$dir"
 }
 
-base=() mark='' seeds=3
+base=() mark='' seeds=
 command='e2fsck -p "$1" && e2fsck -fn "$1"'
 while getopts b:m:s:c: option; do
   case $option in
@@ -107,6 +107,14 @@ if ! counts=$(count_flushes); then
   exit 2
 fi
 read -r first last <<<"$counts"
+
+# A fault shows up in a part of the possible disks only, so without a number
+# there are $least of them at least.
+least=24 intervals=$((last - first + 1))
+if [ -z "$seeds" ]; then
+  seeds=$(((least + intervals - 1) / intervals))
+  if [ "$seeds" -lt 3 ]; then seeds=3; fi
+fi
 
 tried=0 bad=0
 for ((n = first; n <= last; n++)); do

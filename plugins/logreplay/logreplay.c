@@ -33,8 +33,11 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* Marks, and flushes, that are listed at most. */
-#define MAX_LISTED 500
+/* Exports that are listed at most, and marks among them.  nbdkit takes
+ * 10000.
+ */
+#define MAX_LISTED UINT64_C (9999)
+#define MAX_MARKS UINT64_C (5000)
 
 /* The longest string of the NBD protocol. */
 #define MAX_STRING 4096
@@ -183,7 +186,7 @@ add_export (struct nbdkit_exports *exports, const char *name, uint64_t n)
 static int
 list_marks (struct nbdkit_exports *exports)
 {
-  for (uint64_t i = 0; i < MIN (totals.marks, (uint64_t) MAX_LISTED); ++i) {
+  for (uint64_t i = 0; i < MIN (totals.marks, MAX_MARKS); ++i) {
     CLEANUP_FREE char *mark = NULL, *name = NULL;
     uint64_t entry;
     bool first;
@@ -209,7 +212,9 @@ list_marks (struct nbdkit_exports *exports)
 static int
 list_flushes (struct nbdkit_exports *exports)
 {
-  for (uint64_t n = 1; n <= MIN (totals.flushes, (uint64_t) MAX_LISTED); ++n) {
+  const uint64_t room = MAX_LISTED - 1 - MIN (totals.marks, MAX_MARKS);
+
+  for (uint64_t n = 1; n <= MIN (totals.flushes, room); ++n) {
     struct writelog_moment moment;
     char name[32];
 
