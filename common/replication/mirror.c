@@ -631,7 +631,12 @@ copy_batch (struct mirror *m, struct batch *b)
 
     pthread_mutex_unlock (&m->lock);
     ok = write_batch (m, &call, remote, b);
-    if (now () > since + SLOW_BATCH)
+    /* All of a batch fails if a part of it does, so that the other areas
+     * are not sent in vain again and again they go one by one.
+     */
+    if (!ok)
+      b->limit = 1;
+    else if (now () > since + SLOW_BATCH)
       b->limit = MAX (b->limit / 2, 1U);
     else if (b->limit < BATCH)
       b->limit++;
@@ -1091,6 +1096,9 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
     if (m->remote && !m->broken && dirty_bytes (m->dirty) == 0) {
+      /* Often the flush that mirror_approach waited for has settled all. */
+      if (!m->flushing && !dirty_is_unsure (m->dirty))
+        return 0;
       if (asked && m->flushes > flushes)
         return 0;
       if (!asked)

@@ -782,58 +782,99 @@ test_the_remote_hangs (void **state)
   end_primary ();
 }
 
-/* A remote whose second flush hangs as long as the gate is there: it
- * touches log_file when it begins.
+/* A remote that runs these commands of the shell before each write and for
+ * each flush.
  */
 static void
-start_remote_with_a_gate (void)
+start_scripted_remote (const char *before_write, const char *flush)
 {
-  char size[64], pread[192], pwrite[192], flush[384];
+  char size[64], pread[192], pwrite[384], flush_option[64];
 
   snprintf (size, sizeof size, "get_size=echo %d", DISK_SIZE);
   snprintf (pread, sizeof pread, "pread=dd if=%s skip=$4 count=$3 "
             "iflag=skip_bytes,count_bytes status=none", remote_file);
-  snprintf (pwrite, sizeof pwrite, "pwrite=dd of=%s seek=$4 conv=notrunc "
-            "oflag=seek_bytes status=none", remote_file);
-  snprintf (flush, sizeof flush, "flush="
-            "mkdir $tmpdir/flushed 2>/dev/null && exit 0\n"
-            "touch %s\n"
-            "while [ -e %s ]; do sleep 0.05; done", log_file, gate_file);
-  close (open (gate_file, O_WRONLY | O_CREAT, 0600));
-  server_start (&server, "eval", size, pread, pwrite, "can_write=exit 0",
-                "can_flush=exit 0", flush, NULL);
+  snprintf (pwrite, sizeof pwrite, "pwrite=%s\n"
+            "dd of=%s seek=$4 conv=notrunc oflag=seek_bytes status=none",
+            before_write, remote_file);
+  snprintf (flush_option, sizeof flush_option, "flush=%s", flush);
+  server_start (&server, "eval", size, pread, pwrite, flush_option,
+                "can_write=exit 0", "can_flush=exit 0",
+                "thread_model=echo parallel", NULL);
 }
 
-/* The guest writes while its writes are held. */
+/* All in one area, of which only one copy is under way at a time. */
 static void
-write_when_held (struct unit_thread *t)
+write_until_finished (struct unit_thread *t)
 {
-  (void) t;
-  wait_for (access (log_file, F_OK) == 0);
-  CHECK (write_at (0, 5000, 7) == 0);
+  while (!atomic_load (&finished)) {
+    CHECK (write_at (random_below (&t->seed, AREA - 5000), 5000,
+                     next_random (&t->seed)) == 0);
+    pause_a_moment ();
+  }
 }
 
-/* The remote answers until the guest's writes are held, and then no
- * more.  They do not wait for its time limit, which is longer than that of
- * this test.
+/* The remote flushes, so the checkpoint goes on to hold the guest's writes,
+ * but it takes none.  They do not wait for the remote's time limit, which
+ * is longer than that of this test.
  */
 static void
 test_the_remote_hangs_while_writes_are_held (void **state)
 {
-  struct unit_thread thread;
+  struct unit_thread threads[2];
+  char wait[192];
 
   (void) state;
-  start_remote_with_a_gate ();
+  close (open (gate_file, O_WRONLY | O_CREAT, 0600));
+  snprintf (wait, sizeof wait, "while [ -e %s ]; do sleep 0.05; done",
+            gate_file);
+  start_scripted_remote (wait, "exit 0");
   begin_primary (server.uri, NULL, 3600 * 1000);
   assert_done (primary_start (primary, false, &refusal));
-  start_threads (&thread, 1, write_when_held, NULL);
+  assert_int_equal (write_at (0, 5000, 7), 0);
+  atomic_store (&finished, false);
+  start_threads (threads, 2, write_until_finished, NULL);
   assert_refused (primary_checkpoint (primary, &refusal),
                   "the remote has not taken everything within 5.0 seconds");
-  join_threads (&thread, 1);
+  stop_changing (threads, 2);
+  assert_true (query ().dirty_bytes > 0);
 
   unlink (gate_file);
   assert_done (primary_checkpoint (primary, &refusal));
   assert_int_equal (first_difference (), -1);
+}
+
+/* A remote that flushes more slowly than writes may be held: what has been
+ * flushed before they are held is not flushed again.
+ */
+static void
+test_a_remote_that_flushes_slowly (void **state)
+{
+  (void) state;
+  start_scripted_remote ("", "sleep 6");
+  begin_primary (server.uri, NULL, 0);
+  assert_done (primary_start (primary, false, &refusal));
+  assert_int_equal (write_at (0, 5000, 7), 0);
+  wait_for (query ().dirty_bytes == 0);
+  assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (first_difference (), -1);
+}
+
+/* One area that the remote does not take keeps no other one back. */
+static void
+test_the_remote_refuses_one_area (void **state)
+{
+  char fail[192];
+
+  (void) state;
+  snprintf (fail, sizeof fail, "[ $4 -ne %d ] || "
+            "{ cat >/dev/null; echo EIO >&2; exit 1; }", 20 * AREA);
+  start_scripted_remote (fail, "exit 0");
+  begin_primary (server.uri, NULL, 0);
+  assert_done (primary_start (primary, false, &refusal));
+  for (int i = 0; i < 40; ++i)
+    assert_int_equal (write_at (i * AREA, AREA, i + 1), 0);
+  wait_for (query ().dirty_bytes == AREA);
+  assert_int_equal (first_difference (), 20 * AREA);
 }
 
 static void
@@ -1276,6 +1317,8 @@ main (void)
     TEST (test_what_was_not_flushed_is_sent_again),
     TEST (test_the_remote_hangs),
     TEST (test_the_remote_hangs_while_writes_are_held),
+    TEST (test_a_remote_that_flushes_slowly),
+    TEST (test_the_remote_refuses_one_area),
     TEST (test_the_end_does_not_wait_for_a_remote_that_hangs),
     TEST (test_a_clean_end_leaves_a_clean_bitmap),
     TEST (test_the_bitmap_survives),
