@@ -10,6 +10,10 @@
  * of the process in the order of the writes, data before the entry that
  * maps it, and what happens at power loss is for the user to know.
  * NEED_CHECK stays set from the first allocation until it is cleaned.
+ * What a dead process leaves are leaks, and no other faults; so whatever
+ * else is found was done to the file by somebody, and a repair, which
+ * drops mappings that point nowhere, would pass a part of what the
+ * buffer held for all of it.
  *
  * Emptying takes a new L1 table, which is somewhere in the file where it
  * reads as zeroes, and points the header to it: 64 bytes in a page that
@@ -106,7 +110,7 @@ make_buffer (struct qed *s)
   pthread_mutex_init (&b->scratch_lock, NULL);
   b->base = qed_header_bytes (&s->header);
   s->buffer = b;
-  /* Damaged ones may still be emptied. */
+  /* Nobody can tell what a damaged one held. */
   return s->node.read_only ? 0 : count_all (s);
 }
 
@@ -117,6 +121,8 @@ qed_buffer_open (const char *name)
   struct node *n;
 
   options.backing = "none";
+  options.repair = QED_REPAIR_NEVER;
+  options.untouched = true;
   n = qed_open (name, &options);
   if (n && make_buffer (qed_of_node (n)) == -1) {
     const int err = errno;

@@ -289,7 +289,7 @@ scan_for_serving (struct qed *s)
     msg_warning ("%s: the image is damaged in %u places%s; these cannot be "
                  "read%s", s->node.name, naming.nr,
                  naming.nr > MAX_NAMED ? " (some are named above)" : "",
-                 s->node.read_only ? "" :
+                 s->node.read_only || s->options.untouched ? "" :
                  ", and the image is served read-only; qed-img check -r all "
                  "or repair=always repairs it");
     s->node.read_only = true;
@@ -338,7 +338,10 @@ wants_repair (const struct qed *s)
   }
 }
 
-/* Bits of features that we do not know would be wrong after a write. */
+/* Bits of features that we do not know would be wrong after a write.  An
+ * image that is to stay untouched loses them with the first write of the
+ * header, which comes before all others.
+ */
 int
 qed_clear_unknown_bits (struct qed *s)
 {
@@ -346,7 +349,7 @@ qed_clear_unknown_bits (struct qed *s)
       (s->header.autoclear_features & ~(uint64_t) QED_KNOWN_AUTOCLEAR) == 0)
     return 0;
   s->header.autoclear_features &= QED_KNOWN_AUTOCLEAR;
-  return header_write (s);
+  return s->options.untouched ? 0 : header_write (s);
 }
 
 /* An image keeps half of the memory to itself and leaves the other half

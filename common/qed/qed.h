@@ -35,6 +35,8 @@ struct qed_options {
   enum qed_detect detect_zeroes;
   bool copy_on_read;
   bool no_lock;
+  bool untouched;               /* opening writes nothing, whatever is in
+                                   the file; wants repair "never" */
 };
 
 #define QED_DEFAULT_OPTIONS \
@@ -221,8 +223,11 @@ extern int qed_probe (struct node *n, enum qed_format *format);
 /* Make a missing (or empty) file a new buffer for size bytes. */
 extern int qed_buffer_create (const char *name, uint64_t size);
 
-/* Open one, as qed_open does with repair "auto".  Before node_start it
- * needs qed_buffer_set_backing.
+/* Open one.  That changes nothing of the file: space that a crash has
+ * leaked is given back when the buffer is emptied, and one that is
+ * damaged is read-only, after a message for each place, and can only be
+ * closed or its note be read.  Before node_start it needs
+ * qed_buffer_set_backing.
  */
 extern struct node *qed_buffer_open (const char *name);
 

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "memory-node.h"
 #include "qed.h"
@@ -293,6 +294,114 @@ test_large_disks (void **state)
   assert_int_equal (node_close (n), 0);
 }
 
+/* ---- Opening what others have left */
+
+static size_t
+read_file (uint8_t **data)
+{
+  CLEANUP_CLOSE int fd = open (NAME, O_RDONLY);
+  struct stat st;
+
+  assert_int_equal (fstat (fd, &st), 0);
+  *data = malloc (st.st_size);
+  assert_int_equal (pread (fd, *data, st.st_size, 0), st.st_size);
+  return st.st_size;
+}
+
+static void
+patch (const void *buf, size_t count, uint64_t offset)
+{
+  CLEANUP_CLOSE int fd = open (NAME, O_RDWR);
+
+  assert_int_equal (pwrite (fd, buf, count, offset), count);
+}
+
+/* A buffer that was emptied and used again when its process died, and
+ * that a newer program has had before.
+ */
+static void
+leave_buffer (struct bench *b)
+{
+  pid_t pid;
+  int status;
+
+  make_buffer (b);
+  assert_int_equal (node_close (b->buffer), 0);
+  pid = fork ();
+  assert_int_not_equal (pid, -1);
+  if (pid == 0) {
+    open_buffer (b);
+    CHECK (qed_buffer_hold (b->buffer, SIZE, 0) == 0);
+    CHECK (empty (b) == 0);
+    CHECK (qed_buffer_hold (b->buffer, 3 * CLUSTER, 0) == 0);
+    _exit (0);
+  }
+  assert_int_equal (waitpid (pid, &status, 0), pid);
+  assert_int_equal (status, 0);
+  patch ("\x80", 1, 32);        /* an autoclear feature */
+}
+
+static void
+test_opening_changes_nothing (void **state)
+{
+  uint8_t *before, *after;
+  struct qed_check_result result;
+  struct bench b;
+  size_t count;
+
+  (void) state;
+  leave_buffer (&b);
+  count = read_file (&before);
+  open_buffer (&b);
+  assert_int_equal (qed_buffer_nr_held (b.buffer), 3);
+  assert_reads (&b, 'o', SIZE / 2, 0);
+  assert_int_equal (node_close (b.buffer), 0);
+  assert_int_equal (read_file (&after), count);
+  assert_memory_equal (before, after, count);
+  free (before);
+  free (after);
+
+  /* Emptying puts all of that right. */
+  open_buffer (&b);
+  assert_int_equal (qed_buffer_clean (b.buffer), 0);
+  assert_int_equal (qed_buffer_hold (b.buffer, SIZE, 0), 0);
+  assert_reads (&b, 'o', SIZE / 2, 0);
+  assert_reads (&b, 0, SIZE / 2, SIZE / 2);
+  assert_int_equal (qed_buffer_clean (b.buffer), 0);
+  close_all (&b);
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+                               &result), 0);
+  assert_int_equal (result.corruptions + result.leaks, 0);
+  read_file (&after);
+  assert_int_equal (after[32], 0);
+  free (after);
+}
+
+static void
+test_opening_repairs_nothing (void **state)
+{
+  uint8_t *before, *after, *l1;
+  struct bench b;
+  size_t count;
+
+  (void) state;
+  leave_buffer (&b);
+  read_file (&before);
+  l1 = before + 40;
+  patch ("\xff\xff\xff\xff\xff\xff\xff\xff", 8,
+         l1[0] | l1[1] << 8 | l1[2] << 16 | (uint64_t) l1[3] << 24);
+  free (before);
+  count = read_file (&before);
+  b.buffer = qed_buffer_open (NAME);
+  assert_non_null (b.buffer);
+  assert_true (b.buffer->read_only);
+  close_all (&b);
+  assert_int_equal (read_file (&after), count);
+  assert_memory_equal (before, after, count);
+  free (before);
+  free (after);
+}
+
 int
 main (void)
 {
@@ -305,6 +414,8 @@ main (void)
     cmocka_unit_test (test_the_note_stays),
     cmocka_unit_test (test_keeping),
     cmocka_unit_test (test_large_disks),
+    cmocka_unit_test (test_opening_changes_nothing),
+    cmocka_unit_test (test_opening_repairs_nothing),
   };
 
   alarm (HANG_SECONDS);
