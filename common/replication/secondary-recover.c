@@ -76,6 +76,7 @@ secondary_put_state (struct secondary *s, enum buffers_state state)
   return qed_buffer_put_note (s->hidden, note);
 }
 
+/* A hidden buffer that is missing says nothing. */
 static int
 get_state (struct secondary *s, enum buffers_state *state, bool *same_boot)
 {
@@ -84,6 +85,8 @@ get_state (struct secondary *s, enum buffers_state *state, bool *same_boot)
 
   *state = BUFFERS_UNUSED;
   *same_boot = true;
+  if (s->hidden == NULL)
+    return 0;
   if (qed_buffer_get_note (s->hidden, note) == -1)
     return -1;
   if (memcmp (note, NOTE_MAGIC, sizeof NOTE_MAGIC) != 0)
@@ -110,49 +113,31 @@ secondary_clean_buffers (struct secondary *s)
   return secondary_put_state (s, BUFFERS_UNUSED);
 }
 
-/* ---- Damaged buffers */
+/* ---- What is refused */
 
-static int
-reopen_empty (struct node **buffer, const char *name)
+static bool
+is_damaged (const struct node *buffer)
 {
-  node_close (*buffer);
-  *buffer = NULL;
-  if (qed_empty_image (name, false) == -1)
-    return -1;
-  *buffer = qed_buffer_open (name);
-  return *buffer ? 0 : -1;
+  return buffer && buffer->read_only;
 }
 
 /* What cannot be read any more can still be discarded, unless the guest's
  * data is in it.
  */
 static int
-mend_buffers (struct secondary *s, enum buffers_state state)
+refuse_damaged (struct secondary *s)
 {
-  if (!s->active->read_only && !s->hidden->read_only)
-    return 0;
-  if (s->recover != RECOVER_DISCARD || state == BUFFERS_FAILOVER) {
-    errno = EINVAL;
-    msg_error ("%s: the buffer is damaged%s",
-               s->active->read_only ? s->active_name : s->hidden_name,
-               state == BUFFERS_FAILOVER
-               ? "; qed-img check -r all may repair it"
-               : "; replication-recover=discard keeps the disk as it is and "
-               "empties both buffers");
-    return -1;
-  }
-  if (s->active->read_only &&
-      reopen_empty (&s->active, s->active_name) == -1)
-    return -1;
-  if (s->hidden->read_only &&
-      reopen_empty (&s->hidden, s->hidden_name) == -1)
-    return -1;
-  qed_buffer_set_backing (s->hidden, s->disk, true);
-  qed_buffer_set_backing (s->active, s->hidden, false);
-  return 0;
+  errno = EINVAL;
+  msg_error ("%s: the buffer is damaged%s",
+             is_damaged (s->active) ? s->active_name : s->hidden_name,
+             s->left == BUFFERS_FAILOVER
+             ? "; it is that of a failover that was interrupted, of which "
+             "data of the guest may be lost; qed-img check -r all may repair "
+             "it"
+             : "; replication-recover=discard keeps the disk as it is and "
+             "empties both buffers");
+  return -1;
 }
-
-/* ---- What to do */
 
 static int
 refuse_to_guess (struct secondary *s)
@@ -163,6 +148,21 @@ refuse_to_guess (struct secondary *s)
              "of the last checkpoint, replication-recover=discard keeps the "
              "disk as it is",
              s->active_name, s->hidden_name);
+  return -1;
+}
+
+/* We leave no such buffers: the hidden one says that it is in use before
+ * anything is put into either, and that it is not when both are empty.
+ */
+static int
+refuse_unused (struct secondary *s)
+{
+  errno = EBUSY;
+  msg_error ("the buffers %s and %s are not empty, but the hidden buffer %s "
+             "holds no checkpoint to roll back to: is it the right file?  "
+             "replication-recover=discard keeps the disk as it is and "
+             "empties both buffers",
+             s->active_name, s->hidden_name, s->hidden_name);
   return -1;
 }
 
@@ -189,6 +189,78 @@ refuse_to_finish (struct secondary *s)
   return -1;
 }
 
+/* The guest's writes are in it, so it was there. */
+static int
+refuse_without_active (struct secondary *s)
+{
+  errno = ENOENT;
+  msg_error ("%s: the active buffer is missing: by what the hidden buffer %s "
+             "says it holds what the guest wrote before a failover that was "
+             "interrupted", s->active_name, s->hidden_name);
+  return -1;
+}
+
+static bool
+are_empty (const struct secondary *s)
+{
+  return (s->active == NULL || qed_buffer_nr_held (s->active) == 0) &&
+    (s->hidden == NULL || qed_buffer_nr_held (s->hidden) == 0);
+}
+
+int
+secondary_check_buffers (struct secondary *s)
+{
+  const bool damaged = is_damaged (s->active) || is_damaged (s->hidden);
+  bool same_boot;
+
+  if (get_state (s, &s->left, &same_boot) == -1)
+    return -1;
+  if (damaged &&
+      (s->recover != RECOVER_DISCARD || s->left == BUFFERS_FAILOVER))
+    return refuse_damaged (s);
+  if (s->left == BUFFERS_FAILOVER && s->active == NULL)
+    return refuse_without_active (s);
+  if (s->left == BUFFERS_FAILOVER)
+    return s->recover == RECOVER_FAIL ? refuse_to_finish (s) : 0;
+  if (s->recover == RECOVER_DISCARD || s->left == BUFFERS_OBSOLETE)
+    return 0;
+  if (s->left == BUFFERS_RUNNING && !same_boot)
+    return refuse_after_boot (s);
+  if (are_empty (s))
+    return 0;
+  if (s->left == BUFFERS_UNUSED)
+    return refuse_unused (s);
+  return s->recover == RECOVER_FAIL ? refuse_to_guess (s) : 0;
+}
+
+/* ---- What is done */
+
+static int
+reopen_empty (struct node **buffer, const char *name)
+{
+  node_close (*buffer);
+  *buffer = NULL;
+  if (qed_empty_image (name, false) == -1)
+    return -1;
+  *buffer = qed_buffer_open (name);
+  return *buffer ? 0 : -1;
+}
+
+/* Damaged buffers that were not refused are to be discarded. */
+static int
+mend_buffers (struct secondary *s)
+{
+  if (is_damaged (s->active) &&
+      reopen_empty (&s->active, s->active_name) == -1)
+    return -1;
+  if (is_damaged (s->hidden) &&
+      reopen_empty (&s->hidden, s->hidden_name) == -1)
+    return -1;
+  qed_buffer_set_backing (s->hidden, s->disk, true);
+  qed_buffer_set_backing (s->active, s->hidden, false);
+  return 0;
+}
+
 static int
 rollback (struct secondary *s)
 {
@@ -201,8 +273,6 @@ rollback (struct secondary *s)
 static int
 finish_failover (struct secondary *s)
 {
-  if (s->recover == RECOVER_FAIL)
-    return refuse_to_finish (s);
   if (secondary_copy_back (s, s->active, s->hidden) == -1 ||
       secondary_put_state (s, BUFFERS_OBSOLETE) == -1 ||
       secondary_clean_buffers (s) == -1)
@@ -215,26 +285,11 @@ finish_failover (struct secondary *s)
 int
 secondary_do_recover (struct secondary *s)
 {
-  enum buffers_state state;
-  bool same_boot, empty;
-
-  if (get_state (s, &state, &same_boot) == -1 ||
-      mend_buffers (s, state) == -1)
+  if (mend_buffers (s) == -1)
     return -1;
-  if (state == BUFFERS_FAILOVER)
+  if (s->left == BUFFERS_FAILOVER)
     return finish_failover (s);
-
-  empty = qed_buffer_nr_held (s->active) == 0 &&
-    qed_buffer_nr_held (s->hidden) == 0;
-  if (state == BUFFERS_RUNNING && !same_boot) {
-    if (s->recover != RECOVER_DISCARD)
-      return refuse_after_boot (s);
-  }
-  else if (state != BUFFERS_OBSOLETE && !empty) {
-    if (s->recover == RECOVER_FAIL)
-      return refuse_to_guess (s);
-    if (s->recover == RECOVER_ROLLBACK)
-      return rollback (s);
-  }
+  if (s->left == BUFFERS_RUNNING && s->recover == RECOVER_ROLLBACK)
+    return rollback (s);
   return secondary_clean_buffers (s);
 }

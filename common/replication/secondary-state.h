@@ -42,9 +42,20 @@ struct export {
  */
 enum prepared { NOT_PREPARED, PREPARED, PREPARED_NOTHING };
 
+/* What the buffers mean to whoever finds them, kept in the hidden
+ * buffer's note.
+ */
+enum buffers_state {
+  BUFFERS_UNUSED,
+  BUFFERS_RUNNING,              /* hidden has what the disk was */
+  BUFFERS_FAILOVER,             /* active over hidden is to be committed */
+  BUFFERS_OBSOLETE,             /* the disk is right without them */
+};
+
 struct secondary {
   char *active_name, *hidden_name;
   enum secondary_recover recover;
+  enum buffers_state left;      /* as they were found */
 
   struct node *disk;            /* borrowed; NULL before begin */
   struct node *hidden, *active; /* buffers: hidden over disk, active over
@@ -98,16 +109,6 @@ extern int secondary_commit (struct job *job, void *opaque);
 
 /* ---- secondary-recover.c */
 
-/* What the buffers mean to whoever finds them, kept in the hidden
- * buffer's note.
- */
-enum buffers_state {
-  BUFFERS_UNUSED,
-  BUFFERS_RUNNING,              /* hidden has what the disk was */
-  BUFFERS_FAILOVER,             /* active over hidden is to be committed */
-  BUFFERS_OBSOLETE,             /* the disk is right without them */
-};
-
 /* Write the note; durable. */
 extern int secondary_put_state (struct secondary *s,
                                 enum buffers_state state);
@@ -117,7 +118,12 @@ extern int secondary_put_state (struct secondary *s,
  */
 extern int secondary_clean_buffers (struct secondary *s);
 
-/* Deal with what a crash has left, as s->recover says. */
+/* Look at what a crash has left in the buffers that are there, and refuse
+ * what s->recover does not allow; changes nothing.
+ */
+extern int secondary_check_buffers (struct secondary *s);
+
+/* Deal with what was left and has not been refused, as s->recover says. */
 extern int secondary_do_recover (struct secondary *s);
 
 #endif /* BLOCKDRIVERS_SECONDARY_STATE_H */

@@ -177,7 +177,7 @@ secondary_open (const struct secondary_options *options)
     free_secondary (s);
     return NULL;
   }
-  if (open_buffers (s) == -1) {
+  if (open_buffers (s) == -1 || secondary_check_buffers (s) == -1) {
     free_secondary (s);
     return NULL;
   }
@@ -216,8 +216,6 @@ secondary_begin (struct secondary *s, struct node *disk)
     return -1;
   s->unit = MAX (qed_buffer_cluster_size (s->active),
                  qed_buffer_cluster_size (s->hidden));
-  qed_buffer_set_backing (s->hidden, disk, true);
-  qed_buffer_set_backing (s->active, s->hidden, false);
   secondary_init_exports (s);
   if (secondary_do_recover (s) == -1)
     return -1;

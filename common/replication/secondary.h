@@ -29,8 +29,9 @@ struct secondary_options {
 
 /* Check the options and open the buffers as far as that is possible
  * before the fork and without the disk: those that exist are opened and
- * locked, and repaired if a crash has left them so; the folders of others
- * must be there.  Strings are copied.  NULL with errno after a message.
+ * locked, and what a crash has left in them must be something that
+ * recover allows; the folders of others must be there.  Nothing is
+ * changed.  Strings are copied.  NULL with errno after a message.
  */
 extern struct secondary *
 secondary_open (const struct secondary_options *options);

@@ -1017,25 +1017,249 @@ test_after_another_boot (void **state)
   assert_clean_buffers ();
 }
 
+/* ---- Buffers that are not what they should be */
+
+/* All bytes of the two files and of the disk. */
+struct snapshot {
+  size_t count[3];
+  uint8_t *data[3];
+};
+
 static void
-test_damaged_buffers (void **state)
+read_all (const char *name, uint8_t **data, size_t *count)
 {
-  static const uint8_t outside[8] = { 0, 0, 0, 0, 0, 1 };
+  CLEANUP_CLOSE int fd = open (name, O_RDONLY);
+  struct stat st;
+
+  *count = 0;
+  *data = NULL;
+  if (fd == -1)
+    return;
+  assert_int_equal (fstat (fd, &st), 0);
+  *count = st.st_size;
+  *data = malloc (*count + 1);
+  assert_int_equal (pread (fd, *data, *count, 0), *count);
+}
+
+static void
+take_snapshot (struct bench *b, struct snapshot *shot)
+{
+  read_all (ACTIVE, &shot->data[0], &shot->count[0]);
+  read_all (HIDDEN, &shot->data[1], &shot->count[1]);
+  shot->count[2] = SIZE;
+  shot->data[2] = malloc (SIZE);
+  memcpy (shot->data[2], b->disk->data, SIZE);
+}
+
+static void
+free_snapshot (struct snapshot *shot)
+{
+  for (size_t i = 0; i < 3; ++i)
+    free (shot->data[i]);
+}
+
+/* The server does not start, the last thing that it says is this, and
+ * nothing has changed.
+ */
+static void
+assert_untouched (struct bench *b, enum secondary_recover recover,
+                  const char *text)
+{
+  struct snapshot before, after;
+
+  take_snapshot (b, &before);
+  forget_messages ();
+  assert_int_equal (bench_begin (b, recover), -1);
+  if (strstr (messages.last, text) == NULL)
+    fail_msg ("the last message: %s", messages.last);
+  take_snapshot (b, &after);
+  for (size_t i = 0; i < 3; ++i) {
+    assert_int_equal (before.count[i], after.count[i]);
+    if (after.data[i])
+      assert_memory_equal (before.data[i], after.data[i], after.count[i]);
+  }
+  free_snapshot (&before);
+  free_snapshot (&after);
+}
+
+static uint64_t
+entry_at (const char *name, uint64_t offset)
+{
+  CLEANUP_CLOSE int fd = open (name, O_RDONLY);
+  uint8_t buf[8];
+  uint64_t value = 0;
+
+  assert_int_equal (pread (fd, buf, sizeof buf, offset), sizeof buf);
+  for (int i = 7; i >= 0; --i)
+    value = value << 8 | buf[i];
+  return value;
+}
+
+static void
+put_entry (const char *name, uint64_t offset, uint64_t value)
+{
+  uint8_t buf[8];
+
+  for (unsigned i = 0; i < 8; ++i)
+    buf[i] = value >> 8 * i;
+  patch (name, buf, sizeof buf, offset);
+}
+
+enum { DAMAGES = 5 };
+
+static void
+damage (const char *name, unsigned how)
+{
+  const uint64_t l1 = entry_at (name, 40);
+  const uint64_t l2 = entry_at (name, l1);
+
+  switch (how) {
+  case 0: put_entry (name, l1, UINT64_MAX); break;
+  case 1: put_entry (name, l1, UINT64_C (1) << 40); break;
+  case 2: put_entry (name, l1 + 8, l2); break;
+  case 3: put_entry (name, l2, UINT64_C (1) << 40); break;
+  case 4: put_entry (name, l2, l2); break;
+  }
+}
+
+static void
+test_left_over_buffers_are_not_touched (void **state)
+{
   struct bench b;
 
   (void) state;
   crash (&b);
-  /* The L1 table, and without NEED_CHECK so that nobody repairs it. */
-  patch (HIDDEN, outside, 8, CLUSTER);
-  patch (HIDDEN, outside, 4, 16);
-  forget_messages ();
-  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), -1);
-  assert_non_null (strstr (messages.last, "the buffer is damaged"));
+  assert_untouched (&b, RECOVER_FAIL, "replication-recover=rollback");
+  bench_close (&b);
+}
+
+/* All that was held is needed for a rollback, so it is no repair to drop
+ * what cannot be read.
+ */
+static void
+test_damaged_buffers (void **state)
+{
+  static const char *const names[] = { ACTIVE, HIDDEN };
+
+  (void) state;
+  for (unsigned how = 0; how < DAMAGES; ++how)
+    for (unsigned i = 0; i < 2; ++i) {
+      struct bench b;
+
+      crash (&b);
+      damage (names[i], how);
+      assert_untouched (&b, RECOVER_FAIL, "the buffer is damaged");
+      assert_untouched (&b, RECOVER_ROLLBACK, "the buffer is damaged");
+      assert_non_null (strstr (messages.last, names[i]));
+      assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+      assert_byte (&b.disk->node, 'p', 1, 0);
+      assert_byte (&b.disk->node, 'o', SIZE - 1, 1);
+      assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+      write_byte (b.primary, 'q', 10, 0);
+      assert_byte (b.guest, 'p', 1, 0);
+      assert_byte (b.guest, 'o', SIZE - 1, 1);
+      bench_close (&b);
+      assert_clean_buffers ();
+    }
+}
+
+/* What the guest wrote is in them only. */
+static void
+test_damaged_buffers_of_a_failover (void **state)
+{
+  static const char *const names[] = { ACTIVE, HIDDEN };
+
+  (void) state;
+  for (unsigned i = 0; i < 2; ++i) {
+    struct bench b;
+    uint64_t l1, entry;
+
+    enter_stage (&b, 3);
+    secondary_close (b.s);
+    l1 = entry_at (names[i], 40);
+    entry = entry_at (names[i], l1);
+    damage (names[i], 0);
+    for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_DISCARD;
+         ++how) {
+      assert_untouched (&b, how, "the buffer is damaged");
+      assert_non_null (strstr (messages.last, names[i]));
+      assert_non_null (strstr (messages.last, "failover"));
+    }
+    put_entry (names[i], l1, entry);
+    assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+    assert_byte (&b.disk->node, 'g', 100, 50);
+    bench_close (&b);
+  }
+}
+
+static void
+test_a_failover_without_its_active_buffer (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  enter_stage (&b, 3);
+  secondary_close (b.s);
+  assert_int_equal (rename (ACTIVE, "away.qed"), 0);
+  for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_DISCARD;
+       ++how)
+    assert_untouched (&b, how, "the active buffer is missing");
+  assert_int_equal (rename ("away.qed", ACTIVE), 0);
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_byte (&b.disk->node, 'g', 100, 50);
+  bench_close (&b);
+}
+
+static void
+assert_no_checkpoint (struct bench *b)
+{
+  for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_ROLLBACK;
+       ++how) {
+    assert_untouched (b, how, "holds no checkpoint to roll back to");
+    assert_non_null (strstr (messages.last, ACTIVE));
+    assert_non_null (strstr (messages.last, HIDDEN));
+  }
+}
+
+static void
+test_rollback_with_another_hidden_buffer (void **state)
+{
+  struct bench b;
+  struct node *n;
+
+  (void) state;
+  crash (&b);
+  assert_int_equal (rename (HIDDEN, "away.qed"), 0);
+  assert_no_checkpoint (&b);
+  make_file (HIDDEN, "");
+  assert_no_checkpoint (&b);
+  make_image (HIDDEN, SIZE, NULL);
+  assert_no_checkpoint (&b);
+
+  /* Somebody's image is no checkpoint either. */
+  n = qed_open (HIDDEN, &QED_DEFAULT_OPTIONS);
+  assert_non_null (n);
+  assert_int_equal (node_pwrite (n, "x", 1, 0), 0);
+  assert_int_equal (node_close (n), 0);
+  assert_no_checkpoint (&b);
+
+  assert_int_equal (rename ("away.qed", HIDDEN), 0);
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_byte (&b.disk->node, 'o', SIZE, 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+static void
+test_discard_without_the_hidden_buffer (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  unlink (HIDDEN);
   assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
-  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
-  write_byte (b.primary, 'q', 10, 0);
-  assert_byte (b.guest, 'p', 1, 0);
-  assert_byte (b.guest, 'o', SIZE - 1, 1);
+  assert_byte (&b.disk->node, 'p', 1, 0);
   bench_close (&b);
   assert_clean_buffers ();
 }
@@ -1076,7 +1300,12 @@ main (void)
     cmocka_unit_test (test_left_over_buffers),
     cmocka_unit_test (test_rollback_with_a_failing_disk),
     cmocka_unit_test (test_after_another_boot),
+    cmocka_unit_test (test_left_over_buffers_are_not_touched),
     cmocka_unit_test (test_damaged_buffers),
+    cmocka_unit_test (test_damaged_buffers_of_a_failover),
+    cmocka_unit_test (test_a_failover_without_its_active_buffer),
+    cmocka_unit_test (test_rollback_with_another_hidden_buffer),
+    cmocka_unit_test (test_discard_without_the_hidden_buffer),
   };
 
   alarm (HANG_SECONDS);
