@@ -396,3 +396,83 @@ print(s.getsockname()[1])')
     assert_same_disk copy disk.img
   done
 }
+
+# What a secondary leaves that is killed while it runs: its disk has the
+# primary's bytes 0x42, its hidden buffer the old ones, 0x41.
+leave_buffers ()
+{
+  qemu_io disk.img "write -P 0x41 0 4M"
+  start_secondary replication-start=true
+  qemu_io "$uri" "write -P 0x42 0 68k"
+  qemu_io "$guest_uri" "write -P 0x43 1M 4k"
+  kill -KILL "$pid"
+  wait_until 60 process_ended "$pid"
+  rm -f secondary.ctl
+  sha256sum active.qed hidden.qed disk.img >before
+}
+
+# refused_in_front EXPRESSION... -- PARAMETER...: a secondary that goes into
+# the background must not get there: the error is told on the command line,
+# and no file has changed.
+refused_in_front ()
+{
+  local expressions=() expression
+  while [ "$1" != -- ]; do
+    expressions+=("$1")
+    shift
+  done
+  shift
+  run timeout -k 5 30 nbdkit -U "$tmp/front.sock" -P "$tmp/front.pid" \
+      --filter=replication file disk.img "${secondary[@]}" "$@"
+  if [ -s "$tmp/front.pid" ]; then
+    kill "$(cat "$tmp/front.pid")" || true
+  fi
+  assert_equal "$status" 1
+  assert_not_exists "$tmp/front.pid"
+  assert_not_exists "$tmp/front.sock"
+  for expression in "${expressions[@]}"; do
+    assert_output --regexp "$expression"
+  done
+  sha256sum --quiet -c before
+}
+
+# The eight bytes 0xff over the first entry of the L1 table.
+damage ()
+{
+  printf '\377%.0s' {1..8} | dd of="$1" bs=1 seek=16384 conv=notrunc status=none
+}
+
+@test "buffers that were left are told of before nbdkit is in the background" {
+  disk
+  leave_buffers
+  refused_in_front "active.qed" "hidden.qed" "replication-recover=rollback" --
+  mv hidden.qed away.qed
+  sha256sum active.qed disk.img >before
+  refused_in_front "active.qed" "hidden.qed" "holds no checkpoint" -- \
+                   replication-recover=rollback
+  assert_not_exists hidden.qed
+  mv away.qed hidden.qed
+  start_secondary replication-recover=rollback
+  qemu_io "$uri" "read -P 0x41 0 4M"
+}
+
+@test "a damaged buffer is refused, with its place, and can be discarded" {
+  local how name
+  for name in active hidden; do
+    rm -f ./*.qed
+    disk
+    leave_buffers
+    damage "$name.qed"
+    sha256sum active.qed hidden.qed disk.img >before
+    for how in fail rollback; do
+      refused_in_front "$name.qed: the buffer is damaged" "18446744073709551615" \
+                       "replication-recover=discard" -- \
+                       replication-recover="$how"
+    done
+    start_secondary replication-recover=discard
+    qemu_io "$uri" "read -P 0x42 0 68k" "read -P 0x41 68k 4028k"
+    stop_nbdkit
+    qemu-img check -q -f qed active.qed
+    qemu-img check -q -f qed hidden.qed
+  done
+}
