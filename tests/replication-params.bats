@@ -345,13 +345,40 @@ remote_refused ()
   remote_refused "nbd+unix:///?socket=$tmp/secondary.ctl" "secondary.ctl"
 }
 
-@test "replication-start=true ends the server if it cannot start" {
+# absent_at_launch COMMAND [PARAMETER...]: the remote is not there when the
+# primary is launched with replication-start=true.  Its guest has its disk,
+# and the command makes the disks equal when the remote has come.
+absent_at_launch ()
+{
+  local command=$1 primary_pid primary_uri
+  shift
+  rm -f ./*.img
   truncate -s 4M primary.img
-  refused "replication-start" "nobody.sock" -- file primary.img \
-          replication-mode=primary replication-start=true \
-          replication-remote="nbd+unix:///?socket=$tmp/nobody.sock" \
-          replication-control=primary.ctl
-  assert_not_exists primary.ctl
+  start_primary "nbd+unix:///?socket=$tmp/remote.sock" replication-start=true \
+                "$@"
+  primary_uri=$uri primary_pid=$pid
+  run cat "$log"
+  assert_output --regexp "replication-start: .*remote.sock.*$command"
+  assert_equal "$(status_of primary.ctl stage)" none
+  qemu_io "$uri" "write -P 4 1M 64k" "read -P 4 1M 64k"
+
+  disk
+  start_secondary
+  ln -sf "$sock" remote.sock
+  # shellcheck disable=SC2086 # a command and its arguments
+  blkctl primary.ctl $command
+  blkctl primary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+  qemu_io "$primary_uri" "write -P 5 2M 64k"
+  blkctl primary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+  stop_nbdkit "$primary_pid"
+  stop_nbdkit
+}
+
+@test "replication-start=true with an absent remote does not stop a primary" {
+  absent_at_launch "replication-start sync=full"
+  absent_at_launch "replication-start" replication-bitmap=map
 }
 
 @test "replication-start=true starts at once" {
@@ -439,7 +466,8 @@ refused_in_front ()
 # The eight bytes 0xff over the first entry of the L1 table.
 damage ()
 {
-  printf '\377%.0s' {1..8} | dd of="$1" bs=1 seek=16384 conv=notrunc status=none
+  printf '\377%.0s' {1..8} |
+    dd of="$1" bs=1 seek=16384 conv=notrunc status=none
 }
 
 @test "buffers that were left are told of before nbdkit is in the background" {
@@ -465,7 +493,8 @@ damage ()
     damage "$name.qed"
     sha256sum active.qed hidden.qed disk.img >before
     for how in fail rollback; do
-      refused_in_front "$name.qed: the buffer is damaged" "18446744073709551615" \
+      refused_in_front "$name.qed: the buffer is damaged" \
+                       "$name.qed: .*18446744073709551615" \
                        "replication-recover=discard" -- \
                        replication-recover="$how"
     done

@@ -105,6 +105,7 @@ replication_get_ready (int thread_model)
   return 0;
 }
 
+/* A primary's guest has its disk whatever becomes of the remote. */
 static int
 start_now (void)
 {
@@ -112,8 +113,15 @@ start_now (void)
 
   if (side_start (&side, false, &refusal) == 0)
     return 0;
-  nbdkit_error ("replication-start: %s", refusal.desc);
-  return -1;
+  if (params.mode == MODE_SECONDARY) {
+    nbdkit_error ("replication-start: %s", refusal.desc);
+    return -1;
+  }
+  nbdkit_error ("replication-start: %s; the primary serves its disk without "
+                "replication, until it is started with the command "
+                "replication-start%s", refusal.desc,
+                params.bitmap ? "" : " sync=full");
+  return 0;
 }
 
 static int
