@@ -1192,6 +1192,45 @@ test_damaged_buffers_of_a_failover (void **state)
   }
 }
 
+/* What is left of it after somebody has repaired it is committed. */
+static void
+test_a_failover_with_a_repaired_buffer (void **state)
+{
+  struct qed_check_result result;
+  struct bench b;
+
+  (void) state;
+  enter_stage (&b, 3);
+  write_byte (b.guest, 'h', 1, 0);
+  secondary_close (b.s);
+  damage (ACTIVE, 3);
+  assert_int_equal (qed_check (ACTIVE, QED_FIX_ALL, false, NULL, NULL,
+                               &result), 0);
+  assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
+  assert_status (&b, REPLICATION_DONE, false);
+  assert_byte (&b.disk->node, 'o', SIZE, 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* Nobody knows what these were for. */
+static void
+test_buffers_that_cannot_be_opened (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  crash (&b);
+  assert_int_equal (truncate (HIDDEN, CLUSTER + 8), 0);
+  for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_DISCARD;
+       ++how)
+    assert_untouched (&b, how, "goes beyond the end of the file");
+  unlink (HIDDEN);
+  assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
 static void
 test_a_failover_without_its_active_buffer (void **state)
 {
@@ -1303,6 +1342,8 @@ main (void)
     cmocka_unit_test (test_left_over_buffers_are_not_touched),
     cmocka_unit_test (test_damaged_buffers),
     cmocka_unit_test (test_damaged_buffers_of_a_failover),
+    cmocka_unit_test (test_a_failover_with_a_repaired_buffer),
+    cmocka_unit_test (test_buffers_that_cannot_be_opened),
     cmocka_unit_test (test_a_failover_without_its_active_buffer),
     cmocka_unit_test (test_rollback_with_another_hidden_buffer),
     cmocka_unit_test (test_discard_without_the_hidden_buffer),
