@@ -22,6 +22,10 @@
  *              the note was written.
  *   obsolete   the disk is right, whatever is in the buffers.
  *
+ * Without a note nothing has been put into the buffers: it is written
+ * before the first request, and wiped when both are empty.  A buffer that
+ * holds something all the same has the wrong file at its side.
+ *
  * The note is one sector:
  *
  *   offset 0   "blkreplication\n" and a zero byte
@@ -158,9 +162,9 @@ static int
 refuse_unused (struct secondary *s)
 {
   errno = EBUSY;
-  msg_error ("the buffers %s and %s are not empty, but the hidden buffer %s "
-             "holds no checkpoint to roll back to: is it the right file?  "
-             "replication-recover=discard keeps the disk as it is and "
+  msg_error ("the buffers %s and %s are not both empty, but the hidden "
+             "buffer %s holds no checkpoint to roll back to: is it the right "
+             "file?  replication-recover=discard keeps the disk as it is and "
              "empties both buffers",
              s->active_name, s->hidden_name, s->hidden_name);
   return -1;
