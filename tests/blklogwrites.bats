@@ -667,6 +667,14 @@ connect("one").pwrite(b"1" * 512, 512)' "$sock"
   assert_file_not_exist log
 }
 
+@test "a place for held writes is needed at the start" {
+  truncate -s 1M disk
+  export TMPDIR=$tmp/missing
+  refused "missing: a temporary file for held writes: No such file" \
+          file disk log=log log-order=durability
+  nbdkit -U - --filter=blklogwrites file disk log=log --run true
+}
+
 @test "what is no log is not overwritten" {
   truncate -s 1M disk
   printf 'precious' >short

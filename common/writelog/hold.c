@@ -69,23 +69,49 @@ struct hold {
   struct held *first, *last;
   uint64_t next;                /* number */
   size_t in_memory;             /* bytes of data */
-  int fd;                       /* the temporary file, or -1 */
+  int fd;                       /* the temporary file */
   uint64_t file_end;            /* where the next data go */
 };
+
+static int
+open_file (struct hold *h)
+{
+  CLEANUP_FREE char *name = NULL;
+
+  if (asprintf (&name, "%s/blklogwritesXXXXXX", h->tmpdir) == -1)
+    name = NULL;
+  else
+    h->fd = mkostemp (name, O_CLOEXEC);
+  if (h->fd == -1) {
+    msg_error ("%s: a temporary file for held writes: %m", h->tmpdir);
+    return -1;
+  }
+  unlink (name);
+  return 0;
+}
 
 struct hold *
 hold_new (struct writelog *log, size_t bound, const char *tmpdir)
 {
   struct hold *h = calloc (1, sizeof *h);
 
-  if (h == NULL)
+  if (h == NULL) {
+    msg_error ("holding writes back: %m");
     return NULL;
+  }
   h->log = log;
   h->sector_size = writelog_sector_size (log);
   h->bound = bound;
   h->tmpdir = tmpdir;
   h->fd = -1;
   pthread_mutex_init (&h->lock, NULL);
+  if (open_file (h) == -1) {
+    const int err = errno;
+
+    hold_close (h);
+    errno = err;
+    return NULL;
+  }
   return h;
 }
 
@@ -136,25 +162,6 @@ drop (struct hold *h, struct held *e)
 }
 
 /* ---- Adding */
-
-static int
-open_file (struct hold *h)
-{
-  CLEANUP_FREE char *name = NULL;
-
-  if (h->fd >= 0)
-    return 0;
-  if (asprintf (&name, "%s/blklogwritesXXXXXX", h->tmpdir) == -1)
-    name = NULL;
-  else
-    h->fd = mkostemp (name, O_CLOEXEC);
-  if (h->fd == -1) {
-    msg_error ("%s: a temporary file for held writes: %m", h->tmpdir);
-    return -1;
-  }
-  unlink (name);
-  return 0;
-}
 
 static int
 write_file (struct hold *h, const uint8_t *data, uint64_t len,
@@ -272,8 +279,7 @@ add (struct hold *h, const struct writelog_entry *entry,
   const enum place place = choose_place (h, pieces, n, len);
   struct held *e;
 
-  if (place == IN_FILE &&
-      (open_file (h) == -1 || write_pieces (h, pieces, n) == -1))
+  if (place == IN_FILE && write_pieces (h, pieces, n) == -1)
     return -1;
   e = new_held (entry, place, len);
   if (e == NULL)

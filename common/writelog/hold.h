@@ -20,7 +20,8 @@ struct hold;
 
 /* Hold entries back from a log (borrowed), with up to "bound" bytes of
  * their data in memory, and more in a temporary file in the folder
- * tmpdir (borrowed).  Returns NULL with errno ENOMEM.
+ * tmpdir (borrowed), which is made now.  Returns NULL with errno after a
+ * message.
  */
 extern struct hold *hold_new (struct writelog *log, size_t bound,
                               const char *tmpdir);

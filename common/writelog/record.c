@@ -29,7 +29,6 @@
 
 #include <config.h>
 
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,14 +66,19 @@ recorder_new (struct writelog *log, enum record_order order)
 {
   struct recorder *rec = calloc (1, sizeof *rec);
 
-  if (rec == NULL)
+  if (rec == NULL) {
+    msg_error ("recording: %m");
     return NULL;
+  }
   rec->log = log;
   rec->sector_size = writelog_sector_size (log);
   if (order == RECORD_DURABILITY) {
     rec->hold = hold_new (log, HOLD_BOUND, getenv ("TMPDIR") ? : "/var/tmp");
     if (rec->hold == NULL) {
+      const int err = errno;
+
       free (rec);
+      errno = err;
       return NULL;
     }
   }

@@ -60,8 +60,8 @@ struct recorded_disk_ops {
 
 enum record_order { RECORD_COMPLETION, RECORD_DURABILITY };
 
-/* Record into a log, which is borrowed.  Returns NULL with errno
- * ENOMEM.
+/* Record into a log, which is borrowed, and need not have been started.
+ * Returns NULL with errno after a message.
  */
 extern struct recorder *recorder_new (struct writelog *log,
                                       enum record_order order);

@@ -247,6 +247,9 @@ blklogwrites_get_ready (int thread_model)
   writelog = writelog_open (log_name, &options);
   if (writelog == NULL)
     return -1;
+  recorder = recorder_new (writelog, order);
+  if (recorder == NULL)
+    return -1;
   if (control_name) {
     control = commands_open (control_name, writelog);
     if (control == NULL)
@@ -260,11 +263,6 @@ blklogwrites_after_fork (nbdkit_backend *backend)
 {
   if (writelog_start (writelog) == -1)
     return -1;
-  recorder = recorder_new (writelog, order);
-  if (recorder == NULL) {
-    nbdkit_error ("%s: %m", log_name);
-    return -1;
-  }
   return control ? control_start (control) : 0;
 }
 
