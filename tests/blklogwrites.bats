@@ -667,6 +667,23 @@ connect("one").pwrite(b"1" * 512, 512)' "$sock"
   assert_file_not_exist log
 }
 
+@test "a log that is removed is missed at the next flush" {
+  truncate -s 1M disk
+  start_nbdkit --filter=blklogwrites file disk log=log
+  nbdsh -u "$uri" -c 'h.pwrite(b"1" * 512, 0); h.flush()'
+  rm log
+  run nbdsh -u "$uri" -c '
+h.pwrite(b"2" * 512, 512)
+for request in h.flush, lambda: h.pwrite(b"3" * 512, 1024), h.flush:
+    try:
+        request()
+        print("done")
+    except nbd.Error as e:
+        print(e.errno)'
+  assert_output "$(printf 'EIO\nEIO\nEIO')"
+  assert_equal "$(dd if=disk bs=512 skip=2 count=1 status=none | tr -d '\0')" ""
+}
+
 @test "a place for held writes is needed at the start" {
   truncate -s 1M disk
   export TMPDIR=$tmp/missing

@@ -406,6 +406,15 @@ node_identity (const struct node *n, dev_t *dev, ino_t *ino)
   return true;
 }
 
+bool
+node_is_removed (const struct node *n)
+{
+  const struct file_node *f = (const struct file_node *) n;
+  struct stat st;
+
+  return n->ops == &file_ops && fstat (f->fd, &st) == 0 && st.st_nlink == 0;
+}
+
 int
 node_add_lock (struct node *n, enum node_lock lock)
 {

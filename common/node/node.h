@@ -165,6 +165,11 @@ extern int node_add_lock (struct node *n, enum node_lock lock);
  */
 extern bool node_identity (const struct node *n, dev_t *dev, ino_t *ino);
 
+/* Is this a local file that has no name any more, because it has been
+ * removed?
+ */
+extern bool node_is_removed (const struct node *n);
+
 /* Start the threads of the node and of those below it.  Call it once,
  * after the last fork; the node then takes requests from many threads.
  */

@@ -103,6 +103,7 @@ struct writelog {
   uint64_t interval;
   bool restart;                 /* start anew over the log that exists */
   bool started;
+  bool named;                   /* a file that had a name at the start */
 
   struct flusher flusher;
   _Atomic uint64_t counted;     /* by the super block; only the flusher's
@@ -321,6 +322,7 @@ writelog_start (struct writelog *log)
   }
   else if (can_grow (log) && node_resize (log->node, log->end) == -1)
     return -1;
+  log->named = !node_is_removed (log->node);
   log->started = true;
   return 0;
 }
@@ -394,6 +396,13 @@ make_durable (void *opaque)
   entries = log->complete;
   pthread_mutex_unlock (&log->lock);
 
+  /* What is in it now nobody will ever read. */
+  if (log->named && node_is_removed (log->node)) {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+    errno = EIO;
+    stop_locked (log, errno, "the log's file has been removed");
+    return -1;
+  }
   if (node_flush (log->node) == -1 ||
       write_super (log, entries) == -1 ||
       node_flush (log->node) == -1) {
