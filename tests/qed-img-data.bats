@@ -344,6 +344,8 @@ same | rebase -u -b '' top.qed
 same | rebase -u top.qed
 same | rebase -u -b '' base.qed
 same | rebase -u -b nbd://127.0.0.1:1 -F raw top.qed
+same | rebase -u -b nbd:unix:/tmp/x -F raw top.qed
+same | rebase -u -b http://h/x -F raw top.qed
 same | rebase -u -b "$(printf %01023d 0)" -F raw top.qed
 same | rebase -u -b 'with space' -F raw top.qed
 same | rebase -u -b low.raw -F raw loop1.qed

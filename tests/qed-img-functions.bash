@@ -47,6 +47,10 @@ make_files ()
   qemu-img create -q -f qed -u -b loop2.qed -F qed loop1.qed 2G
   qemu-img create -q -f qed -u -b loop1.qed -F qed loop2.qed 2G
   qemu-img create -q -f qed -u -b nbd://127.0.0.1:1 -F raw over-nbd.qed 2G
+  qemu-img create -q -f qed -u -b http://h/x -F raw over-http.qed 2G
+  qemu-img create -q -f qed -u -b nbd:unix:/tmp/x -F raw over-old-nbd.qed 2G
+  qemu-img create -q -f qed -u -b 'json:{"driver":"null-co"}' -F raw \
+           d/over-json.qed 2G
   qemu-img create -q -f qed -u -b 'a "b"' -F raw quoted.qed 1M
   qemu-img create -q -f qed -u -b $'ünl\377ike' -F raw bytes.qed 1M
   cd .. || return

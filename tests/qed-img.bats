@@ -122,6 +122,9 @@ same | create -b ../raw.img -F raw d/new.qed
 same | create -b "$PWD/raw.img" -F raw d/new.qed
 same | create -b gone.img -F raw -u new.qed 1G
 same | create -b foreign.qcow2 -F raw new.qed
+same | create -u -b http://h/x -F raw new.qed 1G
+same | create -u -b nbd:unix:/tmp/x -F raw d/new.qed 1G
+status | create -b nbd:unix:/tmp/x -F raw new.qed 1G
 same | create -F raw new.qed 1G
 same | create -u new.qed 1G
 same | create -o backing_file=raw.img,backing_fmt=raw new.qed
@@ -267,6 +270,11 @@ same | info --output=json d/absolute.qed
 same | info over-gone.qed
 same | info --output=json over-gone.qed
 same | info over-nbd.qed
+same | info over-http.qed
+same | info --output=json over-http.qed
+same | info d/over-json.qed
+same | info --output=json d/over-json.qed
+same | info over-old-nbd.qed
 same | info loop1.qed
 same | info quoted.qed
 same | info --output=json quoted.qed
@@ -285,6 +293,7 @@ same | info --backing-chain --output=json -U d/over.qed
 status | info --backing-chain over-gone.qed
 status | info --backing-chain --output=json over-gone-raw.qed
 status | info --backing-chain over-nbd.qed
+status | info --backing-chain over-old-nbd.qed
 1, not 0: no driver of ours can read the qcow2 image | info --backing-chain over-foreign.qed
 same | info outside.qed
 same | info --output=json leaked.qed
@@ -296,6 +305,22 @@ status | info bad-cluster-size.qed
 status | info bad-table-size.qed
 status | info bad-size.qed
 TABLE
+}
+
+@test "info: a backing name that is relative to an NBD export" {
+  local tool
+  qemu-img create -q -f qed -u -b gone.img -F raw disk.qed 1M
+  start_qemu_nbd server -f raw disk.qed
+  for tool in qemu-img qed-img; do
+    "$tool" info -f qed "$qemu_uri" | grep -v ^image: >$tool.txt
+    "$tool" info -f qed --output=json "$qemu_uri" |
+      jq -S 'del(.filename)' >$tool.json
+  done
+  diff -u qemu-img.txt qed-img.txt
+  diff -u qemu-img.json qed-img.json
+  grep -F "gone.img (cannot determine actual path)" qed-img.txt
+  run -1 qed-img info --backing-chain "$qemu_uri"
+  assert_output --partial "gone.img"
 }
 
 @test "info: mistakes" {

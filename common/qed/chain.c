@@ -142,39 +142,49 @@ has_protocol (const char *name)
   return colon && (slash == NULL || colon < slash);
 }
 
+int
+qed_backing_full_name (const char *image, const char *backing, char **name)
+{
+  const char *slash = strrchr (image, '/');
+  const bool is_file = strncmp (backing, "file:", 5) == 0;
+  int r;
+
+  *name = NULL;
+  if (is_file)
+    backing += 5;
+  if (backing[0] == '/' || (!is_file && has_protocol (backing)) ||
+      (slash == NULL && !node_is_uri (image)))
+    r = asprintf (name, "%s", backing);
+  else if (node_is_uri (image))
+    return 0;
+  else
+    r = asprintf (name, "%.*s/%s", (int) (slash - image), image, backing);
+  if (r == -1) {
+    *name = NULL;
+    msg_error ("%s: backing name: %m", image);
+    return -1;
+  }
+  return 0;
+}
+
 char *
 qed_backing_path (const char *image, const char *backing)
 {
-  const char *slash;
-  char *path = NULL;
-  int r;
+  char *path;
 
-  if (node_is_uri (backing))
-    r = asprintf (&path, "%s", backing);
-  else {
-    if (strncmp (backing, "file:", 5) == 0)
-      backing += 5;
-    else if (has_protocol (backing)) {
-      errno = ENOTSUP;
-      msg_error ("%s: cannot open the backing image \"%s\": serve it over NBD "
-                 "and pass that as backing=URI", image, backing);
-      return NULL;
-    }
-    slash = strrchr (image, '/');
-    if (backing[0] == '/' || (slash == NULL && !node_is_uri (image)))
-      r = asprintf (&path, "%s", backing);
-    else if (node_is_uri (image)) {
-      errno = EINVAL;
-      msg_error ("%s: the backing image \"%s\" is relative to the image, "
-                 "which is no local file; pass backing=", image, backing);
-      return NULL;
-    }
-    else
-      r = asprintf (&path, "%.*s/%s", (int) (slash - image), image, backing);
-  }
-  if (r == -1) {
-    msg_error ("%s: backing name: %m", image);
+  if (!node_is_uri (backing) && strncmp (backing, "file:", 5) != 0 &&
+      has_protocol (backing)) {
+    errno = ENOTSUP;
+    msg_error ("%s: cannot open the backing image \"%s\": serve it over NBD "
+               "and pass that as backing=URI", image, backing);
     return NULL;
+  }
+  if (qed_backing_full_name (image, backing, &path) == -1)
+    return NULL;
+  if (path == NULL) {
+    errno = EINVAL;
+    msg_error ("%s: the backing image \"%s\" is relative to the image, "
+               "which is no local file; pass backing=", image, backing);
   }
   return path;
 }

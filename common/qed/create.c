@@ -181,11 +181,8 @@ qed_get_info (const char *name, bool no_lock, struct qed_info *info)
     .allocated_size = node_allocated_size (s->file),
   };
   r = qed_backing_name (s->file, &s->header, &info->backing);
-  if (r == 0 && info->backing) {
-    info->full_backing = qed_backing_path (name, info->backing);
-    if (info->full_backing == NULL)
-      r = -1;
-  }
+  if (r == 0 && info->backing)
+    r = qed_backing_full_name (name, info->backing, &info->full_backing);
   qed_free_bare (s);
   if (r == -1)
     qed_info_free (info);

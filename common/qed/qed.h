@@ -65,7 +65,8 @@ struct qed_info {
   bool need_check;
   bool backing_is_raw;          /* BACKING_FORMAT_NO_PROBE */
   char *backing;                /* NULL if none; as in the header */
-  char *full_backing;           /* the same, relative to this folder */
+  char *full_backing;           /* the same, relative to this folder;
+                                   NULL if that cannot be told */
   int64_t allocated_size;       /* bytes that the file takes, or -1 */
 };
 
@@ -210,6 +211,13 @@ extern int qed_rebase (const char *name,
  */
 extern char *qed_backing_path (const char *image, const char *backing);
 extern int qed_probe (struct node *n, enum qed_format *format);
+
+/* The path also for names that we need not be able to open: *name, to be
+ * freed, is NULL if the name is relative to an image that is no local
+ * file.
+ */
+extern int qed_backing_full_name (const char *image, const char *backing,
+                                  char **name);
 
 /* ---- Buffers */
 

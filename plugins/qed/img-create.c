@@ -146,14 +146,18 @@ use_chain (struct request *r, const struct img_chain *chain)
 static int
 inspect_backing (struct request *r, enum qed_format format)
 {
-  CLEANUP_FREE char *path = qed_backing_path (r->new.image, r->new.backing);
   struct img_chain chain = IMG_EMPTY_CHAIN;
+  CLEANUP_FREE char *path = NULL;
   int result;
 
+  if (r->unsafe) {
+    if (qed_backing_full_name (r->new.image, r->new.backing, &path) == -1)
+      return -1;
+    return path ? refuse_target (r, path) : 0;
+  }
+  path = qed_backing_path (r->new.image, r->new.backing);
   if (path == NULL || refuse_target (r, path) == -1)
     return -1;
-  if (r->unsafe)
-    return 0;
   result = img_chain_read (&chain, path, format, true, true);
   if (result == 0)
     result = use_chain (r, &chain);

@@ -16,6 +16,7 @@
 
 #include "img.h"
 #include "align.h"
+#include "cleanup.h"
 #include "jsontext.h"
 #include "message.h"
 #include "node.h"
@@ -132,24 +133,34 @@ add_layer (struct img_chain *chain, const char *name,
   return 0;
 }
 
+/* Append what is below the last image. */
+static int
+add_backing (struct img_chain *chain, bool no_lock)
+{
+  const struct img_layer *last = &chain->layers[chain->nr - 1];
+  const enum qed_format format =
+    last->info.backing_is_raw ? QED_FORMAT_RAW : QED_FORMAT_PROBE;
+  CLEANUP_FREE char *path = qed_backing_path (last->name, last->info.backing);
+
+  if (path == NULL || refuse_loop (chain, path) == -1)
+    return -1;
+  return add_layer (chain, path, format, no_lock);
+}
+
 int
 img_chain_read (struct img_chain *chain, const char *name,
                 enum qed_format format, bool no_lock, bool whole)
 {
-  for (;;) {
-    const struct img_layer *last;
+  int r = add_layer (chain, name, format, no_lock);
 
-    if (add_layer (chain, name, format, no_lock) == -1)
-      return -1;
-    last = &chain->layers[chain->nr - 1];
-    if (!whole || last->format != QED_FORMAT_QED ||
-        last->info.backing == NULL)
-      return 0;
-    name = last->info.full_backing;
-    format = last->info.backing_is_raw ? QED_FORMAT_RAW : QED_FORMAT_PROBE;
-    if (refuse_loop (chain, name) == -1)
-      return -1;
+  while (r == 0 && whole) {
+    const struct img_layer *last = &chain->layers[chain->nr - 1];
+
+    if (last->format != QED_FORMAT_QED || last->info.backing == NULL)
+      break;
+    r = add_backing (chain, no_lock);
   }
+  return r;
 }
 
 void
@@ -171,7 +182,9 @@ print_backing (const struct qed_info *info)
   if (info->backing == NULL)
     return;
   printf ("backing file: %s", info->backing);
-  if (strcmp (info->backing, info->full_backing) != 0)
+  if (info->full_backing == NULL)
+    printf (" (cannot determine actual path)");
+  else if (strcmp (info->backing, info->full_backing) != 0)
     printf (" (actual path: %s)", info->full_backing);
   printf ("\n");
   if (info->backing_is_raw)
@@ -231,12 +244,12 @@ layer_to_json (const struct img_layer *layer)
   if (layer->allocated_size >= 0)
     r |= json_object_set_new (o, "actual-size",
                               json_integer (layer->allocated_size));
-  if (info && info->backing) {
+  if (info && info->full_backing)
     r |= json_object_set_new (o, "full-backing-filename",
                               json_text (info->full_backing));
+  if (info && info->backing)
     r |= json_object_set_new (o, "backing-filename",
                               json_text (info->backing));
-  }
   if (info || !layer->is_uri)
     r |= json_object_set_new (o, "dirty-flag",
                               json_boolean (info && info->need_check));

@@ -37,10 +37,13 @@ refuse_itself (const char *image, const struct qed_rebase_options *o)
 
   if (o->backing == NULL || *o->backing == '\0')
     return 0;
-  path = qed_backing_path (image, o->backing);
-  if (path == NULL)
+  if (o->unsafe) {
+    if (qed_backing_full_name (image, o->backing, &path) == -1)
+      return -1;
+  }
+  else if ((path = qed_backing_path (image, o->backing)) == NULL)
     return -1;
-  if (!img_same_image (image, path))
+  if (path == NULL || !img_same_image (image, path))
     return 0;
   msg_error ("%s: the new backing image '%s' is the image itself", image,
              o->backing);
