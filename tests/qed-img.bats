@@ -159,9 +159,14 @@ TABLE
 
 @test "create: what is there already" {
   make_files
+  truncate -s 16M files/zeroes.img
+  truncate -s 4M files/late.img
+  printf x | dd of=files/late.img bs=1 seek=3M conv=notrunc status=none
   cases <<'TABLE'
 same | create base.qed 2G
 same | create empty.img 1G
+same | create zeroes.img 1G
+1, not 0: only QED images and empty files are overwritten | create late.img 1G
 1, not 0: only QED images and empty files are overwritten | create raw.img 1G
 1, not 0: only QED images and empty files are overwritten | create foreign.qcow2 1G
 TABLE
@@ -169,6 +174,10 @@ TABLE
   qed-img create -q files/base.qed 1M
   run ! qed-img create files/raw.img 1M
   run ! qed-img create files/foreign.qcow2 1M
+  cp files/late.img before.img
+  run -1 qed-img create files/late.img 1M
+  assert_output --partial "no QED image"
+  assert_same files/late.img before.img
   cmp files/raw.img ours/raw.img
   cmp files/foreign.qcow2 ours/foreign.qcow2
 }

@@ -25,8 +25,14 @@
 #include "message.h"
 #include "rounding.h"
 
-/* What begins with this many zeroes is taken to be empty. */
+/* Storage of fixed size that begins with this many zeroes is taken to be
+ * empty: to read all of a disk would take too long, and one that was
+ * given away for an image holds remains of others.
+ */
 #define EMPTY_LEN ((uint64_t) 1024 * 1024)
+
+/* Files are read in pieces of this size. */
+#define PIECE ((uint64_t) 1024 * 1024)
 
 static int
 refuse (const char *name, const char *why)
@@ -76,20 +82,52 @@ qed_make_header (const char *name, const struct qed_create_options *o,
   return 0;
 }
 
+/* Does a range read as zeroes?  Holes are not read. */
+static int
+reads_as_zeroes (struct node *file, uint64_t count, uint8_t *buf,
+                 bool *result)
+{
+  uint64_t offset = 0;
+
+  *result = true;
+  while (*result && offset < count) {
+    struct extent e;
+
+    if (node_extents (file, count - offset, offset, &e) == -1)
+      return -1;
+    if (!(e.flags & EXTENT_ZERO)) {
+      e.length = MIN (e.length, PIECE);
+      if (node_pread (file, buf, e.length, offset) == -1)
+        return -1;
+      *result = is_zero (buf, e.length);
+    }
+    offset += e.length;
+  }
+  return 0;
+}
+
 /* May we write over what is there? */
 static int
 check_target (struct node *file)
 {
-  const uint64_t len = MIN (node_size (file), EMPTY_LEN);
-  CLEANUP_FREE uint8_t *buf = malloc (len + 1);
+  const uint64_t size = node_size (file);
+  CLEANUP_FREE uint8_t *buf = malloc (PIECE);
+  uint8_t start[QED_HEADER_LEN];
+  const uint64_t start_len = MIN (size, sizeof start);
+  bool empty;
 
   if (buf == NULL) {
     msg_error ("%s: create: %m", file->name);
     return -1;
   }
-  if (node_pread (file, buf, len, 0) == -1)
+  if (node_pread (file, start, start_len, 0) == -1)
     return -1;
-  if (qed_has_magic (buf, len) || is_zero (buf, len))
+  if (qed_has_magic (start, start_len))
+    return 0;
+  if (reads_as_zeroes (file, file->fixed_size ? MIN (size, EMPTY_LEN) : size,
+                       buf, &empty) == -1)
+    return -1;
+  if (empty)
     return 0;
   errno = EEXIST;
   msg_error ("%s: create: this holds something that is no QED image; "

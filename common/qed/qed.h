@@ -98,9 +98,10 @@ extern int qed_check (const char *name, enum qed_fix fix, bool no_lock,
                       void (*report) (void *opaque, const char *line),
                       void *opaque, struct qed_check_result *result);
 
-/* Make a new image.  What NAME is must be missing, empty, or a QED
- * image; block devices and NBD exports are taken over if they are QED
- * or begin with zeroes.  Nothing is left behind on failure.
+/* Make a new image.  What NAME is must be missing, empty (as a file that
+ * reads as zeroes all over is), or a QED image; block devices and NBD
+ * exports are taken over if they are QED or begin with zeroes.  Nothing
+ * is left behind on failure.
  */
 struct qed_create_options {
   uint64_t size;                /* bytes; rounded up to 512 */
