@@ -613,6 +613,30 @@ limited ()
   )
 }
 
+@test "what is refused is not changed by a byte" {
+  local command
+  truncate -s 1M base.raw
+  qemu-img create -q -f qed -b base.raw -F raw disk.qed 2M
+  qemu-img create -q -f qed -u -b gone.img -F raw orphan.qed 2M
+  qemu-img create -q -f qcow2 foreign.qcow2 1M
+  image set disk.qed 'features=features | 2' autoclear_features=64
+  image set orphan.qed 'features=features | 2' autoclear_features=64
+  cp disk.qed disk.before
+  cp orphan.qed orphan.before
+  for command in 'commit orphan.qed' 'commit -b nope disk.qed' \
+                 'rebase -b nope disk.qed' 'rebase -b foreign.qcow2 disk.qed' \
+                 'resize disk.qed 1M' 'resize disk.qed 1P' \
+                 'resize --shrink disk.qed 1M' 'resize disk.qed 2097153'; do
+    # shellcheck disable=SC2086
+    run -1 qed-img $command
+    assert_same disk.qed disk.before
+    assert_same orphan.qed orphan.before
+  done
+  start_qemu_nbd server -f raw base.raw
+  run -1 qed-img commit disk.qed
+  assert_same disk.qed disk.before
+}
+
 @test "no space: an error, and the disk is as before" {
   local name
   make_files

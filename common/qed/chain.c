@@ -278,3 +278,13 @@ chain_open_backing (const char *image, const char *name, bool from_header,
   below.l2_cache_size = options->l2_cache_size / 2;
   return chain_open_layer (image, name, from_header, format, &below, above);
 }
+
+struct node *
+chain_reopen (struct qed *bare, const struct qed_options *options)
+{
+  struct node *file = bare->file;
+
+  bare->file = NULL;
+  qed_free_bare (bare);
+  return chain_open_qed (file, options, NULL);
+}

@@ -52,4 +52,10 @@ extern struct node *chain_open_qed (struct node *file,
                                     const struct qed_options *options,
                                     const struct chain_link *above);
 
+/* The same over the file of an image that was opened bare, to look at it
+ * before anything is changed.  Owns bare, also when it fails.
+ */
+extern struct node *chain_reopen (struct qed *bare,
+                                  const struct qed_options *options);
+
 #endif /* BLOCKDRIVERS_QED_CHAIN_H */

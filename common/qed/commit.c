@@ -24,7 +24,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../request/align.h"
 #include "chain.h"
 #include "cleanup.h"
 #include "iszero.h"
@@ -67,6 +66,9 @@ add_layer (struct commit *c, struct node *n)
   return l;
 }
 
+/* The image itself is opened bare first, which changes nothing, since a
+ * base may turn out to be missing or in use.
+ */
 static int
 open_top (struct commit *c, const char *name,
           const struct qed_options *options)
@@ -74,10 +76,21 @@ open_top (struct commit *c, const char *name,
   const struct node_open_options file_options = {
     .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
   };
-  struct node *file = align_open (name, &file_options);
-  struct node *n = file ? chain_open_qed (file, options, NULL) : NULL;
+  struct qed *s = qed_open_bare (name, &file_options);
 
-  if (n == NULL || add_layer (c, n) == NULL)
+  return s && add_layer (c, &s->node) ? 0 : -1;
+}
+
+/* Then, with the base at hand, it is opened as usual (and repaired). */
+static int
+reopen_top (struct commit *c, const char *name,
+            const struct qed_options *options)
+{
+  struct layer *l = c->top;
+  struct node *n = chain_reopen (l->s, options);
+
+  l->s = n ? qed_of_node (n) : NULL;
+  if (n == NULL)
     return -1;
   if (!n->read_only)
     return 0;
@@ -168,7 +181,7 @@ open_chain (struct commit *c, const char *name,
     if (open_below (c, o->base, &options) == -1)
       return -1;
   if (!c->base->read_only)
-    return 0;
+    return reopen_top (c, name, &options);
   errno = EROFS;
   msg_error ("%s: commit: cannot write into the damaged image %s", name,
              c->base->name);
@@ -184,7 +197,7 @@ close_chain (struct commit *c)
     struct layer *l = c->last;
 
     c->last = l->above;
-    if (node_close (&l->s->node) == -1)
+    if (l->s && node_close (&l->s->node) == -1)
       r = -1;
     free (l);
   }

@@ -212,6 +212,8 @@ qed_get_info (const char *name, bool no_lock, struct qed_info *info)
     return -1;
   *info = (struct qed_info) {
     .size = s->header.image_size,
+    .max_size = qed_max_image_size (s->header.cluster_size,
+                                    s->header.table_size),
     .cluster_size = s->header.cluster_size,
     .table_size = s->header.table_size,
     .need_check = s->header.features & QED_NEED_CHECK,

@@ -60,6 +60,7 @@ extern int qed_debug_meta;
 /* What the header says. */
 struct qed_info {
   uint64_t size;                /* bytes */
+  uint64_t max_size;            /* that the geometry can map, bytes */
   uint32_t cluster_size;        /* bytes */
   uint32_t table_size;          /* clusters */
   bool need_check;

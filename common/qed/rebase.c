@@ -27,7 +27,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../request/align.h"
 #include "chain.h"
 #include "cleanup.h"
 #include "message.h"
@@ -330,9 +329,7 @@ rebase_open_image (struct rebase *rb, const struct qed_rebase_options *o,
                rb->s->node.name);
     return -1;
   }
-  if (check_name (rb->s, backing) == -1 ||
-      open_new (rb, o, backing) == -1 ||
-      hold_all (rb, o->progress) == -1)
+  if (hold_all (rb, o->progress) == -1)
     return -1;
   return switch_header (rb->s, backing,
                         o->backing_format == QED_FORMAT_RAW);
@@ -345,17 +342,27 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
   struct qed_options options = QED_DEFAULT_OPTIONS;
   const struct node_open_options file_options = { .lock = NODE_LOCK_IMAGE };
   struct rebase rb = { .s = NULL };
-  struct node *file, *n;
+  struct node *n = NULL;
   int r, err;
 
   if (o->unsafe)
     return rebase_unsafe (name, o, backing);
 
   options.no_lock = o->no_lock;
-  file = align_open (name, &file_options);
-  n = file ? chain_open_qed (file, &options, NULL) : NULL;
-  if (n == NULL)
+  rb.s = qed_open_bare (name, &file_options);
+  if (rb.s == NULL)
     return -1;
+  /* What can be refused is refused before the image is changed. */
+  if (check_name (rb.s, backing) == -1 || open_new (&rb, o, backing) == -1)
+    qed_free_bare (rb.s);
+  else
+    n = chain_reopen (rb.s, &options);
+  if (n == NULL) {
+    err = errno;
+    node_close (rb.new);
+    errno = err;
+    return -1;
+  }
   rb.s = qed_of_node (n);
   rb.old = rb.s->backing;
   r = rebase_open_image (&rb, o, backing);

@@ -71,8 +71,11 @@ check_preallocation (const char *mode)
 /* ---- Resizing */
 
 static int
-new_size (const struct change *change, uint64_t old, uint64_t *size)
+new_size (const struct change *change, const struct qed_info *info,
+          uint64_t *size)
 {
+  const uint64_t old = info->size;
+
   if (change->sign == '-' && (uint64_t) change->size > old)
     *size = 0;
   else
@@ -99,6 +102,11 @@ new_size (const struct change *change, uint64_t old, uint64_t *size)
                "512", *size);
     return -1;
   }
+  if (*size > info->max_size) {
+    msg_error ("Invalid image size specified: %" PRIu64 " is more than tables "
+               "of this geometry can map", *size);
+    return -1;
+  }
   return 0;
 }
 
@@ -106,14 +114,20 @@ static int
 resize (const char *image, const struct change *change)
 {
   const struct qed_options how = QED_DEFAULT_OPTIONS;
-  struct node *n = qed_open (image, &how);
+  struct qed_info info;
+  struct node *n;
   uint64_t size;
   int result;
 
+  /* An open for writing may change the image, so look at it before. */
+  if (qed_get_info (image, false, &info) == -1)
+    return -1;
+  result = new_size (change, &info, &size);
+  qed_info_free (&info);
+  n = result == 0 ? qed_open (image, &how) : NULL;
   if (n == NULL)
     return -1;
-  result = new_size (change, node_size (n), &size);
-  if (result == 0 && n->read_only) {
+  if (n->read_only) {
     msg_error ("%s: a damaged image is not resized", image);
     result = -1;
   }
