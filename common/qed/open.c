@@ -359,8 +359,11 @@ static uint64_t
 cache_share (const struct qed *s)
 {
   const bool shared = s->backing && s->backing->ops == &qed_node_ops;
+  const uint64_t all = s->nr_l1 * qed_table_bytes (&s->header);
 
-  return s->options.l2_cache_size / (shared ? 2 : 1);
+  /* More than all tables is of use only if the disk grows. */
+  return MIN (s->options.l2_cache_size / (shared ? 2 : 1),
+              MAX (all, (uint64_t) QED_DEFAULT_CACHE_SIZE));
 }
 
 static int
