@@ -149,6 +149,25 @@ for at in range(0, 512 << 20, 65536):
   assert_clean disk.qed
 }
 
+@test "l2-cache-size may be more than there is memory" {
+  local size
+  create 1G
+  for size in 128T 1E; do
+    start_nbdkit qed disk.qed l2-cache-size="$size"
+    qemu_io "$uri" "write -P 1 0 64k" "read -P 1 0 64k"
+    stop_nbdkit
+  done
+  assert_clean disk.qed
+}
+
+@test "an image can grow up to a limit of the length of files" {
+  create 64M
+  (ulimit -f 3072; nbdkit -U - qed disk.qed \
+     --run 'qemu-io -f raw -c "write -P 1 0 2M" "$uri"') >out.txt 2>&1
+  grep -F "wrote 2097152/2097152" out.txt
+  run -0 qemu_io_qed disk.qed "read -P 1 0 2M"
+}
+
 @test "trim=unmap gives space back, trim=ignore does not" {
   local before after
   create 64M

@@ -62,6 +62,27 @@
 
 /* ---- Space */
 
+/* A step ahead; once a limit does not let the file have so much, just
+ * what is needed.  Under space_lock.
+ */
+static int
+grow_file (struct qed *s, uint64_t end)
+{
+  const uint64_t ahead =
+    node_size (s->file) + round_up (GROW_STEP, s->cluster_size);
+
+  if (ahead > end && !s->grow_exactly) {
+    if (node_resize (s->file, ahead) == 0)
+      return 0;
+    if (errno != EFBIG && errno != ENOSPC)
+      return -1;
+    msg_warning ("%s: the file grows only by what is needed from here on",
+                 s->node.name);
+    s->grow_exactly = true;
+  }
+  return node_resize (s->file, end);
+}
+
 int
 space_reach (struct qed *s, uint64_t end)
 {
@@ -89,8 +110,7 @@ space_reach (struct qed *s, uint64_t end)
     msg_error ("%s: the image file cannot grow any more", s->node.name);
     return -1;
   }
-  return node_resize (s->file, MAX (end, node_size (s->file) +
-                                    round_up (GROW_STEP, s->cluster_size)));
+  return grow_file (s, end);
 }
 
 int

@@ -164,6 +164,7 @@ struct qed {
   uint64_t *freed;              /* offsets of clusters given back */
   size_t nr_freed;
   bool tail_cut;                /* what stood behind end is gone */
+  bool grow_exactly;            /* the file cannot run ahead of end */
 
   /* Is data flushed before the metadata that refers to it?  Then the
    * tables in the file are good at any moment.  If not, NEED_CHECK
