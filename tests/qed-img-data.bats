@@ -343,6 +343,8 @@ same | rebase -u -b raw.img -F raw over-gone.qed
 same | rebase -u -b '' top.qed
 same | rebase -u top.qed
 same | rebase -u -b '' base.qed
+same | rebase -u -b '' compat.qed
+same | rebase -b '' compat.qed
 same | rebase -u -b nbd://127.0.0.1:1 -F raw top.qed
 same | rebase -u -b nbd:unix:/tmp/x -F raw top.qed
 same | rebase -u -b http://h/x -F raw top.qed

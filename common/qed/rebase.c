@@ -48,7 +48,8 @@ check_name (const struct qed *s, const char *name)
 {
   const uint64_t len = strlen (name);
 
-  if (s->header.compat_features & ~(uint64_t) QED_KNOWN_COMPAT) {
+  if (len > 0 &&
+      (s->header.compat_features & ~(uint64_t) QED_KNOWN_COMPAT)) {
     errno = ENOTSUP;
     msg_error ("%s: rebase: compat_features of the QED header has unknown "
                "bits 0x%" PRIx64 ", so it must not be changed",
