@@ -451,6 +451,24 @@ status | check --image-opts driver=qed,file.filename=base.qed
 TABLE
 }
 
+@test "check: a backing name with a zero byte in it" {
+  local offset command
+  qemu-img create -q -f qed -u -b gone.img -F raw disk.qed 1M
+  offset=$(image get disk.qed backing_filename_offset)
+  cp disk.qed nul.qed
+  printf '\0' | dd of=nul.qed bs=1 seek=$((offset + 2)) conv=notrunc status=none
+  cp disk.qed zero.qed
+  image set zero.qed backing_filename_offset=0
+  for command in check 'check -r all'; do
+    # shellcheck disable=SC2086
+    run -1 qed-img $command nul.qed
+    assert_output --partial "backing name at offset $offset"
+    # shellcheck disable=SC2086
+    run -1 qed-img $command zero.qed
+    assert_output --partial "backing name at offset 0"
+  done
+}
+
 @test "check: damaged images" {
   make_files
   make_damaged_files

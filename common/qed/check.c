@@ -35,6 +35,7 @@
 #include <stdlib.h>
 
 #include "../request/align.h"
+#include "chain.h"
 #include "cleanup.h"
 #include "message.h"
 #include "rounding.h"
@@ -550,6 +551,17 @@ extend_last_table (struct qed *s)
   return end == size ? 0 : node_resize (s->file, end);
 }
 
+/* A name that nobody can read makes the image as useless as any other
+ * fault of the header does.
+ */
+static int
+check_backing_name (struct qed *s)
+{
+  CLEANUP_FREE char *name = NULL;
+
+  return qed_backing_name (s->file, &s->header, &name);
+}
+
 /* *mended is how many faults of the header have been corrected. */
 static struct qed *
 open_for_check (const char *name, enum qed_fix fix, bool no_lock,
@@ -571,7 +583,8 @@ open_for_check (const char *name, enum qed_fix fix, bool no_lock,
     return NULL;
   }
   s = qed_open_bare_file (file);
-  if (s && ((fix != QED_FIX_NONE && qed_clear_unknown_bits (s) == -1) ||
+  if (s && (check_backing_name (s) == -1 ||
+            (fix != QED_FIX_NONE && qed_clear_unknown_bits (s) == -1) ||
             (fix == QED_FIX_ALL && extend_last_table (s) == -1))) {
     qed_free_bare (s);
     return NULL;
