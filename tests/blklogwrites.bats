@@ -670,9 +670,9 @@ connect("one").pwrite(b"1" * 512, 512)' "$sock"
 @test "a log that is removed is missed at the next flush" {
   truncate -s 1M disk
   start_nbdkit --filter=blklogwrites file disk log=log
-  nbdsh -u "$uri" -c 'h.pwrite(b"1" * 512, 0); h.flush()'
+  client "$uri" 'h.pwrite(b"1" * 512, 0); h.flush()'
   rm log
-  run nbdsh -u "$uri" -c '
+  run "$python" -m nbd -u "$uri" -c '
 h.pwrite(b"2" * 512, 512)
 for request in h.flush, lambda: h.pwrite(b"3" * 512, 1024), h.flush:
     try:
