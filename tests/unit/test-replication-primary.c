@@ -272,6 +272,7 @@ static int
 setup (void **state)
 {
   (void) state;
+  alarm (HANG_SECONDS);         /* each of them */
   forget_messages ();
   disk.data = calloc (1, DISK_SIZE);
   atomic_store (&disk.fail_reads, false);
@@ -1288,7 +1289,6 @@ make_folder (void **state)
   snprintf (error_file, sizeof error_file, "%s/error", dir);
   snprintf (error_option, sizeof error_option, "error-file=%s", error_file);
   msg_set_handler (collect_message);
-  alarm (HANG_SECONDS);
   return 0;
 }
 
