@@ -7,9 +7,6 @@
 
 load functions
 
-tests=$BATS_TEST_DIRNAME
-python=/usr/bin/python3
-export PYTHONDONTWRITEBYTECODE=1
 export PYTHONPATH=$tests
 
 teardown ()
@@ -31,7 +28,7 @@ clients ()
 # client URI CODE: Python with a connection h.
 client ()
 {
-  run "$python" -m nbd -u "$1" -c "$2"
+  run nbdsh -u "$1" -c "$2"
   assert_success
 }
 
@@ -672,7 +669,7 @@ connect("one").pwrite(b"1" * 512, 512)' "$sock"
   start_nbdkit --filter=blklogwrites file disk log=log
   client "$uri" 'h.pwrite(b"1" * 512, 0); h.flush()'
   rm log
-  run "$python" -m nbd -u "$uri" -c '
+  run nbdsh -u "$uri" -c '
 h.pwrite(b"2" * 512, 512)
 for request in h.flush, lambda: h.pwrite(b"3" * 512, 1024), h.flush:
     try:

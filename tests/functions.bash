@@ -9,6 +9,8 @@
 # and then has, in each test:
 #
 #   $srcdir, $builddir   the top of the source tree and of the build tree
+#   $tests, $python      the folder of the tests, and the Python that libnbd's
+#                        module is installed for
 #   $tmp                 a directory of the test's own, which is the working
 #                        directory; its path is short enough for sockets
 #   nbdkit, qed-img ...  the in-tree ones
@@ -24,6 +26,9 @@ bats_load_library bats-assert
 bats_load_library bats-file
 
 srcdir=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+tests=$BATS_TEST_DIRNAME
+python=/usr/bin/python3
+export PYTHONDONTWRITEBYTECODE=1
 
 . "$srcdir/tests/guestfs.bash"
 
@@ -92,6 +97,34 @@ require_tool ()
     if ! type -P "$tool" >/dev/null; then
       fail "$tool is missing: run ./bootstrap check, which installs it"
     fi
+  done
+}
+
+# The shell of libnbd.
+nbdsh ()
+{
+  "$python" -m nbd "$@"
+}
+
+# must_refuse COMMAND EXPRESSION... -- ARGUMENT...: a command (or a function)
+# that starts a server, with these arguments, must end by itself, with exit
+# status 1 and without a crash, and print something that matches every
+# expression.  It sees to its time limit.
+must_refuse ()
+{
+  local command=$1 expressions=() expression
+  shift
+  while [ "$1" != -- ]; do
+    expressions+=("$1")
+    shift
+  done
+  shift
+  run "$command" "$@"
+  if [ "$status" -ne 1 ]; then
+    fail "exit status $status of a server that should refuse: $output"
+  fi
+  for expression in "${expressions[@]}"; do
+    assert_output --regexp "$expression"
   done
 }
 

@@ -9,10 +9,6 @@
 
 load functions
 
-tests=$BATS_TEST_DIRNAME
-python=/usr/bin/python3
-export PYTHONDONTWRITEBYTECODE=1
-
 MiB=$((1024 * 1024))
 
 # The second reader, which also makes logs.
