@@ -1026,16 +1026,26 @@ is_hopeless (const struct mirror *m, const struct progress *p,
   return bytes > speed * MIRROR_HOLD / 3;
 }
 
-/* Let a sender flush, for a command that does not wait longer for it than
- * it wants.  It has flushed what is sent now when m->flushes is larger than
- * what this returns.  Called with the lock.
+/* A flush for which a command waits no longer than it wants. */
+struct asked_flush {
+  bool is_asked;
+  uint64_t after;               /* it is done when m->flushes is larger */
+};
+
+/* Has a sender flushed what was sent when this was called first?  The first
+ * call asks for it.  Called with the lock.
  */
-static uint64_t
-ask_for_flush (struct mirror *m)
+static bool
+has_flushed (struct mirror *m, struct asked_flush *asked)
 {
+  if (asked->is_asked)
+    return m->flushes > asked->after;
   m->flush_at = 0;
   announce (m);
-  return m->flushes + m->flushing;
+  *asked = (struct asked_flush) {
+    .is_asked = true, .after = m->flushes + m->flushing
+  };
+  return false;
 }
 
 int
@@ -1048,8 +1058,7 @@ mirror_approach (struct mirror *m, unsigned limit,
     .begin = now (), .sent = m->sent, .least = UINT64_MAX,
   };
   const int64_t deadline = limit ? p.begin + limit : INT64_MAX;
-  bool asked = false;
-  uint64_t flushes = 0;
+  struct asked_flush asked = { .is_asked = false };
 
   CLEANUP_WAITING struct mirror *waiting = m;
   begin_waiting (m);
@@ -1067,13 +1076,8 @@ mirror_approach (struct mirror *m, unsigned limit,
       /* So that the flush while writes are held has little to do, and
        * that nothing is held for a remote that stands still.
        */
-      if (stuck || bytes <= CLOSE_ENOUGH) {
-        if (asked && m->flushes > flushes)
-          return 0;
-        if (!asked)
-          flushes = ask_for_flush (m);
-        asked = true;
-      }
+      if ((stuck || bytes <= CLOSE_ENOUGH) && has_flushed (m, &asked))
+        return 0;
     }
     if (now () >= deadline)
       return refuse_late (m, limit, refusal);
@@ -1087,8 +1091,7 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
   const int64_t deadline = now () + MIRROR_HOLD;
-  bool asked = false;
-  uint64_t flushes = 0;
+  struct asked_flush asked = { .is_asked = false };
 
   CLEANUP_WAITING struct mirror *waiting = m;
   begin_waiting (m);
@@ -1099,11 +1102,8 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
       /* Often the flush that mirror_approach waited for has settled all. */
       if (!m->flushing && !dirty_is_unsure (m->dirty))
         return 0;
-      if (asked && m->flushes > flushes)
+      if (has_flushed (m, &asked))
         return 0;
-      if (!asked)
-        flushes = ask_for_flush (m);
-      asked = true;
     }
     /* A flush that the remote does not answer is left to its sender. */
     if (now () >= deadline)

@@ -68,12 +68,6 @@ struct handle {
                                    known yet */
 };
 
-static void
-blklogwrites_load (void)
-{
-  module_load ();
-}
-
 /* Also called in unload, after a start that failed. */
 static void
 end (void)
@@ -571,7 +565,7 @@ static struct nbdkit_filter filter = {
   .name = "blklogwrites",
   .longname = "nbdkit blklogwrites filter",
   .description = "record writes in a log",
-  .load = blklogwrites_load,
+  .load = module_load,
   .unload = blklogwrites_unload,
   .config = blklogwrites_config,
   .config_complete = blklogwrites_config_complete,

@@ -32,12 +32,6 @@ static struct side side;
 static struct commands *commands;
 static struct node *disk;       /* the layer below */
 
-static void
-replication_load (void)
-{
-  module_load ();
-}
-
 /* End in the order that the parts need each other. */
 static void
 end (void)
@@ -218,7 +212,7 @@ static struct nbdkit_filter filter = {
   .longname = "nbdkit replication filter",
   .description = "replicate a disk to another host, with checkpoints and "
                  "failover",
-  .load = replication_load,
+  .load = module_load,
   .unload = replication_unload,
   .config = replication_config,
   .config_complete = replication_config_complete,

@@ -52,12 +52,6 @@ static struct writelog_totals totals;
 static struct node *base;       /* or NULL */
 
 static void
-logreplay_load (void)
-{
-  module_load ();
-}
-
-static void
 logreplay_cleanup (void)
 {
   writelog_index_close (log_index);
@@ -347,7 +341,7 @@ static struct nbdkit_plugin plugin = {
   .longname = "nbdkit write log replay plugin",
   .version = PACKAGE_VERSION,
   .description = "serve the disk of a write log at any moment",
-  .load = logreplay_load,
+  .load = module_load,
   .unload = logreplay_unload,
   .config = logreplay_config,
   .config_complete = logreplay_config_complete,
