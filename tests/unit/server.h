@@ -69,6 +69,26 @@ server_start (struct server *s, const char *first, ...)
   }
 }
 
+/* Hold it with its connections open.  The signal takes effect some time
+ * after kill returns, and until then requests may still be answered.
+ */
+static inline void
+server_hold (struct server *s)
+{
+  int status;
+
+  kill (s->pid, SIGSTOP);
+  CHECK (waitpid (s->pid, &status, WUNTRACED) == s->pid);
+  CHECK (WIFSTOPPED (status));
+}
+
+/* And let it go on. */
+static inline void
+server_go_on (struct server *s)
+{
+  kill (s->pid, SIGCONT);
+}
+
 static inline void
 server_end (struct server *s, int sig)
 {

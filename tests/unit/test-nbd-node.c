@@ -974,7 +974,7 @@ lose_server (bool cut)
   assert_non_null (n);
   assert_int_equal (node_start (n), 0);
   assert_false (node_is_lost (n, cause, sizeof cause));
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   start_threads (threads, 8, doomed_write, n);
   pause_a_moment ();
   assert_int_equal (atomic_load (&nr_lost), 0);
@@ -1021,7 +1021,7 @@ test_close_without_an_answer (void **state)
   start_server ("memory", "1M", NULL);
   n = open_node (false);
   assert_int_equal (node_start (n), 0);
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   assert_int_equal (node_close (n), 0);
 }
 
@@ -1050,7 +1050,7 @@ test_connecting_has_a_limit (void **state)
   start_server ("-r", "memory", "1M", NULL);
   connect_in_vain ((struct node_open_options) { .timeout = 60000 },
                    "the export is read-only");
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   connect_in_vain ((struct node_open_options) { .timeout = 100 },
                    "server does not answer");
   assert_int_equal (errno, ETIMEDOUT);

@@ -562,10 +562,10 @@ test_a_remote_that_does_not_fit_is_refused (void **state)
   server_end (&server, SIGTERM);
 
   start_remote ();
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   assert_refused (primary_start (primary, false, &refusal),
                   "server does not answer");
-  kill (server.pid, SIGCONT);
+  server_go_on (&server);
   assert_int_equal (query ().stage, REPLICATION_NONE);
   assert_done (primary_start (primary, false, &refusal));
   end_primary ();
@@ -757,7 +757,7 @@ test_the_remote_hangs (void **state)
   start_remote ();
   begin_primary (server.uri, NULL, 500);
   assert_done (primary_start (primary, false, &refusal));
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
 
   /* With nothing to send the checkpoint asks whether somebody is there. */
   assert_refused (primary_checkpoint (primary, &refusal),
@@ -769,13 +769,13 @@ test_the_remote_hangs (void **state)
   before = atomic_load (&nr_changes);
   wait_for (atomic_load (&nr_changes) > before + 500);
 
-  kill (server.pid, SIGCONT);
+  server_go_on (&server);
   wait_for (query ().remote_connected);
   checkpoint_and_compare ();
   assert_non_null (strstr (query ().desc, "server does not answer"));
 
   /* Neither failover nor the end waits for it. */
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   before = atomic_load (&nr_changes);
   wait_for (atomic_load (&nr_changes) > before + 100);
   assert_done (primary_stop (primary, true, &refusal));
@@ -885,10 +885,10 @@ test_the_end_does_not_wait_for_a_remote_that_hangs (void **state)
   start_remote ();
   begin_primary (server.uri, bitmap_file, 500);
   assert_done (primary_start (primary, false, &refusal));
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   assert_int_equal (write_at (3 * AREA, 5000, 5), 0);
   end_primary ();
-  kill (server.pid, SIGCONT);
+  server_go_on (&server);
   begin_primary (server.uri, bitmap_file, 0);
   assert_int_equal (query ().dirty_bytes, AREA);
 }
@@ -1263,13 +1263,13 @@ test_commands_can_be_cancelled (void **state)
   start_remote ();
   begin_primary (server.uri, NULL, 0);
   assert_done (primary_start (primary, false, &refusal));
-  kill (server.pid, SIGSTOP);
+  server_hold (&server);
   assert_int_equal (write_at (0, 1000, 3), 0);
   start_threads (&thread, 1, checkpoint_in_vain, NULL);
   pause_a_moment ();
   primary_cancel (primary);
   join_threads (&thread, 1);
-  kill (server.pid, SIGCONT);
+  server_go_on (&server);
   end_primary ();
   assert_int_equal (first_difference (), -1);
 }
