@@ -73,6 +73,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/open.c \
 	common/qed/parallel.c \
 	common/qed/parallel.h \
+	common/qed/plan.c \
+	common/qed/plan.h \
 	common/qed/qed.h \
 	common/qed/read.c \
 	common/qed/rebase.c \

@@ -113,6 +113,7 @@ EXTRA_DIST += \
 	tests/qed-image.py \
 	tests/qed-img-functions.bash \
 	tests/qed-img-kill.py \
+	tests/qed-repair-kill.py \
 	tests/qed-model.py \
 	tests/qed_attempt.py \
 	tests/qed_format.py \

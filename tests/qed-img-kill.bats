@@ -51,3 +51,10 @@ killed ()
 @test "kill -9 in empty" {
   killed empty
 }
+
+@test "kill -9 at each write of check -r all" {
+  mkdir kill
+  run "$python" "$tests/qed-repair-kill.py" "$tmp/kill"
+  assert_success
+  echo "# $output" >&3
+}

@@ -16,9 +16,11 @@
  * other entries cleared, since what looks like a table full of nonsense
  * may be somebody's data, before it has got its copy.  In each round
  * copies are made and flushed, then entries are changed and flushed.
- * Killed at any point, the image is as before or has some entries
- * repaired, and unused clusters at its end; the next repair goes on from
- * there.
+ *
+ * A thorough repair is a plan first (plan.c).  Killed at any point, the
+ * image is as before, or the next one completes what was planned.
+ * Without a plan it has some entries repaired, and unused clusters at
+ * its end; the next repair goes on from there.
  *
  * Copies make the file longer.  Entries that pointed behind its end do
  * so until they are cleared, even if there is a copy now.
@@ -38,6 +40,7 @@
 #include "chain.h"
 #include "cleanup.h"
 #include "message.h"
+#include "plan.h"
 #include "rounding.h"
 #include "scan.h"
 
@@ -66,6 +69,7 @@ struct copy {
 struct repair {
   struct qed *s;
   bool thorough;
+  struct plan *plan;            /* or NULL */
   struct bitmap shared;         /* from the scan before, if thorough */
   struct first_user *users;     /* 2 * MAX_SHARED, open addressing */
   size_t nr_users;
@@ -449,6 +453,7 @@ scan_round (struct repair *rep, struct scan *scan)
   if (!s->file->fixed_size)
     s->end = round_up (MAX (s->end, node_size (s->file)), s->cluster_size);
   s->tail_cut = true;
+  plan_set_end (rep->plan, s->end);
   return 0;
 }
 
@@ -465,11 +470,26 @@ do_phase (struct repair *rep, int phase, struct scan *scan, uint64_t *fixed)
     if (scan_round (rep, scan) == -1)
       return -1;
     n = rep->findings ? fix_findings (rep) : 0;
-    if (n == -1 || (n > 0 && reload_l1 (rep->s) == -1))
+    if (n == -1 || (n > 0 && reload_l1 (rep->s) == -1) ||
+        (plan_is_large (rep->plan) && plan_carry_out (rep->plan) == -1))
       return -1;
     *fixed += n;
   } while (n > 0);
   return 0;
+}
+
+static int
+fix_all (struct repair *rep, struct scan *scan, uint64_t *fixed)
+{
+  struct qed *s = rep->s;
+
+  if (rep->thorough &&
+      (plan_new (s, &rep->plan) == -1 ||
+       relink_entries (s, rep->report, rep->opaque, fixed) == -1))
+    return -1;
+  if (do_phase (rep, MAKE_COPIES, scan, fixed) == -1)
+    return -1;
+  return do_phase (rep, CLEAR, scan, fixed);
 }
 
 static int
@@ -480,16 +500,12 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
 
   rep->limit = node_size (rep->s->file);
   rep->budget = (8 * rep->limit + COPY_BUDGET) >> rep->s->cluster_bits;
-  if (fix != QED_FIX_ALL)
-    r = do_phase (rep, LOOK, scan, &fixed);
-  else {
-    r = rep->thorough ? relink_entries (rep->s, rep->report, rep->opaque,
-                                        &fixed) : 0;
-    if (r == 0)
-      r = do_phase (rep, MAKE_COPIES, scan, &fixed);
-    if (r == 0)
-      r = do_phase (rep, CLEAR, scan, &fixed);
+  if (fix == QED_FIX_ALL) {
+    r = fix_all (rep, scan, &fixed);
+    r = plan_finish (rep->plan, r);
   }
+  else
+    r = do_phase (rep, LOOK, scan, &fixed);
   scan->result.corruptions_fixed = fixed;
   return r;
 }
@@ -577,7 +593,9 @@ open_for_check (const char *name, enum qed_fix fix, bool no_lock,
 
   if (file == NULL)
     return NULL;
-  *mended = fix == QED_FIX_ALL ? mend_header (file, report, opaque) : 0;
+  *mended = plan_resume (file);
+  if (*mended == 0 && fix == QED_FIX_ALL)
+    *mended = mend_header (file, report, opaque);
   if (*mended == -1) {
     node_close (file);
     return NULL;

@@ -33,6 +33,11 @@
 #define QED_KNOWN_COMPAT 0
 #define QED_KNOWN_AUTOCLEAR 0
 
+/* But this one of autoclear_features is set while a repair of ours is
+ * under way, and cleared by whoever does not know it (plan.c).
+ */
+#define QED_REPAIRING (UINT64_C (1) << 63)
+
 /* The header, in the order of the file, in host byte order. */
 struct qed_header {
   uint32_t cluster_size;        /* bytes */

@@ -14,6 +14,7 @@
  *   settle.c    NEED_CHECK and the file's length, when writes pause
  *   scan.c      reading all tables, and what is wrong with them (scan.h)
  *   check.c     check and repair
+ *   plan.c      repairs that are made as a whole or not at all (plan.h)
  *   mend.c      repair of the header
  *   relink.c    repair of entries that are wrong in one bit
  *   compact.c   giving leaked clusters back

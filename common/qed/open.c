@@ -29,6 +29,7 @@
 #include "chain.h"
 #include "cleanup.h"
 #include "message.h"
+#include "plan.h"
 #include "rounding.h"
 #include "scan.h"
 
@@ -222,7 +223,8 @@ qed_open_bare_file (struct node *file)
   s->file = file;
   s->node.read_only = file->read_only;
   flusher_init (&s->flusher, flush_file, file);
-  if (read_header (s) == -1 || read_l1 (s) == -1) {
+  if (plan_resume (file) == -1 || read_header (s) == -1 ||
+      read_l1 (s) == -1) {
     const int err = errno;
 
     qed_free_bare (s);
