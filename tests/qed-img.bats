@@ -49,6 +49,13 @@ status | create -o size=-1 new.qed
 TABLE
 }
 
+@test "create: through a link that leads to nothing" {
+  ln -s target link.qed
+  run -0 qed-img create -q link.qed 1M
+  assert_clean target
+  assert_link_exists link.qed
+}
+
 @test "create: cluster and table sizes" {
   make_files
   cases <<'TABLE'
@@ -649,6 +656,23 @@ END
   run -1 qed-img check "$uri"
   run -1 qemu-img check -f qed "$uri"
   stop_nbdkit
+}
+
+# There nobody sees what is leaked, and an L1 table of zeroes is one with
+# which nothing is wrong.
+@test "check: storage of fixed size, with zeroes behind the image" {
+  create 16M -o cluster_size=4k,table_size=2
+  qemu_io_qed disk.qed 'write -P 5 0 64k' 'write -P 6 8M 64k'
+  image l2 disk.qed 2049 'l2(0)'          # of 8M + 4K
+  start_nbdkit memory 16M
+  nbdcopy disk.qed "$uri"
+  run -0 qed-img check -r all "$uri"
+  nbdcopy "$uri" repaired.qed
+  stop_nbdkit
+  run -0 qemu-io -f qed -c 'read -P 5 0 64k' -c 'read -P 6 8M 4k' \
+      -c 'read -P 5 8196k 4k' -c 'read -P 6 8200k 56k' repaired.qed
+  refute_output --partial failed
+  assert_not_corrupt repaired.qed
 }
 
 # ---- The tool

@@ -16,7 +16,9 @@
  *   nothing is wrong and the fewest clusters are leaked.
  * - One that can be used, but shows faults, only by one with another
  *   place of the L1 table through which nothing is wrong and nothing
- *   leaked.
+ *   leaked.  On storage of fixed size nobody can tell what is leaked, and
+ *   through a header that leads nowhere nothing is wrong; so there more
+ *   clusters must be in use than through the one that is there.
  *
  * Unknown feature bits are none of that: a newer program may have set
  * them for a reason.
@@ -52,6 +54,7 @@ struct mend {
 struct quality {
   bool usable;
   uint64_t corruptions, leaks;
+  uint64_t used;                /* clusters */
 };
 
 static int
@@ -73,6 +76,7 @@ look_through (struct mend *m, const uint8_t *buf, struct quality *q)
     q->usable = true;
     q->corruptions = scan.result.corruptions + scan.result.check_errors;
     q->leaks = scan.result.leaks;
+    q->used = scan.used.members;
     scan_free (&scan);
   }
   free (s);
@@ -89,7 +93,18 @@ static bool
 better (const struct quality *a, const struct quality *b)
 {
   return a->usable && a->corruptions == 0 &&
-    (!b->usable || a->leaks < b->leaks);
+    (!b->usable || a->leaks < b->leaks ||
+     (a->leaks == b->leaks && a->used > b->used));
+}
+
+/* Shall the best header replace the one that is there? */
+static bool
+is_convincing (const struct mend *m, const struct quality *best,
+               const struct quality *now)
+{
+  if (!best->usable || !now->usable)
+    return best->usable;
+  return m->file->fixed_size ? best->used > now->used : best->leaks == 0;
 }
 
 /* Try the header in m->buf; keep it if it is better than the best. */
@@ -189,7 +204,7 @@ mend_header (struct node *file,
     return 0;
   if (find_header (&m, now.usable, best_buf, &best) == -1)
     return -1;
-  if (best.usable && (!now.usable || best.leaks == 0))
+  if (is_convincing (&m, &best, &now))
     return write_header (&m, best_buf);
   return now.usable ? 0 : extend_l1_table (&m);
 }
