@@ -659,18 +659,22 @@ END
 }
 
 # There nobody sees what is leaked, and an L1 table of zeroes is one with
-# which nothing is wrong.
-@test "check: storage of fixed size, with zeroes behind the image" {
+# which nothing is wrong.  And what else the storage holds is not the
+# image's, though an entry be one bit away from it.
+@test "check: storage of fixed size, with room behind the image" {
   create 16M -o cluster_size=4k,table_size=2
   qemu_io_qed disk.qed 'write -P 5 0 64k' 'write -P 6 8M 64k'
   image l2 disk.qed 2049 'l2(0)'          # of 8M + 4K
+  image l2 disk.qed 2064 $((12 << 20 | 512))
   start_nbdkit memory 16M
+  qemu_io "$uri" 'write -P 7 12M 4M'
   nbdcopy disk.qed "$uri"
   run -0 qed-img check -r all "$uri"
   nbdcopy "$uri" repaired.qed
   stop_nbdkit
   run -0 qemu-io -f qed -c 'read -P 5 0 64k' -c 'read -P 6 8M 4k' \
-      -c 'read -P 5 8196k 4k' -c 'read -P 6 8200k 56k' repaired.qed
+      -c 'read -P 5 8196k 4k' -c 'read -P 6 8200k 56k' \
+      -c 'read -P 0 8256k 4k' repaired.qed
   refute_output --partial failed
   assert_not_corrupt repaired.qed
 }

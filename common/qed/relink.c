@@ -278,17 +278,22 @@ relink_tables (struct relink *rl)
 
 /* ---- Data */
 
-/* The one leaked cluster that an entry may have meant, or 0. */
+/* The one leaked cluster that an entry may have meant, or 0.  On storage
+ * of fixed size what stands behind the image was never in it.
+ */
 static uint64_t
 find_cluster (const struct relink *rl, uint64_t entry)
 {
+  const struct qed *s = rl->s;
+  const uint64_t end = s->file->fixed_size ? rl->scan.result.image_end
+    : node_size (s->file);
   uint64_t found = 0;
 
   for (unsigned bit = 0; bit < 64; ++bit) {
     const uint64_t offset = entry ^ UINT64_C (1) << bit;
 
-    if (offset >= qed_header_bytes (&rl->s->header) &&
-        is_leaked (rl, offset, rl->s->cluster_size)) {
+    if (offset >= qed_header_bytes (&s->header) && offset < end &&
+        is_leaked (rl, offset, s->cluster_size)) {
       if (found)
         return 0;
       found = offset;
