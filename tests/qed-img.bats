@@ -458,7 +458,7 @@ status | check --image-opts driver=qed,file.filename=base.qed
 TABLE
 }
 
-@test "check: a backing name with a zero byte in it" {
+@test "check, empty: a backing name with a zero byte in it" {
   local offset command
   qemu-img create -q -f qed -u -b gone.img -F raw disk.qed 1M
   offset=$(image get disk.qed backing_filename_offset)
@@ -466,7 +466,7 @@ TABLE
   printf '\0' | dd of=nul.qed bs=1 seek=$((offset + 2)) conv=notrunc status=none
   cp disk.qed zero.qed
   image set zero.qed backing_filename_offset=0
-  for command in check 'check -r all'; do
+  for command in check 'check -r all' empty; do
     # shellcheck disable=SC2086
     run -1 qed-img $command nul.qed
     assert_output --partial "backing name at offset $offset"

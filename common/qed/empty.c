@@ -37,6 +37,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "chain.h"
 #include "cleanup.h"
 #include "image.h"
 #include "message.h"
@@ -265,11 +266,15 @@ qed_empty_image (const char *name, bool no_lock)
     .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
   };
   struct qed *s = qed_open_bare (name, &options);
+  CLEANUP_FREE char *backing = NULL;
   int r;
 
   if (s == NULL)
     return -1;
-  r = qed_clear_unknown_bits (s);
+  /* What nobody could open afterwards is not to be emptied. */
+  r = qed_backing_name (s->file, &s->header, &backing);
+  if (r == 0)
+    r = qed_clear_unknown_bits (s);
   if (r == 0)
     r = qed_empty (&s->node);
   if (r == 0)
