@@ -93,6 +93,7 @@ SH_LOG_DRIVER = $(tap_driver)
 SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
+	tests/bench/functions.bash \
 	tests/blklogwrites.py \
 	tests/control-ask.py \
 	tests/crash-check.sh \
@@ -113,8 +114,8 @@ EXTRA_DIST += \
 	tests/qed-image.py \
 	tests/qed-img-functions.bash \
 	tests/qed-img-kill.py \
-	tests/qed-repair-kill.py \
 	tests/qed-model.py \
+	tests/qed-repair-kill.py \
 	tests/qed_attempt.py \
 	tests/qed_format.py \
 	tests/qed_server.py \

@@ -26,98 +26,33 @@
 # BENCH_SECONDS   duration of one measurement (2)
 # BENCH_ROUNDS    measurements of each cell (5)
 
-set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-seconds=${BENCH_SECONDS:-2}
-rounds=${BENCH_ROUNDS:-5}
-servers="file ours qemu"
+servers=(file ours qemu)
+ours=ours
+need nbdkit qemu-storage-daemon fio jq python3
+make_folder log-bench
 
-for tool in nbdkit qemu-storage-daemon fio jq python3; do
-  if ! type -P $tool >/dev/null; then
-    echo "$0: $tool is missing" >&2
-    exit 1
-  fi
-done
-
-dir=$(mktemp -d /dev/shm/log-bench.XXXXXX)
-server_pid=
-memory=0
-trap cleanup EXIT
-
-cleanup ()
+# serve SERVER
+serve ()
 {
-  if [ "$server_pid" ]; then
-    kill -KILL "$server_pid" 2>/dev/null || true
-  fi
-  rm -rf "$dir"
-}
-
-# start SERVER: wait until it accepts connections.
-start ()
-{
-  local server=$1 i
-  rm -f "$dir/pid" "$dir/sock" "$dir/log"
-  case $server in
+  rm -f "$dir/log"
+  case $1 in
     file)
-      nbdkit -f -U "$dir/sock" -P "$dir/pid" file "$dir/disk" \
-             2>"$dir/messages" &
-      ;;
+      start_nbdkit file file "$dir/disk" ;;
     ours)
-      nbdkit -f -U "$dir/sock" -P "$dir/pid" --filter=blklogwrites \
-             file "$dir/disk" "log=$dir/log" 2>"$dir/messages" &
-      ;;
+      start_nbdkit ours --filter=blklogwrites file "$dir/disk" \
+                   "log=$dir/log" ;;
     qemu)
       : >"$dir/log"
-      qemu-storage-daemon \
+      start qemu qemu-storage-daemon \
         --blockdev "driver=file,node-name=disk,filename=$dir/disk" \
         --blockdev "driver=file,node-name=log,filename=$dir/log" \
         --blockdev driver=blklogwrites,node-name=top,file=disk,log=log \
         --nbd-server "addr.type=unix,addr.path=$dir/sock" \
         --export type=nbd,id=export,node-name=top,name=,writable=on \
-        --pidfile "$dir/pid" 2>"$dir/messages" &
-      ;;
+        --pidfile "$dir/pid" ;;
   esac
-  server_pid=$!
-  for ((i = 0; i < 1000; i++)); do
-    if [ -s "$dir/pid" ] && [ -S "$dir/sock" ]; then return; fi
-    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
-    sleep 0.02
-  done
-  cat "$dir/messages" >&2
-  echo "$0: $server does not start" >&2
-  exit 1
-}
-
-# A server that died after it had answered fio (nbdkit 1.32 may, when a
-# client hangs up with requests in flight) has been measured all the same,
-# but is worth a word.
-stop ()
-{
-  local status=0 peak
-  # The disk and the log are not mapped, so all of this is the server's.
-  peak=$(awk '/VmHWM/ { print int ($2 / 1024) }' \
-             "/proc/$server_pid/status" 2>/dev/null) || true
-  if [ "$1" = ours ] && (( ${peak:-0} > memory )); then memory=$peak; fi
-  kill "$server_pid" 2>/dev/null || true
-  wait "$server_pid" || status=$?
-  server_pid=
-  if [ "$status" -ne 0 ]; then
-    cat "$dir/messages" >&2
-    echo "$0: $1 ended with status $status" >&2
-  fi
-}
-
-# measure FIELD OPTION...: run fio, print a field of its report.
-measure ()
-{
-  local field=$1
-  shift
-  fio --name=bench --ioengine=nbd --uri="nbd+unix:///?socket=$dir/sock" \
-      --iodepth=16 --output-format=json --output="$dir/fio.json" \
-      --randrepeat=0 --size=1G --time_based --runtime="$seconds" \
-      "$@" >/dev/null
-  # fio's engine prints lines of its own before the report.
-  sed -n '/^{/,$p' "$dir/fio.json" | jq -r ".jobs[0].$field"
 }
 
 # two_writes SIZE PATTERN: pieces a second.
@@ -142,13 +77,6 @@ print(n / (time.monotonic() - start))
 END
 }
 
-median ()
-{
-  tr ' ' '\n' | grep . | sort -g | awk '
-    { v[NR] = $1 }
-    END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
-}
-
 # Use as much memory as a log may need, and give it back.
 warm_up ()
 {
@@ -157,17 +85,16 @@ warm_up ()
   rm "$dir/warm"
 }
 
-declare -A results
-
 # in_turn KEY FIELD OPTION...: one measurement of each server.
 in_turn ()
 {
   local key=$1 server
   shift
-  for server in $servers; do
+  for server in "${servers[@]}"; do
     warm_up
-    start "$server"
-    results[$key,$server]+=" $(measure "$@")"
+    serve "$server"
+    results[$key,$server]+=" $(measure "$@" --size=1G --time_based \
+                                      --runtime="$seconds")"
     stop "$server"
   done
 }
@@ -181,20 +108,14 @@ for ((round = 1; round <= rounds; round++)); do
   results[sequential,loop]+=" $(two_writes 1048576 sequential)"
 done
 
-# fio counts KiB/s.
-for server in $servers; do
-  results[sequential,$server]=$(
-    tr ' ' '\n' <<<"${results[sequential,$server]}" |
-      awk '/./ { print $1 / 1024 }')
+for server in "${servers[@]}"; do
+  in_mib "sequential,$server"
 done
 
 # line KEY TITLE UNIT TARGET
 line ()
 {
-  local key=$1 server
-  for server in $servers loop; do
-    median <<<"${results[$key,$server]}"
-  done | paste -sd' ' | awk -v title="$2" -v unit="$3" -v target="$4" '
+  medians "$1" "${servers[@]}" loop | awk -v title="$2" -v unit="$3" -v target="$4" '
     { printf "%-24s %9.0f %9.0f %9.0f %10.0f  %-5s %8.2f %8.2f   %s\n", title,
              $1, $2, $3, $4, unit, $2 / $1, $2 / $3, target }'
 }

@@ -24,14 +24,13 @@
 #
 # Sectors have 32 bytes.  The logs are in /dev/shm, where they take 400 MiB.
 
-set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=/usr/bin/python3
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$tests
 
-dir=$(mktemp -d /dev/shm/logreplay-bench.XXXXXX)
-trap 'rm -rf "$dir"' EXIT
+make_folder logreplay-bench
 cd "$dir"
 
 "$python" - <<'EOP'

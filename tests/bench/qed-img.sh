@@ -22,27 +22,11 @@
 #
 # BENCH_ROUNDS    measurements of each cell (5)
 
-set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-rounds=${BENCH_ROUNDS:-5}
-
-for tool in qed-img qemu-img qemu-io; do
-  if ! type -P $tool >/dev/null; then
-    echo "$0: $tool is missing" >&2
-    exit 1
-  fi
-done
-
-dir=$(mktemp -d /dev/shm/qed-img-bench.XXXXXX)
-trap 'rm -rf "$dir"' EXIT
+need qed-img qemu-img qemu-io
+make_folder qed-img-bench
 cd "$dir"
-
-median ()
-{
-  tr ' ' '\n' | grep . | sort -g | awk '
-    { v[NR] = $1 }
-    END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
-}
 
 # fill IMAGE PIECE-KIB NUMBER SHIFT-KIB: write pieces all over 1 TiB.
 fill ()
@@ -56,7 +40,6 @@ fill ()
 }
 
 # take KEY COMMAND...: measure one run, in microseconds.
-declare -A results
 take ()
 {
   local key=$1 begin end
@@ -125,10 +108,7 @@ both rebase megabytes.qed rebase -b other.qed -F qed
 # line KEY TITLE TARGET
 line ()
 {
-  local program
-  for program in qed-img qemu-img; do
-    median <<<"${results[$1,$program]}"
-  done | paste -sd' ' | awk -v title="$2" -v target="$3" '
+  medians "$1" qed-img qemu-img | awk -v title="$2" -v target="$3" '
     { printf "%-36s %10.1f %10.1f %10.2f   %s\n", title, $1 / 1000,
              $2 / 1000, $1 / $2, target }'
 }

@@ -22,105 +22,32 @@
 # BENCH_SECONDS   duration of one measurement (2)
 # BENCH_ROUNDS    measurements of each cell (5)
 
-set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-seconds=${BENCH_SECONDS:-2}
-rounds=${BENCH_ROUNDS:-5}
-servers="file qed qemu"
+servers=(file qed qemu)
+ours=qed
+need nbdkit qemu-nbd qemu-img fio jq
+make_folder qed-bench
 
-for tool in nbdkit qemu-nbd qemu-img fio jq; do
-  if ! type -P $tool >/dev/null; then
-    echo "$0: $tool is missing" >&2
-    exit 1
-  fi
-done
-
-dir=$(mktemp -d /dev/shm/qed-bench.XXXXXX)
-server_pid=
-memory=0
-trap cleanup EXIT
-
-cleanup ()
+# serve SERVER IMAGE
+serve ()
 {
-  if [ "$server_pid" ]; then
-    kill -KILL "$server_pid" 2>/dev/null || true
-  fi
-  rm -rf "$dir"
-}
-
-# start SERVER IMAGE: wait until it accepts connections.
-start ()
-{
-  local server=$1 image=$2 i
-  rm -f "$dir/pid" "$dir/sock"
-  case $server in
+  case $1 in
     file|qed)
-      nbdkit -f -U "$dir/sock" -P "$dir/pid" "$server" "$image" \
-             2>"$dir/log" &
-      ;;
+      start_nbdkit "$1" "$1" "$2" ;;
     qemu)
-      qemu-nbd -t -e 16 -f qed --cache=writeback --discard=unmap \
-               -k "$dir/sock" --pid-file="$dir/pid" "$image" \
-               2>"$dir/log" &
-      ;;
+      start qemu qemu-nbd -t -e 16 -f qed --cache=writeback --discard=unmap \
+            -k "$dir/sock" --pid-file="$dir/pid" "$2" ;;
   esac
-  server_pid=$!
-  for ((i = 0; i < 1000; i++)); do
-    if [ -s "$dir/pid" ]; then return; fi
-    if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
-    sleep 0.02
-  done
-  cat "$dir/log" >&2
-  echo "$0: $server does not start" >&2
-  exit 1
 }
-
-# A server that died after it had answered fio (nbdkit 1.32 may, when a
-# client hangs up with requests in flight) has been measured all the same,
-# but is worth a word.
-stop ()
-{
-  local status=0 peak
-  peak=$(awk '/VmHWM/ { print int ($2 / 1024) }' \
-             "/proc/$server_pid/status" 2>/dev/null) || true
-  if [ "$1" = qed ] && (( ${peak:-0} > memory )); then memory=$peak; fi
-  kill "$server_pid" 2>/dev/null || true
-  wait "$server_pid" || status=$?
-  server_pid=
-  if [ "$status" -ne 0 ]; then
-    cat "$dir/log" >&2
-    echo "$0: $1 ended with status $status" >&2
-  fi
-}
-
-# measure FIELD OPTION...: run fio, print a field of its report.
-measure ()
-{
-  local field=$1
-  shift
-  fio --name=bench --ioengine=nbd --uri="nbd+unix:///?socket=$dir/sock" \
-      --iodepth=16 --output-format=json --output="$dir/fio.json" \
-      --randrepeat=0 "$@" >/dev/null
-  # fio's engine prints lines of its own before the report.
-  sed -n '/^{/,$p' "$dir/fio.json" | jq -r ".jobs[0].$field"
-}
-
-median ()
-{
-  tr ' ' '\n' | grep . | sort -g | awk '
-    { v[NR] = $1 }
-    END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
-}
-
-declare -A results
 
 # in_place KEY FIELD OPTION...: one measurement of each server.
 in_place ()
 {
   local key=$1 server
   shift
-  for server in $servers; do
-    start "$server" "$dir/$server.disk"
+  for server in "${servers[@]}"; do
+    serve "$server" "$dir/$server.disk"
     results[$key,$server]+=" $(measure "$@" --size=1G --time_based \
                                       --runtime="$seconds")"
     stop "$server"
@@ -141,13 +68,13 @@ allocating ()
 {
   local server
   random_clusters >"$dir/clusters.log"
-  for server in $servers; do
+  for server in "${servers[@]}"; do
     if [ "$server" = file ]; then
       truncate -s 1G "$dir/fresh"
     else
       qemu-img create -q -f qed "$dir/fresh" 1G
     fi
-    start "$server" "$dir/fresh"
+    serve "$server" "$dir/fresh"
     results[allocate,$server]+=" $(
       measure write.iops --read_iolog="$dir/clusters.log")"
     stop "$server"
@@ -168,25 +95,18 @@ for ((round = 1; round <= rounds; round++)); do
   allocating
 done
 
+for server in "${servers[@]}"; do
+  in_mib "seqread,$server"
+  in_mib "seqwrite,$server"
+done
+
 # line KEY TITLE UNIT TARGET
 line ()
 {
-  local key=$1 server
-  for server in $servers; do
-    median <<<"${results[$key,$server]}"
-  done | paste -sd' ' | awk -v title="$2" -v unit="$3" -v target="$4" '
+  medians "$1" "${servers[@]}" | awk -v title="$2" -v unit="$3" -v target="$4" '
     { printf "%-28s %9.0f %9.0f %9.0f  %-5s %8.2f %8.2f   %s\n", title, $1,
              $2, $3, unit, $2 / $1, $2 / $3, target }'
 }
-
-# fio counts KiB/s.
-for server in $servers; do
-  for key in seqread seqwrite; do
-    results[$key,$server]=$(
-      tr ' ' '\n' <<<"${results[$key,$server]}" |
-        awk '/./ { print $1 / 1024 }')
-  done
-done
 
 echo
 echo "medians of $rounds rounds of $seconds s, image of 1 GiB in /dev/shm"

@@ -14,14 +14,9 @@
 #   BENCH_SECONDS   seconds of each measurement that is limited by time (2)
 #   BENCH_ROUNDS    measurements of each cell (5)
 
-set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-for tool in nbdkit qemu-system-x86_64 qemu-img fio; do
-  if ! type -P $tool >/dev/null; then
-    echo "$0: $tool is missing" >&2
-    exit 1
-  fi
-done
+need nbdkit qemu-system-x86_64 qemu-img fio
 
 PYTHONDONTWRITEBYTECODE=1 \
   exec /usr/bin/python3 "$(dirname "$0")/../replication-bench.py"
