@@ -19,6 +19,9 @@
  * after a power loss: the flushed one and all written since.  Every
  * state is opened, as a server would open it, and all bytes are read;
  * then qemu-img judges the tables.
+ *
+ * A repair (qed-img check -r all) that loses its power is made again, and
+ * must come to the same result as one that does not.
  */
 
 #include <config.h>
@@ -32,6 +35,7 @@
 #include "image.h"
 #include "qed.h"
 #include "rounding.h"
+#include "scan.h"
 #include "unit.h"
 
 #define SECTOR 512
@@ -83,6 +87,8 @@ struct medium {
 
   uint64_t seed;
   unsigned states;              /* played */
+  unsigned seldom;              /* one in so many events is a power loss */
+  void (*judge) (const char *path); /* of the disk afterwards */
   bool dead;                    /* its process was killed */
 };
 
@@ -103,7 +109,7 @@ medium_of (struct node *n)
 static void
 event (struct medium *m)
 {
-  if (m->states < STATES && random_below (&m->seed, 50) == 0) {
+  if (m->states < STATES && random_below (&m->seed, m->seldom) == 0) {
     m->states++;
     play_power_loss (m);
   }
@@ -249,24 +255,29 @@ static const struct node_ops medium_ops = {
   .resize = medium_resize,
 };
 
-/* A medium that holds an empty image.  One of fixed size is full of
- * what was there before.
- */
-static struct medium *
-new_medium (bool fixed, const char *backing, uint64_t seed)
+static void
+create_image (const char *path, const char *backing)
 {
   const struct qed_create_options create = {
     .size = DISK_SIZE, .cluster_size = CLUSTER, .table_size = TABLE_SIZE,
     .backing = backing, .backing_is_raw = true,
   };
-  CLEANUP_FREE char *path = in_dir ("new.qed");
+
+  CHECK (qed_create (path, &create) == 0);
+}
+
+/* A medium that holds this file.  One of fixed size is full of what was
+ * there before.
+ */
+static struct medium *
+new_medium (bool fixed, const char *path, void (*judge) (const char *),
+            uint64_t seed)
+{
   struct medium *m = calloc (1, sizeof *m);
   struct stat st;
-  CLEANUP_CLOSE int fd = -1;
+  CLEANUP_CLOSE int fd = open (path, O_RDONLY);
 
-  CHECK (m && qed_create (path, &create) == 0);
-  fd = open (path, O_RDONLY);
-  CHECK (fd >= 0 && fstat (fd, &st) == 0);
+  CHECK (m && fd >= 0 && fstat (fd, &st) == 0);
   pthread_mutex_init (&m->lock, NULL);
   m->node.ops = &medium_ops;
   m->node.name = strdup (path);
@@ -274,6 +285,8 @@ new_medium (bool fixed, const char *backing, uint64_t seed)
   m->node.fixed_size = fixed;
   m->node.can_fast_zero = true;
   m->seed = seed;
+  m->seldom = 50;
+  m->judge = judge;
   m->size = fixed ? FIXED_SIZE : st.st_size;
   reserve (m, m->size);
   if (fixed)
@@ -374,15 +387,42 @@ check_content (struct node *n)
 
 static bool expect_ordered;     /* the tables are good without a repair */
 
+static bool
+need_check (const char *path)
+{
+  CLEANUP_CLOSE int fd = open (path, O_RDONLY);
+  uint8_t features;
+
+  CHECK (fd >= 0 && pread (fd, &features, 1, FEATURES) == 1);
+  return features & QED_NEED_CHECK;
+}
+
+/* A server opens it. */
+static void
+judge_served (const char *path)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct node *n;
+
+  if (expect_ordered && !need_check (path)) {
+    const int r = qemu_img_check (path);
+
+    CHECK (r == 0 || r == 3);   /* clean, or leaks */
+  }
+  n = qed_open (path, &options);
+  CHECK (n && !n->read_only);
+  check_content (n);
+  CHECK (node_close (n) == 0);
+  CHECK (qemu_img_check (path) % 3 == 0);
+}
+
 static void
 play_power_loss (struct medium *m)
 {
   CLEANUP_FREE char *path = in_dir ("crashed.qed");
   CLEANUP_FREE uint8_t *state = malloc (m->capacity);
   const uint64_t keep = random_below (&m->seed, 101);
-  struct qed_options options = QED_DEFAULT_OPTIONS;
   uint64_t size = m->flushed_size;
-  struct node *n;
 
   CHECK (state);
   memcpy (state, m->flushed, m->capacity);
@@ -393,17 +433,7 @@ play_power_loss (struct medium *m)
   if (m->nr_sizes > 0 && random_below (&m->seed, 2))
     size = m->sizes[random_below (&m->seed, m->nr_sizes)];
   write_file (path, state, size);
-
-  if (expect_ordered && !(state[FEATURES] & QED_NEED_CHECK)) {
-    const int r = qemu_img_check (path);
-
-    CHECK (r == 0 || r == 3);   /* clean, or leaks */
-  }
-  n = qed_open (path, &options);
-  CHECK (n && !n->read_only);
-  check_content (n);
-  CHECK (node_close (n) == 0);
-  CHECK (qemu_img_check (path) % 3 == 0);
+  m->judge (path);
 }
 
 /* ---- The workload */
@@ -518,8 +548,11 @@ static void
 run_load (bool fixed, const char *backing, const uint8_t *backing_data,
           uint64_t seed)
 {
-  struct load load = { .medium = new_medium (fixed, backing, seed) };
+  CLEANUP_FREE char *path = in_dir ("new.qed");
+  struct load load;
 
+  create_image (path, backing);
+  load.medium = new_medium (fixed, path, judge_served, seed);
   expect_ordered = fixed || backing;
   new_model (backing_data);
   open_image (&load);
@@ -578,6 +611,138 @@ test_fixed_size (void **state)
     run_load (true, NULL, NULL, seed);
 }
 
+/* ---- Repairs */
+
+#define DATA_LEN (8 * CLUSTER)  /* in each window, all of its own value */
+
+static void
+fill_image (const char *path)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct node *n = qed_open (path, &options);
+  CLEANUP_FREE uint8_t *buf = malloc (DATA_LEN);
+
+  CHECK (n && buf);
+  for (unsigned w = 0; w < NR_WINDOWS; ++w) {
+    memset (buf, w + 1, DATA_LEN);
+    CHECK (node_pwrite (n, buf, DATA_LEN, w * TABLE_SPAN) == 0);
+  }
+  CHECK (node_close (n) == 0);
+}
+
+static void
+set_entry (int fd, uint64_t table, unsigned index, uint64_t value)
+{
+  uint8_t buf[QED_ENTRY_LEN];
+
+  qed_entry_put (buf, 0, value);
+  CHECK (pwrite (fd, buf, sizeof buf, table + index * QED_ENTRY_LEN) ==
+         sizeof buf);
+}
+
+/* Clusters of two users, data in tables, and what lies behind the end,
+ * where repairs put their copies.
+ */
+static void
+damage_image (const char *path)
+{
+  const struct node_open_options options = { .read_only = true };
+  struct qed *s = qed_open_bare (path, &options);
+  CLEANUP_CLOSE int fd = open (path, O_RDWR);
+  uint64_t l2[NR_WINDOWS], end;
+
+  CHECK (s && fd >= 0 && s->nr_l1 == NR_WINDOWS);
+  for (unsigned i = 0; i < NR_WINDOWS; ++i)
+    l2[i] = s->l1[i];
+  end = node_size (s->file);
+  qed_free_bare (s);
+  for (unsigned i = 0; i < 3; ++i) {
+    set_entry (fd, l2[0], i, l2[0] + 6 * CLUSTER);
+    set_entry (fd, l2[1], i, l2[i % 2]);
+    set_entry (fd, l2[1], 4 + i, end + i * CLUSTER);
+    set_entry (fd, l2[2], i, l2[1]);
+  }
+}
+
+static uint8_t repaired[NR_WINDOWS * DATA_LEN]; /* what is in the windows */
+
+static void
+repair_and_read (const char *path, uint8_t *buf)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct qed_check_result result;
+  struct node *n;
+
+  CHECK (qed_check (path, QED_FIX_ALL, false, NULL, NULL, &result) == 0);
+  CHECK (result.corruptions == 0 && qemu_img_check (path) == 0);
+  options.read_only = true;
+  n = qed_open (path, &options);
+  CHECK (n);
+  for (unsigned w = 0; w < NR_WINDOWS; ++w)
+    CHECK (node_pread (n, buf + w * DATA_LEN, DATA_LEN, w * TABLE_SPAN)
+           == 0);
+  CHECK (node_close (n) == 0);
+}
+
+static unsigned nr_completed, nr_taken_back;
+
+static void
+judge_repaired (const char *path)
+{
+  static uint8_t buf[sizeof repaired];
+
+  forget_messages ();
+  repair_and_read (path, buf);
+  CHECK (memcmp (buf, repaired, sizeof buf) == 0);
+  nr_completed += strstr (messages.first, "is completed") != NULL;
+  nr_taken_back += strstr (messages.first, "is taken back") != NULL;
+}
+
+static void
+repair_without_power (bool fixed)
+{
+  CLEANUP_FREE char *path = in_dir ("damaged.qed");
+  unsigned states = 0;
+
+  nr_completed = nr_taken_back = 0;
+  msg_set_handler (collect_message);
+  for (uint64_t seed = 1; states < STATES; ++seed) {
+    struct medium *m;
+    struct qed_check_result result;
+    struct qed *s;
+
+    create_image (path, NULL);
+    fill_image (path);
+    damage_image (path);
+    m = new_medium (fixed, path, judge_repaired, seed);
+    m->seldom = 10;
+    if (seed == 1) {
+      write_file (path, m->now, m->size);
+      repair_and_read (path, repaired);
+    }
+    s = qed_open_bare_file (&m->node);
+    CHECK (s && repair_image (s, QED_FIX_ALL, true, NULL, NULL, &result)
+           == 0);
+    CHECK (result.corruptions == 0);
+    states += m->states;
+    qed_free_bare (s);
+  }
+  assert_int_not_equal (nr_completed, 0);
+  assert_int_not_equal (nr_taken_back, 0);
+}
+
+static void
+test_repair (void **state)
+{
+  repair_without_power (false);
+}
+
+static void
+test_repair_of_fixed_size (void **state)
+{
+  repair_without_power (true);
+}
+
 static int
 setup (void **state)
 {
@@ -600,6 +765,8 @@ main (void)
     cmocka_unit_test (test_file),
     cmocka_unit_test (test_backing),
     cmocka_unit_test (test_fixed_size),
+    cmocka_unit_test (test_repair),
+    cmocka_unit_test (test_repair_of_fixed_size),
   };
 
   return cmocka_run_group_tests_name ("qed power loss", tests,
