@@ -57,6 +57,7 @@ bats_tests = \
 	tests/qed-nbd.bats \
 	tests/qed-needcheck.bats \
 	tests/qed-params.bats \
+	tests/qed-power-loss.bats \
 	tests/qed-read.bats \
 	tests/replication-control.bats \
 	tests/replication-faults.bats \
