@@ -623,6 +623,90 @@ h.pwrite(b"a" * 8192, 512)'
     "smaller than the disk's minimum block size of 4096 bytes"
 }
 
+# A log of four entries, of which one is a mark.
+old_log ()
+{
+  nbdkit -U - --filter=blklogwrites file disk log=log log-control=control \
+    --run 'qemu-io -f raw -c "write 0 4k" -c "write 8k 4k" -c flush "$uri"
+           blkctl control log-mark name=old'
+  [ "$(nr_entries)" -ge 4 ]
+  cp log old
+}
+
+# The filter over a disk whose blocks are larger than the log's sectors.
+start_large_blocks ()
+{
+  start_nbdkit --filter=blklogwrites --filter=blocksize-policy memory 1M \
+               blocksize-minimum=4096 log=log log-control=control "$@"
+}
+
+# queried: entries, sectors and the last mark on the control socket.
+queried ()
+{
+  blkctl control query-log |
+    jq -c '[.entries, .sectors, ."sector-size", ."last-mark"]'
+}
+
+@test "a run that refuses its connections leaves the old log as it was" {
+  truncate -s 1M disk
+  old_log
+  start_large_blocks
+  run nbdinfo "$uri"
+  assert_failure
+  # The new log has nothing, but the old one is still there.
+  [ "$(queried)" = '[0,1,512,null]' ]
+  cmp log old
+  run nbdinfo "$uri"
+  assert_failure
+  stop_nbdkit
+  cmp log old
+
+  # A mark is wanted: that is the new log's.
+  start_large_blocks
+  run nbdinfo "$uri"
+  assert_failure
+  blkctl control log-mark name=new
+  run entries
+  assert_output "0 0 8 new"
+  [ "$(queried)" = '[1,2,512,"new"]' ]
+  stop_nbdkit
+  run entries
+  assert_output "0 0 8 new"
+}
+
+@test "a log is started anew when a connection is accepted, or at the end" {
+  truncate -s 1M disk
+  old_log
+  start_large_blocks log-sector-size=4096
+  cmp log old
+  [ "$(queried)" = '[0,1,4096,null]' ]
+  client "$uri" 'h.pread(4096, 0)'
+  [ "$(nr_entries)" -eq 0 ]
+  stop_nbdkit
+  [ "$(stat -c %s log)" -eq 4096 ]
+
+  cp old log
+  start_large_blocks
+  stop_nbdkit
+  [ "$(nr_entries)" -eq 0 ]
+  [ "$(stat -c %s log)" -eq 512 ]
+
+  # Many connections at once start it once.
+  cp old log
+  start_nbdkit --filter=blklogwrites file disk log=log
+  "$python" -c '
+import sys, threading, nbd
+def run(number):
+    h = nbd.NBD()
+    h.connect_unix(sys.argv[1])
+    h.pwrite(bytes(512), number * 512)
+    h.flush()
+threads = [threading.Thread(target=run, args=(i,)) for i in range(16)]
+for t in threads: t.start()
+for t in threads: t.join()' "$sock"
+  [ "$(entries | grep -c " 1 0")" -eq 16 ]
+}
+
 @test "an export other than the recorded one can only be read" {
   mkdir disks
   truncate -s 1M disks/one disks/two

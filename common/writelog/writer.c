@@ -101,9 +101,13 @@ struct writelog {
   struct node *node;            /* owned */
   uint32_t sector_size;
   uint64_t interval;
-  bool restart;                 /* start anew over the log that exists */
   bool started;
   bool named;                   /* a file that had a name at the start */
+
+  pthread_mutex_t begin_lock;   /* protects restart; taken before all
+                                   other locks */
+  bool restart;                 /* the log that exists is still there, and
+                                   is to be started anew */
 
   struct flusher flusher;
   _Atomic uint64_t counted;     /* by the super block; only the flusher's
@@ -152,8 +156,6 @@ begin_log (struct writelog *log)
 {
   struct node *n = log->node;
 
-  log->next = log->complete = 0;
-  log->end = log->complete_end = log->sector_size;
   if (can_grow (log)) {
     if (node_resize (n, 0) == -1 || node_resize (n, log->sector_size) == -1)
       return -1;
@@ -239,6 +241,7 @@ open_log (struct writelog *log, bool append)
   struct writelog_super super;
   const char *why;
 
+  log->end = log->complete_end = log->sector_size;
   if (!can_grow (log) && node_size (log->node) < log->sector_size) {
     errno = ENOSPC;
     msg_error ("%s: the log's first sector of %" PRIu32 " bytes does not fit "
@@ -283,6 +286,7 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
   log->sector_size =
     options->sector_size ? : WRITELOG_DEFAULT_SECTOR_SIZE;
   log->interval = options->interval;
+  pthread_mutex_init (&log->begin_lock, NULL);
   pthread_mutex_init (&log->lock, NULL);
   serial_queue_init (&log->queue);
   flusher_init (&log->flusher, make_durable, log);
@@ -316,14 +320,22 @@ writelog_start (struct writelog *log)
 {
   if (node_start (log->node) == -1 || serial_queue_start (&log->queue) == -1)
     return -1;
-  if (log->restart) {
-    if (begin_log (log) == -1)
-      return -1;
-  }
-  else if (can_grow (log) && node_resize (log->node, log->end) == -1)
+  if (!log->restart && can_grow (log) &&
+      node_resize (log->node, log->end) == -1)
     return -1;
   log->named = !node_is_removed (log->node);
   log->started = true;
+  return 0;
+}
+
+int
+writelog_begin (struct writelog *log)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->begin_lock);
+
+  if (log->restart && begin_log (log) == -1)
+    return -1;
+  log->restart = false;
   return 0;
 }
 
@@ -657,7 +669,8 @@ writelog_mark (struct writelog *log, const char *name)
     .flags = WRITELOG_MARK, .data_len = strlen (name),
   };
 
-  if (append (log, &entry, name, NULL, 0) == -1 ||
+  if (writelog_begin (log) == -1 ||
+      append (log, &entry, name, NULL, 0) == -1 ||
       keep_mark (log, name) == -1)
     return -1;
   return writelog_flush (log);
@@ -707,7 +720,7 @@ writelog_close (struct writelog *log)
 
   if (log == NULL)
     return 0;
-  if (log->started && finish (log) == -1) {
+  if (log->started && !log->restart && finish (log) == -1) {
     r = -1;
     err = errno;
   }
@@ -717,6 +730,7 @@ writelog_close (struct writelog *log)
   }
   flusher_destroy (&log->flusher);
   serial_queue_destroy (&log->queue);
+  pthread_mutex_destroy (&log->begin_lock);
   pthread_mutex_destroy (&log->lock);
   free (log->last_mark);
   free (log);

@@ -31,7 +31,7 @@ struct writelog_options {
  * block device or an NBD URI.  It is locked, as QEMU locks an image.
  * If it is empty a log of 0 entries is started in it.  A log that
  * exists is continued with "append"; without, it is started anew by
- * writelog_start, until when nothing of it is changed.  All that is no
+ * writelog_begin, until when nothing of it is changed.  All that is no
  * log is refused.  Returns NULL with errno after a message.
  */
 extern struct writelog *writelog_open (const char *name,
@@ -41,12 +41,20 @@ extern struct writelog *writelog_open (const char *name,
 extern struct writelog *
 writelog_open_node (struct node *node, const struct writelog_options *options);
 
-/* Get ready for entries, from many threads; once, after the last fork. */
+/* Get ready for writelog_begin, from many threads; once, after the last
+ * fork.
+ */
 extern int writelog_start (struct writelog *log);
+
+/* Get ready for entries: start a log anew that is not continued.  From
+ * any thread and as often as one likes; after the first success nothing
+ * is done.  Marks do it by themselves.
+ */
+extern int writelog_begin (struct writelog *log);
 
 /* Make durable and count all that was appended, cut a local file to the
  * length that its entries say, close and free.  A log that was not
- * started is closed as it is.  NULL is ignored.  The log is gone also
+ * begun is closed as it is.  NULL is ignored.  The log is gone also
  * when -1 is returned.
  */
 extern int writelog_close (struct writelog *log);

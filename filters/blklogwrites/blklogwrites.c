@@ -7,7 +7,9 @@
  * log.  This is glue: parameters, and handing on requests; see
  * common/writelog for what happens then.
  *
- * One log is open for all connections, from get_ready on.  A log is of
+ * One log is open for all connections, from get_ready on.  A log that is
+ * started anew is emptied when the first connection has been accepted,
+ * since only then it is known that the log suits the disk.  A log is of
  * one disk, so it is of the export that is first written to; all other
  * exports can only be read.
  */
@@ -53,6 +55,8 @@ static struct parameter *parameters;
 static struct writelog *writelog;
 static struct recorder *recorder;
 static struct control *control;
+static bool started;            /* the log is, by after_fork */
+static atomic_bool refused;     /* a connection has been */
 
 static pthread_mutex_t export_lock = PTHREAD_MUTEX_INITIALIZER;
 static char *recorded_export;   /* the one that is recorded, NULL while
@@ -75,7 +79,13 @@ end (void)
   /* These have said what failed, if anything. */
   control_close (control);
   recorder_close (recorder);
+  /* Also a run without a connection leaves a log of its own, but one in
+   * which the log did not suit the disk leaves the log as it was.
+   */
+  if (started && !atomic_load (&refused))
+    writelog_begin (writelog);
   writelog_close (writelog);
+  started = false;
   control = NULL;
   recorder = NULL;
   writelog = NULL;
@@ -257,6 +267,7 @@ blklogwrites_after_fork (nbdkit_backend *backend)
 {
   if (writelog_start (writelog) == -1)
     return -1;
+  started = true;
   return control ? control_start (control) : 0;
 }
 
@@ -419,6 +430,7 @@ check_block_size (uint32_t minimum)
 {
   if (minimum <= writelog_sector_size (writelog))
     return 0;
+  atomic_store (&refused, true);
   nbdkit_error ("%s: the log's sector size of %" PRIu32 " bytes is smaller "
                 "than the disk's minimum block size of %" PRIu32 " bytes",
                 log_name, writelog_sector_size (writelog), minimum);
@@ -436,7 +448,8 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 
   if (size == -1 || can_extents == -1 || can_write == -1 ||
       next->block_size (next, &minimum, &preferred, &maximum) == -1 ||
-      check_block_size (minimum) == -1)
+      check_block_size (minimum) == -1 ||
+      writelog_begin (writelog) == -1)
     return -1;
   h->writable = can_write;
   h->disk = (struct recorded_disk) {
