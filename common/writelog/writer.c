@@ -41,6 +41,16 @@
  * log is continued.  So behind the last entry there are zeroes only,
  * and long zeroes need not be written.  In a node of fixed size they
  * are; there the log may be full.
+ *
+ * A local file may be full too, when its file system is.  What has been
+ * promised room must fit nevertheless.  So with promises the file's space
+ * is allocated, in steps, from its end over all that is promised, before
+ * a promise is given; and an entry that is not promised gets its place
+ * only after the same has been done behind it, and for itself, since an
+ * entry that fails half-way would take all behind it along.  Promised
+ * zeroes take space like other data, and give it back when their entry
+ * has got its place: before, nobody knows where that will be, and with
+ * holes in between what is allocated would not be where it is needed.
  */
 
 #include <config.h>
@@ -52,6 +62,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "align.h"
 #include "cleanup.h"
@@ -64,6 +75,11 @@
 
 /* A local file is made longer by this many bytes. */
 #define GROW_STEP (UINT64_C (64) * 1024 * 1024)
+
+/* Its space is allocated in multiples of this; on a file system that has
+ * less than this left it is full.
+ */
+#define ALLOCATE_STEP (UINT64_C (256) * 1024)
 
 /* From this length on zeroes are left out (in a local file) or written
  * by a request of their own, shorter ones go with the data.
@@ -103,6 +119,7 @@ struct writelog {
   uint64_t interval;
   bool started;
   bool named;                   /* a file that had a name at the start */
+  bool promises;                /* there may be some */
 
   pthread_mutex_t begin_lock;   /* protects restart; taken before all
                                    other locks */
@@ -121,6 +138,9 @@ struct writelog {
                                    of struct pending; a leaf lock */
   uint64_t next;                /* number of the next place */
   uint64_t end;                 /* where it is, bytes */
+  uint64_t promised;            /* bytes for entries to come */
+  uint64_t allocated;           /* if more than end: the space from there
+                                   to here is allocated, with zeroes */
   struct pending *first, *last; /* being written, in order */
   bool stopped;                 /* no entry gets a place any more */
   bool broken;                  /* an entry is missing: no more is counted */
@@ -362,16 +382,16 @@ stop_locked (struct writelog *log, int err, const char *reason)
   log->stopped = true;
 }
 
-/* Stop because of an entry. */
+/* Fail because of an entry. */
 static void
-stop_at_locked (struct writelog *log, int err, const struct pending *p,
+fail_at_locked (struct writelog *log, int err, const struct pending *p,
                 const char *what)
 {
   char reason[REASON_LEN];
 
   snprintf (reason, sizeof reason, "entry %" PRIu64 " at offset %" PRIu64
             " %s", p->number, p->offset, what);
-  stop_locked (log, err, reason);
+  fail_locked (log, err, reason);
 }
 
 void
@@ -460,41 +480,120 @@ update_after_interval (struct writelog *log, uint64_t number)
 
 /* ---- Appending */
 
-/* Make room for an entry.  Called with the lock. */
+/* Allocate the space from "start", or from where that ends which has been
+ * allocated, up to "end".  Called with the lock: nobody gets a place in
+ * what is zeroed here meanwhile.
+ */
 static int
-make_room (struct writelog *log, const struct pending *p)
+allocate (struct writelog *log, uint64_t start, uint64_t end)
 {
-  if (p->end <= node_size (log->node))
+  const uint64_t from = MAX (log->allocated, start);
+  const uint64_t to = MIN (round_up (end, ALLOCATE_STEP),
+                           node_size (log->node));
+
+  if (end <= from)
     return 0;
-  if (can_grow (log)) {
-    if (node_resize (log->node, p->end + GROW_STEP) == 0)
-      return 0;
-    stop_at_locked (log, errno ? : EIO, p,
-                    "does not fit: the log cannot be made longer");
+  if (node_zero (log->node, to - from, from, 0) == -1)
+    return -1;
+  log->allocated = to;
+  return 0;
+}
+
+/* Allocate the space for what goes behind the end, up to "end", and for
+ * what is promised behind that.  Of a hole only the first sector takes
+ * space.  Called with the lock.
+ */
+static int
+allocate_room (struct writelog *log, uint64_t end, bool hole)
+{
+  if (!hole)
+    return allocate (log, log->end, end + log->promised);
+  if (allocate (log, log->end, log->end + log->sector_size) == -1)
+    return -1;
+  return allocate (log, end, end + log->promised);
+}
+
+/* Make room for so many sectors behind the end, and keep it for what is
+ * promised.  Called with the lock.
+ */
+static int
+make_room (struct writelog *log, uint64_t nr_sectors, bool hole)
+{
+  const uint64_t used = log->end + log->promised;
+  const uint64_t len = nr_sectors * log->sector_size;
+
+  if (nr_sectors > (INT64_MAX - GROW_STEP - used) / log->sector_size) {
+    errno = EFBIG;
+    return -1;
   }
-  else
-    stop_at_locked (log, ENOSPC, p, "does not fit: the log is full");
+  if (used + len > node_size (log->node)) {
+    if (!can_grow (log)) {
+      errno = ENOSPC;
+      return -1;
+    }
+    if (node_resize (log->node, used + len + GROW_STEP) == -1)
+      return -1;
+  }
+  return log->promises && can_grow (log)
+    ? allocate_room (log, log->end + len, hole) : 0;
+}
+
+/* An entry on its way, on its writer's stack. */
+struct append {
+  struct writelog *log;
+  const struct writelog_entry *entry;
+  const char *mark;
+  const struct writelog_piece *pieces;
+  unsigned n;
+  bool promised;
+  struct pending p;
+};
+
+/* Are all of its data zeroes that are not written to a local file? */
+static bool
+is_hole (const struct append *a)
+{
+  uint64_t longest = 0;
+
+  for (unsigned i = 0; i < a->n; ++i) {
+    if (a->pieces[i].data && a->pieces[i].len > 0)
+      return false;
+    longest = MAX (longest, a->pieces[i].len);
+  }
+  return longest >= LONG_ZEROES;
+}
+
+/* There is no room for an entry, errno says why.  Called with the lock. */
+static int
+no_room (struct writelog *log, const struct pending *p)
+{
+  fail_at_locked (log, errno ? : EIO, p, can_grow (log)
+                  ? "does not fit: the log cannot be made longer"
+                  : "does not fit: the log is full");
+  /* What is promised does fit. */
+  if (!log->promises)
+    log->stopped = true;
   return writelog_check (log);
 }
 
 /* Give an entry its place. */
 static int
-reserve (struct writelog *log, struct pending *p, uint64_t nr_sectors)
+reserve (struct append *a, uint64_t nr_sectors)
 {
+  struct writelog *log = a->log;
+  struct pending *p = &a->p;
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
 
   if (log->stopped)
     return writelog_check (log);
   *p = (struct pending) { .number = log->next, .offset = log->end };
-  if (nr_sectors > (INT64_MAX - log->end - GROW_STEP) / log->sector_size) {
-    stop_at_locked (log, EFBIG, p,
-                    "does not fit: the log cannot be made longer");
-    return writelog_check (log);
-  }
-  p->end = log->end + nr_sectors * log->sector_size;
-  if (make_room (log, p) == -1)
-    return -1;
+  if (a->promised)
+    log->promised -= nr_sectors * log->sector_size;
+  else if (make_room (log, nr_sectors, is_hole (a)) == -1)
+    return no_room (log, p);
 
+  p->end = log->end + nr_sectors * log->sector_size;
   log->next++;
   log->end = p->end;
   if (log->first == NULL)
@@ -544,6 +643,18 @@ write_run (struct writelog *log, struct run *run)
   return r;
 }
 
+/* Have long zeroes at an offset without writing them out. */
+static int
+leave_zeroes (struct writelog *log, uint64_t len, uint64_t offset)
+{
+  if (!can_grow (log))
+    return node_zero (log->node, len, offset, NODE_MAY_TRIM);
+  /* They are there.  If their space cannot be given back, so be it. */
+  if (log->promises)
+    (void) !node_discard (log->node, len, offset);
+  return 0;
+}
+
 static int
 add_piece (struct writelog *log, struct run *run, const void *data,
            uint64_t len)
@@ -553,8 +664,7 @@ add_piece (struct writelog *log, struct run *run, const void *data,
   if (data == NULL && len >= LONG_ZEROES) {
     if (write_run (log, run) == -1)
       return -1;
-    if (!can_grow (log) &&
-        node_zero (log->node, len, run->offset, NODE_MAY_TRIM) == -1)
+    if (leave_zeroes (log, len, run->offset) == -1)
       return -1;
     run->offset += len;
     return 0;
@@ -588,16 +698,6 @@ write_entry (struct writelog *log, const struct pending *p,
   return write_run (log, &run);
 }
 
-/* An entry on its way, on its writer's stack. */
-struct append {
-  struct writelog *log;
-  const struct writelog_entry *entry;
-  const char *mark;
-  const struct writelog_piece *pieces;
-  unsigned n;
-  struct pending p;
-};
-
 /* Write it at its place.  How that went stands in its struct pending. */
 static int
 write_and_count (void *opaque)
@@ -611,7 +711,8 @@ write_and_count (void *opaque)
   a->p.done = true;
   if (err) {
     a->p.failed = true;
-    stop_at_locked (log, err, &a->p, "could not be written");
+    fail_at_locked (log, err, &a->p, "could not be written");
+    log->stopped = true;
   }
   count_complete (log);
   return 0;
@@ -634,24 +735,21 @@ wait_until_counted (struct writelog *log, struct pending *p)
 }
 
 static int
-append (struct writelog *log, const struct writelog_entry *entry,
-        const char *mark, const struct writelog_piece *pieces, unsigned n)
+append (struct append *a)
 {
-  struct append a = {
-    .log = log, .entry = entry, .mark = mark, .pieces = pieces, .n = n,
-  };
-  const uint64_t nr_sectors = 1 + writelog_data_sectors (entry);
+  struct writelog *log = a->log;
+  const uint64_t nr_sectors = 1 + writelog_data_sectors (a->entry);
 
-  if (reserve (log, &a.p, nr_sectors) == -1)
+  if (reserve (a, nr_sectors) == -1)
     return -1;
   if (can_grow (log) && nr_sectors * log->sector_size >= LONG_ENTRY)
-    serial_queue_run (&log->queue, write_and_count, &a);
+    serial_queue_run (&log->queue, write_and_count, a);
   else
-    write_and_count (&a);
-  if (wait_until_counted (log, &a.p) == -1)
+    write_and_count (a);
+  if (wait_until_counted (log, &a->p) == -1)
     return -1;
   flusher_written (&log->flusher);
-  update_after_interval (log, a.p.number);
+  update_after_interval (log, a->p.number);
   return 0;
 }
 
@@ -659,8 +757,53 @@ int
 writelog_append (struct writelog *log, const struct writelog_entry *entry,
                  const struct writelog_piece *pieces, unsigned n)
 {
-  return append (log, entry, NULL, pieces, n);
+  struct append a = {
+    .log = log, .entry = entry, .pieces = pieces, .n = n,
+  };
+
+  return append (&a);
 }
+
+/* ---- Promises */
+
+void
+writelog_use_promises (struct writelog *log)
+{
+  log->promises = true;
+}
+
+int
+writelog_promise (struct writelog *log, uint64_t sectors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  if (writelog_check (log) == -1 || make_room (log, sectors, false) == -1)
+    return -1;
+  log->promised += sectors * log->sector_size;
+  return 0;
+}
+
+void
+writelog_withdraw (struct writelog *log, uint64_t sectors)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  log->promised -= sectors * log->sector_size;
+}
+
+int
+writelog_append_promised (struct writelog *log,
+                          const struct writelog_entry *entry,
+                          const struct writelog_piece *pieces, unsigned n)
+{
+  struct append a = {
+    .log = log, .entry = entry, .pieces = pieces, .n = n, .promised = true,
+  };
+
+  return append (&a);
+}
+
+/* ---- Marks and status */
 
 int
 writelog_mark (struct writelog *log, const char *name)
@@ -668,9 +811,9 @@ writelog_mark (struct writelog *log, const char *name)
   const struct writelog_entry entry = {
     .flags = WRITELOG_MARK, .data_len = strlen (name),
   };
+  struct append a = { .log = log, .entry = &entry, .mark = name };
 
-  if (writelog_begin (log) == -1 ||
-      append (log, &entry, name, NULL, 0) == -1 ||
+  if (writelog_begin (log) == -1 || append (&a) == -1 ||
       keep_mark (log, name) == -1)
     return -1;
   return writelog_flush (log);
@@ -682,6 +825,21 @@ uint32_t
 writelog_sector_size (const struct writelog *log)
 {
   return log->sector_size;
+}
+
+bool
+writelog_can_grow (const struct writelog *log)
+{
+  return can_grow (log);
+}
+
+bool
+writelog_has_plenty (const struct writelog *log, uint64_t len)
+{
+  struct statvfs fs;
+
+  return statvfs (log->node->name, &fs) == 0 &&
+    len / fs.f_frsize < fs.f_bavail / 2;
 }
 
 void

@@ -62,6 +62,14 @@ extern int writelog_close (struct writelog *log);
 /* Bytes; constant. */
 extern uint32_t writelog_sector_size (const struct writelog *log);
 
+/* Can the log be made longer, as a local file?  There zeroes need take no
+ * space.
+ */
+extern bool writelog_can_grow (const struct writelog *log);
+
+/* Has its file system more than twice so many bytes left?  A guess. */
+extern bool writelog_has_plenty (const struct writelog *log, uint64_t len);
+
 /* A part of an entry's data; zeroes if data is NULL. */
 struct writelog_piece {
   const void *data;
@@ -78,12 +86,34 @@ struct writelog_piece {
  *
  * Returns 0 when the entry and all before it are wholly in the log, -1
  * with errno if it cannot be logged.  Then nothing can be logged any
- * more: the first failure is reported by a message, later calls fail
- * with the same errno and without one.
+ * more (but what is promised, if there is only no room): the first
+ * failure is reported by a message, later calls fail with the same errno
+ * and without one.
  */
 extern int writelog_append (struct writelog *log,
                             const struct writelog_entry *entry,
                             const struct writelog_piece *pieces, unsigned n);
+
+/* Room for entries that will be appended later, and must not fail then
+ * for want of space.  In a log of fixed size it is counted.  In a local
+ * file it is allocated, zeroes like other data; so that it cannot be lost
+ * to entries that overtake, these allocate their own before they get
+ * their place, once writelog_use_promises has been called.  That is once,
+ * before the first entry.
+ *
+ * writelog_promise returns -1 with errno, which is for writelog_fail, if
+ * there is no room.  What is promised is given back by
+ * writelog_withdraw, or used up by writelog_append_promised, which
+ * takes an entry's own sector and those of its data, and works also after
+ * a failure for want of space.
+ */
+extern void writelog_use_promises (struct writelog *log);
+extern int writelog_promise (struct writelog *log, uint64_t sectors);
+extern void writelog_withdraw (struct writelog *log, uint64_t sectors);
+extern int writelog_append_promised (struct writelog *log,
+                                     const struct writelog_entry *entry,
+                                     const struct writelog_piece *pieces,
+                                     unsigned n);
 
 /* Return when all that had been appended before is on the log's medium,
  * and counted by the super block there.  Callers that wait at the same

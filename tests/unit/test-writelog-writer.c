@@ -252,7 +252,7 @@ entry_of (uint64_t sector)
 }
 
 static int
-append_one (struct writelog *log, uint64_t sector)
+append_with (struct writelog *log, uint64_t sector, bool promised)
 {
   const struct writelog_entry entry = entry_of (sector);
   const uint64_t len =
@@ -266,7 +266,19 @@ append_one (struct writelog *log, uint64_t sector)
 
   CHECK (data);
   memset (data, value_of (sector), len);
-  return writelog_append (log, &entry, pieces, 2);
+  if (!promised)
+    return writelog_append (log, &entry, pieces, 2);
+  /* More than is needed, for a while. */
+  if (writelog_promise (log, 3 + writelog_data_sectors (&entry)) == -1)
+    return -1;
+  writelog_withdraw (log, 2);
+  return writelog_append_promised (log, &entry, pieces, 2);
+}
+
+static int
+append_one (struct writelog *log, uint64_t sector)
+{
+  return append_with (log, sector, false);
 }
 
 static void
@@ -356,6 +368,7 @@ struct load {
   struct medium *medium;
   struct writelog *log;
   int entries;                  /* of each thread */
+  bool promises;                /* half of the entries are promised */
   _Atomic uint64_t appended;    /* entries, successfully */
 };
 
@@ -379,7 +392,8 @@ appender (struct unit_thread *t)
   struct load *load = t->opaque;
 
   for (int i = 0; i < load->entries; ++i) {
-    if (append_one (load->log, random_below (&t->seed, 10000)) == 0)
+    if (append_with (load->log, random_below (&t->seed, 10000),
+                     load->promises && i % 2) == 0)
       atomic_fetch_add (&load->appended, 1);
     else
       CHECK (load->medium->fail_at || load->medium->node.fixed_size);
@@ -420,6 +434,9 @@ power_loss (bool fixed, uint32_t sector_size, unsigned rounds)
     struct load load;
 
     start_load (&load, m, sector_size);
+    load.promises = seed % 2;
+    if (load.promises)
+      writelog_use_promises (load.log);
     m->seed = seed;
     run_threads (NR_THREADS, appender, &load);
     CHECK (load.appended == (uint64_t) NR_THREADS * load.entries);
