@@ -114,6 +114,10 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/reader.h \
 	common/writelog/record.c \
 	common/writelog/record.h \
+	common/writelog/spool.c \
+	common/writelog/spool.h \
+	common/writelog/stale.c \
+	common/writelog/stale.h \
 	common/writelog/state.c \
 	common/writelog/writer.c \
 	common/writelog/writer.h

@@ -112,6 +112,10 @@ nr_failures ()
   clients held
 }
 
+@test "many small held writes take bounded memory" {
+  clients many
+}
+
 @test "a log on an NBD export replays too" {
   truncate -s 1M disk base
   start_nbdkit memory 8M
@@ -360,6 +364,24 @@ h.zero(4096, 0)'
   assert_output "0 8 0"
 }
 
+@test "a long write that is held makes several entries" {
+  truncate -s 32M disk base
+  start_nbdkit --filter=blklogwrites file disk log=log log-order=durability
+  client "$uri" '
+import random
+h.pwrite(random.Random(1).randbytes(9 << 20), 700)
+h.pwrite(random.Random(2).randbytes(9 << 20), 16 << 20, nbd.CMD_FLAG_FUA)
+h.flush()'
+  stop_nbdkit
+  run entries
+  assert_output "32768 18432 2
+1 8192 0
+8193 8192 0
+16385 2049 0
+0 0 1"
+  replays_to base disk
+}
+
 # Write until the log is full, then see what is left.
 fill_log ()
 {
@@ -409,6 +431,90 @@ assert h.pread(512, 4096) == before'
   start_nbdkit --filter=blklogwrites file disk log=small/log
   fill_log
   [ "$(nr_entries small/log)" -eq "$(cat acknowledged)" ]
+}
+
+@test "what is held back fits in the log when it is full" {
+  start_nbdkit memory 2M
+  clients full "$uri"
+  # Held from the start on, with larger sectors.
+  start_nbdkit memory 600K
+  clients full "$uri" log-sector-size=4096
+
+  # On a file system that fills up.
+  mkdir small
+  mount -t tmpfs -o size=2m tmpfs small
+  clients full small/log
+  [ "$(stat -c %s small/log)" -eq "$(logwrites info --output=json small/log |
+                                     jq .bytes)" ]
+}
+
+@test "held zeroes fit in a full log, and long ones are a hole in the end" {
+  mkdir small
+  mount -t tmpfs -o size=4m tmpfs small
+  truncate -s 64M disk base
+  start_nbdkit --filter=blklogwrites file disk log=small/log \
+               log-order=durability
+  # There is no space for these zeroes, and none is needed.
+  client "$uri" '
+h.pwrite(b"a" * 300000, 1000)
+h.zero(40 << 20, 5000, nbd.CMD_FLAG_NO_HOLE)
+h.pwrite(b"b" * 1000000, 200000)
+h.pwrite(b"f" * 512, 60 << 20, nbd.CMD_FLAG_FUA)
+h.zero(8 << 20, 45 << 20, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)
+h.pwrite(b"c" * 1000000, 30 << 20)
+h.flush()'
+  stop_nbdkit
+  replays_to base disk small/log
+  [ "$(du -k small/log | cut -f1)" -lt 3000 ]
+
+  # Where there is plenty they are held like all else.
+  truncate -s 0 disk base
+  truncate -s 16M disk base
+  start_nbdkit --filter=blklogwrites file disk log=log log-order=durability
+  client "$uri" '
+h.pwrite(b"a" * 4096, 0)
+h.zero(8 << 20, 1 << 20, nbd.CMD_FLAG_NO_HOLE)
+h.pwrite(b"b" * 4096, 16384)
+h.pwrite(b"f" * 512, (2 << 20), nbd.CMD_FLAG_FUA)'
+  run entries
+  assert_output "4096 1 2"
+  client "$uri" 'h.flush()'
+  run entries
+  assert_output "4096 1 2
+0 8 0
+2048 2048 0
+4097 14335 0
+32 8 0
+0 0 1"
+  stop_nbdkit
+  replays_to base disk
+  [ "$(du -k log | cut -f1)" -lt 1000 ]
+}
+
+@test "the space that a killed server had for held writes does no harm" {
+  truncate -s 1M disk base
+  start_nbdkit --filter=blklogwrites file disk log=log log-order=durability
+  client "$uri" '
+h.pwrite(b"f" * 4096, 0, nbd.CMD_FLAG_FUA)
+h.pwrite(b"a" * 700000, 8192)
+h.pwrite(b"f" * 4096, 4096, nbd.CMD_FLAG_FUA)'
+  kill -KILL "$pid"
+  wait_until 60 process_ended "$pid"
+  # It has been allocated.
+  [ "$(du -k log | cut -f1)" -gt 700 ]
+  run entries
+  assert_output "0 8 2
+8 8 2"
+  run logwrites info --output=json log
+  assert_success
+  assert_equal "$(jq -c '[.entries, .fuas]' <<<"$output")" '[2,2]'
+
+  cp disk base
+  nbdkit -U - --filter=blklogwrites file disk log=log log-append=true \
+         --run 'qemu-io -f raw -c "write -P 3 10k 4k" "$uri"'
+  [ "$(stat -c %s log)" -eq "$(logwrites info --output=json log | jq .bytes)" ]
+  [ "$(du -k log | cut -f1)" -lt 100 ]
+  replays_to base disk
 }
 
 @test "held requests for which there is no room end writing" {

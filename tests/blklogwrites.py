@@ -5,7 +5,8 @@
 """Clients of the blklogwrites filter that keep many requests in flight.
 
     blklogwrites.py random SECTOR_SIZE [PARAMETER...]
-    blklogwrites.py copies|killed|held
+    blklogwrites.py copies|killed|held|many
+    blklogwrites.py full LOG PARAMETER...
 
 Each makes a disk and a log in the current folder, and judges the log by
 tests/writelog_format.py.  ROUNDS and SEED come from the environment; a
@@ -259,13 +260,145 @@ def test_held():
     check_log(bytes(size), "held")
 
 
+def random_small(rng, size):
+    """A request on a few sectors, by which what is held is often cut."""
+    kind = rng.choice(["write"] * 5 + ["trim"] * 3 + ["zero"])
+    fua = rng.random() < 0.3
+    count = 512 * rng.randrange(1, 4 if fua else 40)
+    offset = 512 * rng.randrange((size - count) // 512 + 1)
+    return Request(kind, offset, count,
+                   rng.randbytes(count) if kind == "write" else None,
+                   nbd.CMD_FLAG_FUA if fua else 0)
+
+
+def expect_full(handle, request):
+    try:
+        request(handle)
+    except nbd.Error as error:
+        assert error.errno == "ENOSPC", error
+    else:
+        sys.exit("a request succeeds after the log's failure")
+
+
+def fill(log, params):
+    """Until the log is full, then flush.  Returns what the disk was, and the
+    request that failed."""
+    rng = random.Random(SEED)
+    size = 256 * 1024
+    base = make_disk(rng, size)
+    server = Server("disk", [f"log={log}", "log-order=durability", *params],
+                    options=["--filter=blklogwrites"], plugin="file")
+    handle = server.connect()
+    pipe = Pipeline([handle])
+    failed = None
+    for number in range(20000):
+        request = random_small(rng, size)
+        if number % 50 == 49:
+            request = Request("flush", 0, 0)
+        pipe.run([request])
+        if request.error is not None:
+            failed = request
+            break
+    assert failed and failed.kind != "flush", failed
+    assert "No space left" in str(failed.error), failed
+    before = read("disk")
+    expect_full(handle, lambda h: h.pwrite(bytes(512), 0))
+    expect_full(handle, lambda h: h.pwrite(bytes(512), 0, nbd.CMD_FLAG_FUA))
+    expect_full(handle, lambda h: h.zero(512, 0))
+    expect_full(handle, lambda h: h.trim(512, 0))
+    assert read("disk") == before
+    handle.flush()
+    stop(server, [handle])
+    assert server.log().count("nothing more can be logged") == 1
+    return base, failed
+
+
+def check_full(base, failed, log):
+    """All but what the failed request may have changed."""
+    replayed = bytearray(base)
+    top, entries = wf.read_log(log)
+    wf.replay(entries, replayed, top.sector_size)
+    disk = read("disk")
+    for content in (replayed[:failed.offset], disk[:failed.offset]), \
+            (replayed[failed.end:], disk[failed.end:]):
+        assert content[0] == content[1], "the log lacks something"
+
+
+def download(uri, name):
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    with open(name, "wb") as f:
+        f.write(handle.pread(handle.get_size(), 0))
+
+
+def test_full(log, params):
+    """A log gets full in the order of durability: what was acknowledged is
+    in it after the next flush."""
+    base, failed = fill(log, params)
+    if "://" in log:
+        download(log, "copy")
+        log = "copy"
+    check_full(base, failed, log)
+
+
+def write_many(server, handle, requests):
+    """Pairs of sector and flags.  Returns the memory used half-way, and in
+    the end."""
+    peaks = []
+
+    def retire():
+        handle.poll(-1)
+        while (handle.aio_in_flight() and
+               (cookie := handle.aio_peek_command_completed()) > 0):
+            handle.aio_command_completed(cookie)
+
+    for number, (sector, flags) in enumerate(requests):
+        while handle.aio_in_flight() >= 32:
+            retire()
+        data = bytearray(number.to_bytes(8, "little") * 64)
+        handle.aio_pwrite(nbd.Buffer.from_bytearray(data), sector * 512,
+                          flags=flags)
+        if number == len(requests) // 2:
+            peaks.append(server.peak_memory())
+    while handle.aio_in_flight():
+        retire()
+    return peaks + [server.peak_memory()]
+
+
+def test_many():
+    """Many small held writes, and FUA writes among them, take bounded
+    memory."""
+    size = 64 * 1024 * 1024
+    rng = random.Random(SEED)
+    with open("disk", "wb") as f:
+        f.truncate(size)
+    server, handles = start("log-order=durability")
+    requests = [(rng.randrange(size // 512),
+                 nbd.CMD_FLAG_FUA if i % 100 == 99 else 0)
+                for i in range(120000)]
+    peaks = write_many(server, handles[0], requests)
+    # By then what may be in memory is.
+    assert peaks[1] - peaks[0] < 3 * 1024 * 1024, f"{peaks} bytes of memory"
+    assert peaks[1] < 64 * 1024 * 1024, f"{peaks[1]} bytes of memory"
+    _, entries = wf.read_log("log")
+    assert [e.flags for e in entries] == [wf.FUA] * 1200, "not held back"
+    handles[0].flush()
+    _, entries = wf.read_log("log")
+    assert all(e.flags == 0 for e in entries[1200:-1])
+    assert entries[-1].flags == wf.FLUSH
+    stop(server, handles)
+    check_log(bytes(size), "many")
+
+
 def main():
     what, *rest = sys.argv[1:]
     if what == "random":
         test_random(rest[0], rest[1:])
+    elif what == "full":
+        test_full(rest[0], rest[1:])
     else:
-        {"copies": test_copies, "killed": test_killed,
-         "held": test_held}[what]()
+        {"copies": test_copies, "killed": test_killed, "held": test_held,
+         "many": test_many}[what]()
 
 
 main()

@@ -31,6 +31,7 @@ unit_tests = \
 	tests/unit/test-replication-threads \
 	tests/unit/test-serial \
 	tests/unit/test-utils \
+	tests/unit/test-writelog-hold \
 	tests/unit/test-writelog-index \
 	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-record \

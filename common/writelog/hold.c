@@ -5,90 +5,78 @@
 
 /* Notes on the design
  *
- * Held entries stand in a list in the order in which their requests
- * completed.  Those of overlapping requests are in the order in which
- * they reached the disk, since they are added under a claim.  A flush
- * logs the entries that were there when it was received, and then
- * itself; nothing comes between, because the lock is held meanwhile.
+ * Held entries stand in a queue (spool.h) in the order in which their
+ * requests completed, in memory and then in a file.  Those of overlapping
+ * requests are in the order in which they reached the disk, since they
+ * are added under a claim.  A flush logs the entries that were there when
+ * it was received, and then itself; nothing comes between, because the
+ * lock is held meanwhile.
  *
  * A FUA entry is logged ahead of what is held.  Replayed, an older entry
  * on the same sectors would undo it.  So the older one loses these
- * sectors, as it does in the cache of a disk: it is cut, or split in
- * two.  All other sectors stay held, so the order of what remains does
- * not matter to the result.
+ * sectors, as it does in the cache of a disk.  Which are lost is noted
+ * (stale.h), and when the older one is logged it is cut.  All other
+ * sectors stay held, so the order of what remains does not matter to the
+ * result.  The notes take bounded memory too: when they need more, all
+ * that is held is logged early, without a FLUSH entry, as a cache does
+ * that is full.
  *
- * Data up to a bound stay in memory, allocated together with their
- * entry.  What comes then goes into a temporary file, which has no name,
- * one behind the other, and is given back to the file system by punching
- * a hole when it has been logged.  Of each held entry about 100 bytes
- * are always in memory.
+ * Before a request is acknowledged the log has promised room for all that
+ * will be logged for it, so that only a device that fails can lose it:
+ *
+ * - the entry's own sector and its data.  Cut, an entry with data needs
+ *   no more, since where a sector for a new piece is needed a sector of
+ *   data has been dropped.
+ * - a sector for each new piece of a discard, which has no data.  A FUA
+ *   entry that overtakes makes at most one new piece of each discard
+ *   that has its first sector: these are spare, until a flush logs the
+ *   discards.
+ * - one for the FLUSH entry, of which the next flush that is received
+ *   takes possession.
+ *
+ * In a local file zeroes take space as long as they are held (writer.c).
+ * So there is a bound, and where space is short they are not held at all:
+ * then all that is held is logged early, and the zeroes at once, as a
+ * hole.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "cleanup.h"
 #include "hold.h"
 #include "message.h"
 #include "rounding.h"
+#include "spool.h"
+#include "stale.h"
 
-enum place {
-  NO_DATA,                      /* discards, and zeroes */
-  IN_MEMORY,
-  IN_FILE,
-};
-
-struct held {
-  struct held *prev, *next;
-  struct writelog_entry entry;
-  uint64_t number;              /* in order of arrival */
-  enum place place;
-  size_t len;                   /* of the data, bytes */
-  uint64_t offset;              /* in the file */
-  uint8_t data[];               /* in memory */
-};
+/* Zeroes that are held for a local file have at most so many bytes; but
+ * short ones are always held.
+ */
+#define ZEROES_BOUND (UINT64_C (256) * 1024 * 1024)
+#define LONG_ZEROES (UINT64_C (64) * 1024)
 
 struct hold {
   struct writelog *log;         /* borrowed */
   uint32_t sector_size;
-  size_t bound;
-  const char *tmpdir;           /* borrowed */
 
   pthread_mutex_t lock;         /* protects what follows, and the order of
                                    entries in the log; taken before the
                                    log's own lock */
-  struct held *first, *last;
-  uint64_t next;                /* number */
-  size_t in_memory;             /* bytes of data */
-  int fd;                       /* the temporary file */
-  uint64_t file_end;            /* where the next data go */
+  struct spool *spool;
+  struct stale stale;
+  uint64_t first, next;         /* numbers of the oldest held entry and of
+                                   the next one */
+  uint64_t zeroes;              /* bytes of zeroes that are held */
+
+  /* Promised by the log besides what each entry needs. */
+  bool flush_promised;          /* a sector for a FLUSH entry */
+  uint64_t spare;               /* sectors for pieces of discards */
+  uint64_t spare_ever;          /* how many there were in all */
 };
-
-static int
-open_file (struct hold *h)
-{
-  CLEANUP_FREE char *name = NULL;
-
-  if (asprintf (&name, "%s/blklogwritesXXXXXX", h->tmpdir) == -1)
-    name = NULL;
-  else
-    h->fd = mkostemp (name, O_CLOEXEC);
-  if (h->fd == -1) {
-    msg_error ("%s: a temporary file for held writes: %m", h->tmpdir);
-    return -1;
-  }
-  unlink (name);
-  return 0;
-}
 
 struct hold *
 hold_new (struct writelog *log, size_t bound, const char *tmpdir)
@@ -99,215 +87,20 @@ hold_new (struct writelog *log, size_t bound, const char *tmpdir)
     msg_error ("holding writes back: %m");
     return NULL;
   }
-  h->log = log;
-  h->sector_size = writelog_sector_size (log);
-  h->bound = bound;
-  h->tmpdir = tmpdir;
-  h->fd = -1;
-  pthread_mutex_init (&h->lock, NULL);
-  if (open_file (h) == -1) {
+  h->spool = spool_new (bound, tmpdir);
+  if (h->spool == NULL) {
     const int err = errno;
 
-    hold_close (h);
+    free (h);
     errno = err;
     return NULL;
   }
+  h->log = log;
+  h->sector_size = writelog_sector_size (log);
+  pthread_mutex_init (&h->lock, NULL);
+  writelog_use_promises (log);
   return h;
 }
-
-/* ---- The list.  Called with the lock. */
-
-static void
-link_behind (struct hold *h, struct held *before, struct held *e)
-{
-  e->prev = before;
-  e->next = before ? before->next : h->first;
-  if (e->prev)
-    e->prev->next = e;
-  else
-    h->first = e;
-  if (e->next)
-    e->next->prev = e;
-  else
-    h->last = e;
-  if (e->place == IN_MEMORY)
-    h->in_memory += e->len;
-}
-
-/* Give back the place that a part of an entry takes. */
-static void
-give_back (struct hold *h, const struct held *e, uint64_t skip, uint64_t len)
-{
-  /* If the file system cannot do it the file just stays larger. */
-  if (e->place == IN_FILE && len > 0)
-    (void) !fallocate (h->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                       e->offset + skip, len);
-}
-
-static void
-drop (struct hold *h, struct held *e)
-{
-  give_back (h, e, 0, e->len);
-  if (e->place == IN_MEMORY)
-    h->in_memory -= e->len;
-  if (e->prev)
-    e->prev->next = e->next;
-  else
-    h->first = e->next;
-  if (e->next)
-    e->next->prev = e->prev;
-  else
-    h->last = e->prev;
-  free (e);
-}
-
-/* ---- Adding */
-
-static int
-write_file (struct hold *h, const uint8_t *data, uint64_t len,
-            uint64_t offset)
-{
-  while (len > 0) {
-    const ssize_t r = pwrite (h->fd, data, len, offset);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1) {
-      msg_error ("%s: write of %" PRIu64 " bytes at offset %" PRIu64 " of the "
-                 "temporary file: %m", h->tmpdir, len, offset);
-      return -1;
-    }
-    data += r;
-    len -= r;
-    offset += r;
-  }
-  return 0;
-}
-
-static int
-read_file (struct hold *h, uint8_t *data, uint64_t len, uint64_t offset)
-{
-  while (len > 0) {
-    const ssize_t r = pread (h->fd, data, len, offset);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0) {
-      if (r == 0)
-        errno = EIO;
-      msg_error ("%s: read of %" PRIu64 " bytes at offset %" PRIu64 " of the "
-                 "temporary file: %m", h->tmpdir, len, offset);
-      return -1;
-    }
-    data += r;
-    len -= r;
-    offset += r;
-  }
-  return 0;
-}
-
-/* Write the pieces behind each other; zeroes are left as a hole. */
-static int
-write_pieces (struct hold *h, const struct writelog_piece *pieces,
-              unsigned n)
-{
-  uint64_t offset = h->file_end;
-
-  for (unsigned i = 0; i < n; ++i) {
-    if (pieces[i].data &&
-        write_file (h, pieces[i].data, pieces[i].len, offset) == -1)
-      return -1;
-    offset += pieces[i].len;
-  }
-  /* A hole at the end must be in the file as well. */
-  if (ftruncate (h->fd, offset) == -1) {
-    msg_error ("%s: a temporary file for held writes: %m", h->tmpdir);
-    return -1;
-  }
-  return 0;
-}
-
-static void
-copy_pieces (uint8_t *to, const struct writelog_piece *pieces, unsigned n)
-{
-  for (unsigned i = 0; i < n; ++i) {
-    if (pieces[i].data)
-      memcpy (to, pieces[i].data, pieces[i].len);
-    else
-      memset (to, 0, pieces[i].len);
-    to += pieces[i].len;
-  }
-}
-
-static struct held *
-new_held (const struct writelog_entry *entry, enum place place, size_t len)
-{
-  struct held *e =
-    malloc (sizeof *e + (place == IN_MEMORY ? len : 0));
-
-  if (e == NULL) {
-    msg_error ("holding a write of %zu bytes back: %m", len);
-    return NULL;
-  }
-  e->entry = *entry;
-  e->place = place;
-  e->len = len;
-  return e;
-}
-
-/* Where will the data go? */
-static enum place
-choose_place (const struct hold *h, const struct writelog_piece *pieces,
-              unsigned n, size_t len)
-{
-  bool all_zero = true;
-
-  for (unsigned i = 0; i < n; ++i)
-    all_zero &= pieces[i].data == NULL || pieces[i].len == 0;
-  if (all_zero)
-    return NO_DATA;
-  /* Data that come after others in the file may go to memory again. */
-  return len <= h->bound - h->in_memory ? IN_MEMORY : IN_FILE;
-}
-
-/* Called with the lock. */
-static int
-add (struct hold *h, const struct writelog_entry *entry,
-     const struct writelog_piece *pieces, unsigned n)
-{
-  const size_t len = writelog_data_sectors (entry) * h->sector_size;
-  const enum place place = choose_place (h, pieces, n, len);
-  struct held *e;
-
-  if (place == IN_FILE && write_pieces (h, pieces, n) == -1)
-    return -1;
-  e = new_held (entry, place, len);
-  if (e == NULL)
-    return -1;
-  if (place == IN_MEMORY)
-    copy_pieces (e->data, pieces, n);
-  if (place == IN_FILE) {
-    e->offset = h->file_end;
-    h->file_end += len;
-  }
-  e->number = h->next++;
-  link_behind (h, h->last, e);
-  return 0;
-}
-
-int
-hold_add (struct hold *h, const struct writelog_entry *entry,
-          const struct writelog_piece *pieces, unsigned n)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
-
-  if (add (h, entry, pieces, n) == 0)
-    return 0;
-  writelog_fail (h->log, "a write cannot be held back");
-  return -1;
-}
-
-/* ---- Logging */
 
 static uint64_t
 end_of (const struct writelog_entry *entry)
@@ -315,130 +108,101 @@ end_of (const struct writelog_entry *entry)
   return entry->sector + entry->nr_sectors;
 }
 
-/* Make a new entry of the sectors of e from "sector" on. */
-static struct held *
-tail_of (struct hold *h, const struct held *e, uint64_t sector)
+/* Sectors of the log. */
+static uint64_t
+needed (const struct writelog_entry *entry)
 {
-  const size_t skip = e->entry.flags & WRITELOG_DISCARD ? 0 :
-    (sector - e->entry.sector) * h->sector_size;
-  struct held *tail = new_held (&e->entry, e->place, e->len - skip);
-
-  if (tail == NULL)
-    return NULL;
-  tail->entry.sector = sector;
-  tail->entry.nr_sectors = end_of (&e->entry) - sector;
-  tail->number = e->number;
-  if (e->place == IN_MEMORY)
-    memcpy (tail->data, e->data + skip, tail->len);
-  if (e->place == IN_FILE)
-    tail->offset = e->offset + skip;
-  return tail;
+  return 1 + writelog_data_sectors (entry);
 }
 
-/* Take the sectors from start to end out of a held entry. */
-static int
-cut (struct hold *h, struct held *e, uint64_t start, uint64_t end)
+static uint64_t
+data_len (const struct hold *h, const struct writelog_entry *entry)
 {
-  const uint64_t first = MAX (start, e->entry.sector);
-  const uint64_t keep = (first - e->entry.sector) * h->sector_size;
+  return writelog_data_sectors (entry) * h->sector_size;
+}
 
-  if (end < end_of (&e->entry)) {
-    struct held *tail = tail_of (h, e, end);
+/* ---- Logging what is held.  Called with the lock. */
 
-    if (tail == NULL)
+/* Log a piece of an entry.  *room is what remains of the entry's own
+ * promise.
+ */
+static int
+log_piece (struct hold *h, const struct spool_item *item, uint64_t sector,
+           uint64_t nr_sectors, uint64_t *room)
+{
+  const uint64_t skip = (sector - item->entry.sector) * h->sector_size;
+  struct writelog_entry entry = item->entry;
+  struct writelog_piece piece;
+  uint64_t own;
+
+  entry.sector = sector;
+  entry.nr_sectors = nr_sectors;
+  piece.len = data_len (h, &entry);
+  piece.data = item->data ? item->data + skip : NULL;
+  own = MIN (needed (&entry), *room);
+  *room -= own;
+  h->spare -= needed (&entry) - own;
+  return writelog_append_promised (h->log, &entry, &piece, 1);
+}
+
+/* Log what is not stale of the oldest entry. */
+static int
+log_item (struct hold *h, const struct spool_item *item)
+{
+  const uint64_t end = end_of (&item->entry);
+  uint64_t room = needed (&item->entry);
+  uint64_t at, len;
+
+  for (at = item->entry.sector; at < end; at += len)
+    if (!stale_at (&h->stale, h->first, at, end, &len) &&
+        log_piece (h, item, at, len, &room) == -1)
       return -1;
-    link_behind (h, e, tail);
-    if (e->place == IN_MEMORY)
-      h->in_memory -= tail->len;
-    e->len -= tail->len;
-    e->entry.nr_sectors = end - e->entry.sector;
-  }
-  if (keep == 0) {
-    drop (h, e);
-    return 0;
-  }
-  if (e->len > 0) {
-    if (e->place == IN_MEMORY)
-      h->in_memory -= e->len - keep;
-    give_back (h, e, keep, e->len - keep);
-    e->len = keep;
-  }
-  e->entry.nr_sectors = first - e->entry.sector;
+  writelog_withdraw (h->log, room);
   return 0;
 }
 
-/* Append a held entry to the log. */
+/* Log what was added before "number". */
 static int
-append_held (struct hold *h, struct held *e)
+log_until (struct hold *h, uint64_t number)
 {
-  struct writelog_piece piece = { .len = e->len };
-  CLEANUP_FREE uint8_t *buf = NULL;
+  struct spool_item item;
 
-  if (e->place == IN_MEMORY)
-    piece.data = e->data;
-  else if (e->place == IN_FILE) {
-    piece.data = buf = malloc (e->len);
-    if (buf == NULL) {
-      msg_error ("logging a held write of %zu bytes: %m", e->len);
+  while (h->first < MIN (number, h->next)) {
+    if (spool_first (h->spool, &item) == -1) {
       writelog_fail (h->log, "a held write could not be logged");
       return -1;
     }
-    if (read_file (h, buf, e->len, e->offset) == -1) {
-      writelog_fail (h->log, "a held write could not be logged");
+    if (log_item (h, &item) == -1)
       return -1;
-    }
+    if (item.data == NULL)
+      h->zeroes -= data_len (h, &item.entry);
+    spool_drop (h->spool);
+    h->first++;
   }
-  return writelog_append (h->log, &e->entry, &piece, 1);
-}
-
-int
-hold_overtake (struct hold *h, const struct writelog_entry *entry,
-               const struct writelog_piece *pieces, unsigned n)
-{
-  struct held *e, *next;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
-  for (e = h->first; e; e = next) {
-    next = e->next;
-    if (e->entry.sector < end_of (entry) &&
-        entry->sector < end_of (&e->entry) &&
-        cut (h, e, entry->sector, end_of (entry)) == -1) {
-      writelog_fail (h->log, "a held write could not be cut");
-      return -1;
-    }
-  }
-  return writelog_append (h->log, entry, pieces, n);
-}
-
-uint64_t
-hold_mark (struct hold *h)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
-
-  return h->next;
-}
-
-/* Log what was added before "mark".  Called with the lock. */
-static int
-log_until (struct hold *h, uint64_t mark)
-{
-  while (h->first && h->first->number < mark) {
-    if (append_held (h, h->first) == -1)
-      return -1;
-    drop (h, h->first);
-  }
+  if (h->stale.n > 0)
+    stale_forget (&h->stale, h->first);
   return 0;
 }
 
-int
-hold_release (struct hold *h, uint64_t mark)
+/* Of what is spare, keep at most so much. */
+static void
+limit_spare (struct hold *h, uint64_t limit)
 {
-  const struct writelog_entry flush = { .flags = WRITELOG_FLUSH };
+  if (h->spare > limit) {
+    writelog_withdraw (h->log, h->spare - limit);
+    h->spare = limit;
+  }
+}
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
-  if (log_until (h, mark) == -1)
+/* Log all that is held, early. */
+static int
+log_all (struct hold *h)
+{
+  if (log_until (h, h->next) == -1)
     return -1;
-  return writelog_append (h->log, &flush, NULL, 0);
+  stale_clear (&h->stale);
+  limit_spare (h, 0);
+  return 0;
 }
 
 int
@@ -448,14 +212,171 @@ hold_close (struct hold *h)
 
   if (h == NULL)
     return 0;
-  r = log_until (h, UINT64_MAX);
+  r = log_all (h);
   err = errno;
-  while (h->first)
-    drop (h, h->first);
-  if (h->fd >= 0)
-    close (h->fd);
+  spool_free (h->spool);
+  stale_free (&h->stale);
   pthread_mutex_destroy (&h->lock);
   free (h);
   errno = err;
   return r;
+}
+
+/* ---- Adding and overtaking.  Called with the lock. */
+
+static bool
+is_discard (const struct writelog_entry *entry)
+{
+  return entry->flags & WRITELOG_DISCARD;
+}
+
+/* Bytes of data, if all of them are zeroes, else 0. */
+static uint64_t
+zero_len (const struct hold *h, const struct writelog_entry *entry,
+          const struct writelog_piece *pieces, unsigned n)
+{
+  for (unsigned i = 0; i < n; ++i)
+    if (pieces[i].data && pieces[i].len > 0)
+      return 0;
+  return data_len (h, entry);
+}
+
+/* Would these zeroes take too much space together with those that are
+ * held?
+ */
+static bool
+too_many_zeroes (const struct hold *h, uint64_t len)
+{
+  return len >= LONG_ZEROES && writelog_can_grow (h->log) &&
+    (h->zeroes + len > ZEROES_BOUND || !writelog_has_plenty (h->log, len));
+}
+
+/* Get the promises for an entry. */
+static int
+get_room (struct hold *h, const struct writelog_entry *entry)
+{
+  const uint64_t flush = h->flush_promised ? 0 : 1;
+
+  if (writelog_promise (h->log, needed (entry) + flush) == -1) {
+    writelog_fail (h->log, "there is no room for a write that is held back");
+    return -1;
+  }
+  h->flush_promised = true;
+  return 0;
+}
+
+static int
+put (struct hold *h, const struct writelog_entry *entry,
+     const struct writelog_piece *pieces, unsigned n)
+{
+  if (get_room (h, entry) == -1)
+    return -1;
+  if (spool_put (h->spool, entry, pieces, n) == -1) {
+    writelog_withdraw (h->log, needed (entry));
+    writelog_fail (h->log, "a write cannot be held back");
+    return -1;
+  }
+  if (is_discard (entry))
+    stale_discard (&h->stale, entry->sector, end_of (entry), h->next);
+  h->next++;
+  return 0;
+}
+
+int
+hold_add (struct hold *h, const struct writelog_entry *entry,
+          const struct writelog_piece *pieces, unsigned n)
+{
+  const uint64_t zeroes = zero_len (h, entry, pieces, n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
+  if (too_many_zeroes (h, zeroes))
+    return log_all (h) == -1 ? -1 : writelog_append (h->log, entry, pieces, n);
+  if (is_discard (entry) && !stale_has_room (&h->stale) && log_all (h) == -1)
+    return -1;
+  if (put (h, entry, pieces, n) == -1)
+    return -1;
+  h->zeroes += zeroes;
+  return 0;
+}
+
+/* Log a FUA entry; older ones are held. */
+static int
+overtake (struct hold *h, const struct writelog_entry *entry,
+          const struct writelog_piece *pieces, unsigned n)
+{
+  const uint64_t spare = stale_nr_discards (&h->stale, entry->sector);
+
+  if (writelog_promise (h->log, spare) == -1) {
+    writelog_fail (h->log, "there is no room for what a FUA write cuts");
+    return -1;
+  }
+  h->spare += spare;
+  h->spare_ever += spare;
+  if (writelog_append (h->log, entry, pieces, n) == -1)
+    return -1;
+  stale_overtake (&h->stale, entry->sector, end_of (entry), h->next);
+  return 0;
+}
+
+int
+hold_overtake (struct hold *h, const struct writelog_entry *entry,
+               const struct writelog_piece *pieces, unsigned n)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
+
+  if (!stale_has_room (&h->stale) && log_all (h) == -1)
+    return -1;
+  if (h->first == h->next)
+    return writelog_append (h->log, entry, pieces, n);
+  return overtake (h, entry, pieces, n);
+}
+
+/* ---- Flushes */
+
+struct hold_mark
+hold_mark (struct hold *h)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
+  const struct hold_mark mark = {
+    .number = h->next, .spare_ever = h->spare_ever,
+    .promised = h->flush_promised,
+  };
+
+  h->flush_promised = false;
+  return mark;
+}
+
+/* Keep the promise for the next flush.  Called with the lock. */
+static void
+forget (struct hold *h, const struct hold_mark *mark)
+{
+  if (mark->promised && h->flush_promised)
+    writelog_withdraw (h->log, 1);
+  h->flush_promised |= mark->promised;
+}
+
+void
+hold_forget (struct hold *h, const struct hold_mark *mark)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
+
+  forget (h, mark);
+}
+
+int
+hold_release (struct hold *h, const struct hold_mark *mark)
+{
+  const struct writelog_entry flush = { .flags = WRITELOG_FLUSH };
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
+  if (log_until (h, mark->number) == -1) {
+    forget (h, mark);
+    return -1;
+  }
+  /* What FUA entries before the mark needed, they cut entries before the
+   * mark.
+   */
+  limit_spare (h, h->spare_ever - mark->spare_ever);
+  return mark->promised ? writelog_append_promised (h->log, &flush, NULL, 0)
+                        : writelog_append (h->log, &flush, NULL, 0);
 }

@@ -11,6 +11,7 @@
 #ifndef BLOCKDRIVERS_WRITELOG_HOLD_H
 #define BLOCKDRIVERS_WRITELOG_HOLD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,10 +19,10 @@
 
 struct hold;
 
-/* Hold entries back from a log (borrowed), with up to "bound" bytes of
- * their data in memory, and more in a temporary file in the folder
- * tmpdir (borrowed), which is made now.  Returns NULL with errno after a
- * message.
+/* Hold entries back from a log (borrowed), using up to "bound" bytes of
+ * memory for them, and more in a temporary file in the folder tmpdir
+ * (borrowed), which is made now.  Before the log's first entry.  Returns
+ * NULL with errno after a message.
  */
 extern struct hold *hold_new (struct writelog *log, size_t bound,
                               const char *tmpdir);
@@ -31,9 +32,9 @@ extern struct hold *hold_new (struct writelog *log, size_t bound,
  */
 extern int hold_close (struct hold *hold);
 
-/* Hold an entry back.  The pieces are copied.  Returns -1 with errno
- * after a message if they cannot be kept; then nothing can be logged
- * any more, but what is held.
+/* Hold an entry back.  The pieces are copied, and there will be room for
+ * them in the log.  Returns -1 with errno after a message if they cannot
+ * be kept; then nothing can be logged any more, but what is held.
  */
 extern int hold_add (struct hold *hold, const struct writelog_entry *entry,
                      const struct writelog_piece *pieces, unsigned n);
@@ -46,10 +47,20 @@ extern int hold_overtake (struct hold *hold,
                           const struct writelog_entry *entry,
                           const struct writelog_piece *pieces, unsigned n);
 
-/* When a flush is received: which entries it covers. */
-extern uint64_t hold_mark (struct hold *hold);
+/* Which entries a flush covers. */
+struct hold_mark {
+  uint64_t number;              /* those before it */
+  uint64_t spare_ever;          /* for hold.c */
+  bool promised;                /* room for the flush's own entry */
+};
+
+/* When a flush is received.  To be given to one of the following. */
+extern struct hold_mark hold_mark (struct hold *hold);
 
 /* When it is done: log these and a FLUSH entry. */
-extern int hold_release (struct hold *hold, uint64_t mark);
+extern int hold_release (struct hold *hold, const struct hold_mark *mark);
+
+/* When it has failed. */
+extern void hold_forget (struct hold *hold, const struct hold_mark *mark);
 
 #endif /* BLOCKDRIVERS_WRITELOG_HOLD_H */

@@ -51,7 +51,17 @@
  */
 #define MAX_EXTENT (UINT64_C (1) << 30)
 
-/* What is held back takes this much memory at most. */
+/* In the order of durability longer writes make several entries, since
+ * each is read back into memory as a whole; and zeroes from this length
+ * on are logged apart from what the sectors at their ends have, to be
+ * holes.
+ */
+#define HOLD_PIECE ((uint64_t) 4 * 1024 * 1024)
+#define HOLD_ZEROES ((uint64_t) 64 * 1024)
+
+/* What is held back takes this much memory at most, but for notes of a few
+ * MiB.
+ */
 #define HOLD_BOUND ((size_t) 16 * 1024 * 1024)
 
 struct recorder {
@@ -306,6 +316,43 @@ read_edges (struct recorder *rec, struct recorded_disk *disk,
                     offset + count);
 }
 
+/* The part of some pieces from "skip" on that is "len" bytes long.
+ * Returns how many pieces it has.
+ */
+static unsigned
+part_of (const struct writelog_piece *pieces, unsigned n, uint64_t skip,
+         uint64_t len, struct writelog_piece *part)
+{
+  for (unsigned i = 0; i < n; ++i) {
+    const uint64_t skipped = MIN (skip, pieces[i].len);
+
+    part[i].data = pieces[i].data ?
+      (const uint8_t *) pieces[i].data + skipped : NULL;
+    part[i].len = MIN (len, pieces[i].len - skipped);
+    skip -= skipped;
+    len -= part[i].len;
+  }
+  return n;
+}
+
+/* Where does the entry end that begins at "at"? */
+static uint64_t
+entry_end (const struct recorder *rec, struct window w, uint64_t at,
+           bool zero, uint32_t count, uint64_t offset, unsigned flags)
+{
+  const uint64_t start = round_up (offset, rec->sector_size);
+  const uint64_t end = round_down (offset + count, rec->sector_size);
+
+  if (rec->hold == NULL)
+    return w.end;
+  if (zero)
+    return end < start + HOLD_ZEROES ? w.end :
+      at < start ? start : at < end ? end : w.end;
+  if (flags & RECORD_FUA)
+    return w.end;
+  return MIN (w.end, at + MAX (HOLD_PIECE, rec->sector_size));
+}
+
 /* Write, or zero if buf is NULL, and log it.  The sectors are claimed. */
 static int
 write_claimed (struct recorder *rec, struct recorded_disk *disk,
@@ -339,7 +386,15 @@ write_claimed (struct recorder *rec, struct recorded_disk *disk,
     { .data = edges.buf ? edges.buf + edges.before : NULL,
       .len = edges.after },
   };
-  return log_range (rec, w.start, w.end, log_flags (flags), pieces, 3);
+  for (uint64_t at = w.start, end; at < w.end; at = end) {
+    struct writelog_piece part[3];
+
+    end = entry_end (rec, w, at, buf == NULL, count, offset, flags);
+    if (log_range (rec, at, end, log_flags (flags), part,
+                   part_of (pieces, 3, at - w.start, end - at, part)) == -1)
+      return -1;
+  }
+  return 0;
 }
 
 static int
@@ -409,13 +464,20 @@ int
 record_flush (struct recorder *rec, struct recorded_disk *disk)
 {
   const struct writelog_entry entry = { .flags = WRITELOG_FLUSH };
-  const uint64_t mark = rec->hold ? hold_mark (rec->hold) : 0;
+  struct hold_mark mark;
   int r, err;
 
-  if (disk->ops->flush (disk) == -1)
-    return -1;
   if (rec->hold)
-    r = hold_release (rec->hold, mark);
+    mark = hold_mark (rec->hold);
+  if (disk->ops->flush (disk) == -1) {
+    err = errno;
+    if (rec->hold)
+      hold_forget (rec->hold, &mark);
+    errno = err;
+    return -1;
+  }
+  if (rec->hold)
+    r = hold_release (rec->hold, &mark);
   else
     r = writelog_append (rec->log, &entry, NULL, 0);
   if (r == 0)

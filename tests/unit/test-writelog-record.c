@@ -4,8 +4,9 @@
  */
 
 /* Replaying a log onto zeroes gives the disk that was recorded, whatever
- * requests met each other, in both orders (write-log.md, promise 1); and
- * what is held back in memory and in a file comes back as it was.
+ * requests met each other, in both orders (write-log.md, promise 1), also
+ * when the log gets full (promise 6); and what is held back in memory and
+ * in a file comes back as it was.
  */
 
 #include <config.h>
@@ -15,6 +16,7 @@
 
 #include "claim.h"
 #include "hold.h"
+#include "memory-node.h"
 #include "reader.h"
 #include "record.h"
 #include "rounding.h"
@@ -150,11 +152,10 @@ new_log (const char *path, uint32_t sector_size)
   return log;
 }
 
-/* Replay a log onto zeroes. */
+/* Replay a log onto zeroes, and close it. */
 static void
-replay (const char *path, uint8_t *disk, uint64_t size)
+replay_reader (struct writelog_reader *r, uint8_t *disk, uint64_t size)
 {
-  struct writelog_reader *r = writelog_reader_open (path);
   struct writelog_item item;
   int more;
 
@@ -174,6 +175,12 @@ replay (const char *path, uint8_t *disk, uint64_t size)
   }
   CHECK (more == 0);
   writelog_reader_close (r);
+}
+
+static void
+replay (const char *path, uint8_t *disk, uint64_t size)
+{
+  replay_reader (writelog_reader_open (path), disk, size);
 }
 
 static void
@@ -269,6 +276,81 @@ test_failing_disk (void **state)
   record_random (512, RECORD_DURABILITY, true, false, true);
 }
 
+/* ---- A log that gets full */
+
+struct full {
+  struct load load;
+  _Atomic bool doubtful[DISK_SIZE]; /* a request that failed was there */
+};
+
+/* Short requests, until one fails. */
+static void
+fill (struct unit_thread *t)
+{
+  struct full *full = t->opaque;
+  struct recorded_disk *d = &full->load.disk->recorded;
+  int r = 0;
+
+  while (r == 0) {
+    const uint64_t offset = random_below (&t->seed, DISK_SIZE - 5000);
+    const uint32_t count = 1 + random_below (&t->seed, 5000);
+    const uint64_t kind = random_below (&t->seed, 8);
+    const unsigned flags = random_below (&t->seed, 3) == 0 ? RECORD_FUA : 0;
+    uint8_t buf[5000];
+
+    memset (buf, 1 + kind + random_below (&t->seed, 200), count);
+    if (kind < 3)
+      r = record_write (full->load.rec, d, buf, count, offset, flags);
+    else
+      r = record_trim (full->load.rec, d, count, offset, flags);
+    for (uint32_t i = 0; r == -1 && i < count; ++i)
+      full->doubtful[offset + i] = true;
+  }
+  CHECK (errno == ENOSPC);
+}
+
+/* What is in the medium of a log, replayed, is the disk. */
+static void
+check_medium (const struct memory_node *medium, const struct full *full)
+{
+  struct memory_node *copy = memory_node_new (node_size (&medium->node));
+  CLEANUP_FREE uint8_t *replayed = calloc (1, DISK_SIZE);
+
+  CHECK (replayed);
+  memcpy (copy->data, medium->data, node_size (&medium->node));
+  replay_reader (writelog_reader_open_node (&copy->node), replayed, DISK_SIZE);
+  for (uint64_t i = 0; i < DISK_SIZE; ++i)
+    CHECK (full->doubtful[i] || replayed[i] == full->load.disk->bytes[i]);
+}
+
+static void
+test_full_log (void **state)
+{
+  const struct writelog_options options = { .interval = 50 };
+
+  for (unsigned i = 0; i < 12; ++i) {
+    struct memory_node *medium = memory_node_new (300000 + i * 512);
+    struct writelog *log = writelog_open_node (&medium->node, &options);
+    struct full *full = calloc (1, sizeof *full);
+
+    CHECK (log && full);
+    full->load = (struct load) {
+      .rec = recorder_new (log, RECORD_DURABILITY),
+      .disk = new_disk (i % 3, true, false),
+    };
+    CHECK (full->load.rec && writelog_start (log) == 0);
+    forget_messages ();
+    run_threads (NR_THREADS, fill, full);
+    assert_messages (1, "No space left on device");
+    CHECK (record_flush (full->load.rec, &full->load.disk->recorded) == 0);
+    check_medium (medium, full);
+    CHECK (recorder_close (full->load.rec) == 0);
+    CHECK (writelog_close (log) == 0);
+    free (full->load.disk);
+    free (full);
+  }
+}
+
 /* ---- Holding, with little memory */
 
 #define SECTORS 400
@@ -320,8 +402,11 @@ hold_requests (struct unit_thread *t)
                    CLAIM_EXCLUSIVE);
     hold_claimed (h, &entry, &t->seed);
     claim_release (&h->claims, &claim);
-    if (random_below (&t->seed, 50) == 0)
-      CHECK (hold_release (h->hold, hold_mark (h->hold)) == 0);
+    if (random_below (&t->seed, 50) == 0) {
+      const struct hold_mark mark = hold_mark (h->hold);
+
+      CHECK (hold_release (h->hold, &mark) == 0);
+    }
   }
 }
 
@@ -361,6 +446,7 @@ main (void)
     cmocka_unit_test (test_completion),
     cmocka_unit_test (test_durability),
     cmocka_unit_test (test_failing_disk),
+    cmocka_unit_test (test_full_log),
     cmocka_unit_test (test_little_memory),
   };
 
