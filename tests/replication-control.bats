@@ -61,6 +61,10 @@ story ()
   story end_while_waiting
 }
 
+@test "a failover and a query do not wait for a checkpoint that waits" {
+  story failover_while_waiting
+}
+
 @test "the socket lists the commands of the manual" {
   local page=$srcdir/man/nbdkit-replication-filter.pod name
   start_nbdkit --filter=replication memory 1M replication-mode=primary \

@@ -12,6 +12,7 @@ A story is one of the functions below; its docstring says what is promised.
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import time
 import nbd
 
 from qmp_client import Qmp, QmpError
-from replication_server import Forwarder, Primary, Secondary
+from replication_server import Primary, Secondary, stand_still
 
 SIZE = 4 << 20
 CLUSTER = 65536
@@ -328,7 +329,7 @@ def slow_disk(desk):
         handle.pwrite(b"x" * CLUSTER, 0)
         handle.shutdown()
     slow = pairs[1][1].process
-    slow.send_signal(signal.SIGSTOP)
+    stand_still(slow)
     wake = threading.Timer(11, slow.send_signal, [signal.SIGCONT])
     wake.start()
     try:
@@ -426,16 +427,64 @@ def end_while_held(desk):
     check(with_client.process.wait(60) == 0, with_client.log())
 
 
-def runs_command(server):
-    """A command that waits keeps new clients from being greeted."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(1)
-        client.connect(server.control_path)
-        try:
-            client.recv(1)
-        except TimeoutError:
-            return True
-        return False
+def has_answer(client):
+    """Something has been said to it; a moment is enough to see that."""
+    return bool(select.select([client], [], [], 0.2)[0])
+
+
+def waiting_checkpoint(primary, secondary):
+    """A client whose checkpoint waits for a secondary that is stopped."""
+    stand_still(secondary.process)
+    handle = primary.connect()
+    handle.pwrite(b"p" * CLUSTER, 0)
+    handle.shutdown()
+    client = Qmp(primary.control_path)
+    client.send("replication-checkpoint", {})
+    # Most commands wait for each other.
+    while True:
+        other = Qmp(primary.control_path)
+        other.send(ABORT, {})
+        if not has_answer(other):
+            return client
+        other.close()
+
+
+def must_be_interrupted(client):
+    """The checkpoint was told to end, and did not just wait for the remote's
+    limit."""
+    try:
+        client.answer()
+        raise Failed("the checkpoint was made")
+    except QmpError as error:
+        check("interrupted" in str(error), f"the error is: {error}")
+    client.close()
+
+
+def failover_while_waiting(desk):
+    """A failover of the primary does not wait for a checkpoint that waits
+    for its remote, nor does a query."""
+    for command, arguments in (
+            ("replication-stop", {"failover": True}),
+            ("xen-set-replication", {"enable": False, "primary": True,
+                                     "failover": True})):
+        name = command[:3]
+        secondary = desk.secondary(name)
+        primary = desk.primary(secondary.uri, name + "-p")
+        client = waiting_checkpoint(primary, secondary)
+        check(primary.query()["stage"] == "running", str(primary.query()))
+        check(not primary.command("query-xen-replication-status")["error"],
+              str(primary.query()))
+        check(not has_answer(client), "the checkpoint does not wait")
+        # What will be refused does not disturb it.
+        other = Qmp(primary.control_path)
+        other.send("xen-set-replication", {"enable": False, "primary": False,
+                                           "failover": True})
+        check(not has_answer(client), "the checkpoint does not wait")
+        primary.command(command, **arguments)
+        must_be_interrupted(client)
+        other.close()
+        check(primary.query()["stage"] == "done", str(primary.query()))
+        secondary.process.send_signal(signal.SIGCONT)
 
 
 def end_while_waiting(desk):
@@ -443,30 +492,17 @@ def end_while_waiting(desk):
     ending."""
     secondary = desk.secondary()
     primary = desk.primary(secondary.uri)
-    secondary.process.send_signal(signal.SIGSTOP)
+    client = waiting_checkpoint(primary, secondary)
     try:
-        handle = primary.connect()
-        handle.pwrite(b"p" * CLUSTER, 0)
-        handle.shutdown()
-        other = Qmp(primary.control_path)
-        other.send("replication-checkpoint", {})
-        while not runs_command(primary):
-            pass
         primary.stop()
-        # It was told so, and did not just wait for the remote's limit.
-        try:
-            other.answer()
-            raise Failed("the checkpoint was made")
-        except QmpError as error:
-            check("interrupted" in str(error), f"the error is: {error}")
-        other.close()
+        must_be_interrupted(client)
     finally:
         secondary.process.send_signal(signal.SIGCONT)
 
 
 STORIES = [bad_input, deaf_client, two_steps, late_commit, lost_client,
            failover_while_held, two_disks, slow_disk, both_sides, clean_end,
-           end_while_held, end_while_waiting]
+           end_while_held, end_while_waiting, failover_while_waiting]
 
 
 def main():

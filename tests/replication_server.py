@@ -19,6 +19,15 @@ from qmp_client import Qmp
 GUEST = "guest"                 # replication-top-id of our secondaries
 
 
+def stand_still(process):
+    """Stop a child: a signal takes effect some time after it was sent, and
+    what is asked meanwhile could still be answered."""
+    process.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        raise ServerError(f"it does not stand still: {status}")
+
+
 class Replication(Server):
     """nbdkit with the filter over PLUGIN IMAGE, and a connection to its
     control socket.  params are the filter's, less the "replication-";
@@ -168,7 +177,7 @@ class Remote:
         self.server.kill()
 
     def stand_still(self):
-        self.server.process.send_signal(signal.SIGSTOP)
+        stand_still(self.server.process)
 
     def go_on(self):
         self.server.process.send_signal(signal.SIGCONT)

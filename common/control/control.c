@@ -7,12 +7,19 @@
  *
  * Notes on the design
  *
- * One thread, started by control_start and ended by control_close, does
- * everything: it waits for all clients at once, takes one request of
- * each client that has one, runs it, and goes round.  So commands need no
- * lock against each other, and a client that floods the socket gets its
- * turn like the others.  Nothing here is shared with other threads but
- * the descriptor that tells it to end.
+ * Two threads, started by control_start and ended by control_close.  The
+ * first one waits for all clients at once, takes one request of each
+ * client that has one, and goes round.  So a client that floods the
+ * socket gets its turn like the others.  It runs the commands that do not
+ * wait for anything.  All others it puts into a queue, from which the
+ * second thread, the worker, runs one at a time; so these need no lock
+ * against each other.  An urgent one is put before the others, after it
+ * has made the one that runs end.
+ *
+ * Of a client no request is looked at while one of its is in the queue,
+ * so it gets its answers in order, and the queue holds one request of a
+ * client at most.  Until that is answered the client stays, even if it
+ * has hung up.
  *
  * No client can make it wait or eat memory: sockets are non-blocking;
  * what comes is bounded by the stream, as nothing is read from a client
@@ -28,6 +35,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +59,13 @@
 #define MAX_STALLED 10          /* seconds */
 #define READ_SIZE 16384         /* bytes */
 
+/* Seconds of silence after which a client gives way to a new one, if
+ * there are MAX_CLIENTS: if it has never said a word, and otherwise, since
+ * who makes a checkpoint of several disks may have to wait for another.
+ */
+#define SILENT_STRANGER 3
+#define SILENT_CLIENT 60
+
 struct control_client {
   struct control *control;
   int fd;
@@ -62,19 +77,38 @@ struct control_client {
   size_t output_len;
   bool output_failed;           /* nobody reads the answers any more */
   time_t last_sent;             /* when some of it was; CLOCK_MONOTONIC */
+  time_t last_heard;            /* the same clock */
   bool negotiated;              /* qmp_capabilities was first */
+
+  /* The request that is being dealt with.  While busy it belongs to the
+   * worker, with all below.
+   */
+  bool busy;                    /* known to the first thread only */
+  const struct control_command *command;
+  json_t *request, *arguments;
   char *failure;                /* of the command that runs */
+  json_t *reply;
+
+  /* Protected by control.lock. */
+  struct control_client *next;  /* in the queue */
+  bool done;                    /* there is a reply */
 };
 
 struct control {
   struct control_callbacks callbacks;
   struct listener listener;
   int end;                      /* an eventfd: readable to end the thread */
-  struct job *thread;           /* NULL before control_start */
+  int replied;                  /* another one: a client's request is done */
+  struct job *thread, *worker;  /* NULL before control_start */
   struct control_client *clients[MAX_CLIENTS];
   size_t nr_clients;
   bool accept_failed;           /* the last time */
   time_t accept_again;          /* not before; CLOCK_MONOTONIC */
+
+  pthread_mutex_t lock;         /* protects the rest; a leaf lock */
+  pthread_cond_t work;          /* there is some, or it is time to end */
+  struct control_client *first, *last; /* the queue */
+  bool ending;
 };
 
 static time_t
@@ -218,8 +252,9 @@ static const struct control_argument capabilities_arguments[] = {
 };
 
 static const struct control_command own_commands[] = {
-  { "qmp_capabilities", capabilities_arguments, run_capabilities },
-  { "query-commands", NULL, run_query_commands },
+  { "qmp_capabilities", capabilities_arguments, run_capabilities,
+    .at_once = true },
+  { "query-commands", NULL, run_query_commands, .at_once = true },
   { NULL }
 };
 
@@ -261,47 +296,147 @@ choose_command (struct control_client *client, const char *name, char **desc)
   return c;
 }
 
-static json_t *
-run_command (struct control_client *client,
-             const struct control_command *command, json_t *request)
+/* Run the client's command. */
+static void
+run_command (struct control_client *client)
 {
-  CLEANUP_FREE char *error = NULL;
-  json_t *const arguments = qmp_arguments (request);
-  json_t *value = NULL, *reply;
+  json_t *const value =
+    client->command->run (client->control->callbacks.opaque, client,
+                          client->arguments);
 
-  if (arguments &&
-      qmp_check_arguments (command, arguments, &error) == 0) {
-    value = command->run (client->control->callbacks.opaque, client,
-                          arguments);
-    error = client->failure;
-    client->failure = NULL;
-  }
-  json_decref (arguments);
   if (value)
-    reply = qmp_return (request, value);
+    client->reply = qmp_return (client->request, value);
   else
-    reply = qmp_error (request, QMP_GENERIC_ERROR,
-                          error ? error : "out of memory");
-  return reply;
+    client->reply = qmp_error (client->request, QMP_GENERIC_ERROR,
+                               client->failure ? client->failure
+                               : "out of memory");
 }
 
+static void
+forget_request (struct control_client *client)
+{
+  json_decref (client->request);
+  json_decref (client->arguments);
+  free (client->failure);
+  client->request = client->arguments = NULL;
+  client->failure = NULL;
+}
+
+/* Answer the request that has been dealt with. */
+static void
+reply (struct control_client *client)
+{
+  answer (client, client->reply);
+  client->reply = NULL;
+  forget_request (client);
+}
+
+/* ---- The worker */
+
+static int
+worker_thread (struct job *job, void *opaque)
+{
+  struct control *const control = opaque;
+
+  (void) job;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&control->lock);
+  for (;;) {
+    struct control_client *client;
+
+    while (control->first == NULL && !control->ending)
+      pthread_cond_wait (&control->work, &control->lock);
+    if (control->ending)
+      return 0;
+    client = control->first;
+    control->first = client->next;
+
+    pthread_mutex_unlock (&control->lock);
+    run_command (client);
+    pthread_mutex_lock (&control->lock);
+    client->done = true;
+    eventfd_write (control->replied, 1);
+  }
+}
+
+/* Leave the client's command to the worker. */
+static void
+enqueue (struct control_client *client)
+{
+  struct control *const control = client->control;
+  const struct control_command *const command = client->command;
+  const bool urgent = command->is_urgent &&
+    command->is_urgent (control->callbacks.opaque, client->arguments);
+
+  client->busy = true;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&control->lock);
+  client->done = false;
+  client->next = urgent ? control->first : NULL;
+  if (urgent || control->first == NULL)
+    control->first = client;
+  else
+    control->last->next = client;
+  if (client->next == NULL)
+    control->last = client;
+  pthread_cond_signal (&control->work);
+}
+
+/* Is the worker done with this client?  Then answer it. */
+static void
+look_for_reply (struct control_client *client)
+{
+  struct control *const control = client->control;
+
+  pthread_mutex_lock (&control->lock);
+  client->busy = !client->done;
+  pthread_mutex_unlock (&control->lock);
+  if (!client->busy)
+    reply (client);
+}
+
+/* ---- Requests */
+
+/* May the request be carried out?  Otherwise *class and *desc, to be
+ * freed, say why not.
+ */
+static bool
+check_request (struct control_client *client, const char **class,
+               char **desc)
+{
+  const char *name = qmp_command (client->request, desc);
+
+  *class = QMP_GENERIC_ERROR;
+  if (name == NULL)
+    return false;
+  *class = QMP_COMMAND_NOT_FOUND;
+  client->command = choose_command (client, name, desc);
+  if (client->command == NULL)
+    return false;
+  *class = QMP_GENERIC_ERROR;
+  client->arguments = qmp_arguments (client->request);
+  return client->arguments &&
+    qmp_check_arguments (client->command, client->arguments, desc) == 0;
+}
+
+/* Takes over the reference of the request. */
 static void
 handle_request (struct control_client *client, json_t *request)
 {
   CLEANUP_FREE char *desc = NULL;
-  const struct control_command *command = NULL;
-  const char *class = QMP_GENERIC_ERROR;
-  const char *name = qmp_command (request, &desc);
+  const char *class;
 
-  if (name) {
-    class = QMP_COMMAND_NOT_FOUND;
-    command = choose_command (client, name, &desc);
+  client->request = request;
+  if (!check_request (client, &class, &desc)) {
+    client->reply = qmp_error (request, class, desc ? desc
+                               : "out of memory");
+    reply (client);
   }
-  if (command)
-    answer (client, run_command (client, command, request));
+  else if (client->command->at_once) {
+    run_command (client);
+    reply (client);
+  }
   else
-    answer (client, qmp_error (request, class,
-                                  desc ? desc : "out of memory"));
+    enqueue (client);
 }
 
 /* ---- Clients */
@@ -312,8 +447,10 @@ receive (struct control_client *client)
   char buffer[READ_SIZE];
   const ssize_t r = recv (client->fd, buffer, sizeof buffer, 0);
 
-  if (r > 0 && stream_append (&client->input, buffer, r) == 0)
+  if (r > 0 && stream_append (&client->input, buffer, r) == 0) {
     client->has_request = true;
+    client->last_heard = now ();
+  }
   else if (r >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
                       errno != EINTR))
     client->input_ended = true;
@@ -331,7 +468,6 @@ take_request (struct control_client *client)
     break;
   case STREAM_VALUE:
     handle_request (client, request);
-    json_decref (request);
     break;
   case STREAM_ERROR:
     answer (client, qmp_error (NULL, QMP_GENERIC_ERROR,
@@ -357,7 +493,7 @@ has_stalled (const struct control_client *client)
 static bool
 may_take_request (const struct control_client *client)
 {
-  return client->has_request && !must_read (client);
+  return client->has_request && !client->busy && !must_read (client);
 }
 
 static short
@@ -365,7 +501,8 @@ wanted_events (const struct control_client *client)
 {
   short events = 0;
 
-  if (!client->has_request && !client->input_ended && !must_read (client))
+  if (!client->has_request && !client->busy && !client->input_ended &&
+      !must_read (client))
     events |= POLLIN;
   if (client->output_len > 0)
     events |= POLLOUT;
@@ -378,6 +515,8 @@ wanted_events (const struct control_client *client)
 static bool
 serve_client (struct control_client *client, short events)
 {
+  if (client->busy)
+    look_for_reply (client);
   if (events & (POLLOUT | POLLERR | POLLHUP))
     send_output (client);
   if (wanted_events (client) & POLLIN &&
@@ -385,6 +524,8 @@ serve_client (struct control_client *client, short events)
     receive (client);
   if (may_take_request (client))
     take_request (client);
+  if (client->busy)
+    return true;
   if (has_stalled (client))
     return false;
   return client->has_request || client->output_len > 0 ||
@@ -401,7 +542,7 @@ hang_up (struct control_client *client)
   close (client->fd);
   stream_free (&client->input);
   free (client->output);
-  free (client->failure);
+  forget_request (client);
   free (client);
 }
 
@@ -417,16 +558,61 @@ add_client (struct control *control, int fd)
   }
   client->control = control;
   client->fd = fd;
+  client->last_heard = now ();
   stream_init (&client->input, MAX_REQUEST);
   control->clients[control->nr_clients++] = client;
   answer (client, qmp_greeting ());
 }
 
+/* When may this one be sent away? */
+static time_t
+patience_ends (const struct control_client *client)
+{
+  return client->last_heard +
+    (client->negotiated ? SILENT_CLIENT : SILENT_STRANGER);
+}
+
+/* The number of a client that gives way to a new one, or nr_clients. */
+static size_t
+find_silent (const struct control *control)
+{
+  size_t found = control->nr_clients;
+  time_t earliest = now ();
+
+  for (size_t i = 0; i < control->nr_clients; ++i) {
+    const struct control_client *const client = control->clients[i];
+
+    if (!client->busy && patience_ends (client) < earliest) {
+      earliest = patience_ends (client);
+      found = i;
+    }
+  }
+  return found;
+}
+
+static void
+send_away_silent (struct control *control)
+{
+  const size_t i = find_silent (control);
+
+  if (i < control->nr_clients) {
+    hang_up (control->clients[i]);
+    control->clients[i] = control->clients[--control->nr_clients];
+  }
+}
+
+static bool
+is_full (const struct control *control)
+{
+  return control->nr_clients == MAX_CLIENTS;
+}
+
 static bool
 may_accept (const struct control *control)
 {
-  return control->nr_clients < MAX_CLIENTS &&
-    (!control->accept_failed || now () >= control->accept_again);
+  if (is_full (control) && find_silent (control) == control->nr_clients)
+    return false;
+  return !control->accept_failed || now () >= control->accept_again;
 }
 
 /* For want of resources, most likely.  Said once, and tried again a
@@ -444,7 +630,9 @@ accept_failed (struct control *control)
 static void
 accept_clients (struct control *control)
 {
-  while (control->nr_clients < MAX_CLIENTS) {
+  if (is_full (control))
+    send_away_silent (control);
+  while (!is_full (control)) {
     const int fd = accept4 (control->listener.fd, NULL, NULL,
                             SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -461,14 +649,14 @@ accept_clients (struct control *control)
   }
 }
 
-/* ---- The thread */
+/* ---- The first thread */
 
-enum { END, LISTENER, CLIENTS, NR_POLLED = CLIENTS + MAX_CLIENTS };
+enum { END, REPLIED, LISTENER, CLIENTS, NR_POLLED = CLIENTS + MAX_CLIENTS };
 
 static int
 poll_timeout (const struct control *control)
 {
-  bool waits = control->accept_failed;
+  bool waits = control->accept_failed || is_full (control);
 
   for (size_t i = 0; i < control->nr_clients; ++i) {
     if (may_take_request (control->clients[i]))
@@ -478,6 +666,19 @@ poll_timeout (const struct control *control)
   return waits ? 1000 : -1;
 }
 
+/* One of whom nothing is wanted is left out, as poll would tell us all the
+ * time that it has hung up.
+ */
+static struct pollfd
+poll_client (const struct control_client *client)
+{
+  const short events = wanted_events (client);
+
+  return (struct pollfd) {
+    .fd = events == 0 && client->busy ? -1 : client->fd, .events = events
+  };
+}
+
 /* Sets what has happened to whom.  False when it is time to end. */
 static bool
 wait_for_events (struct control *control, struct pollfd polled[NR_POLLED])
@@ -485,15 +686,15 @@ wait_for_events (struct control *control, struct pollfd polled[NR_POLLED])
   int r;
 
   polled[END] = (struct pollfd) { .fd = control->end, .events = POLLIN };
+  polled[REPLIED] = (struct pollfd) {
+    .fd = control->replied, .events = POLLIN
+  };
   polled[LISTENER] = (struct pollfd) {
     .fd = may_accept (control) ? control->listener.fd : -1,
     .events = POLLIN
   };
   for (size_t i = 0; i < control->nr_clients; ++i)
-    polled[CLIENTS + i] = (struct pollfd) {
-      .fd = control->clients[i]->fd,
-      .events = wanted_events (control->clients[i])
-    };
+    polled[CLIENTS + i] = poll_client (control->clients[i]);
 
   do
     r = poll (polled, CLIENTS + control->nr_clients, poll_timeout (control));
@@ -526,18 +727,40 @@ control_thread (struct job *job, void *opaque)
 {
   struct control *const control = opaque;
   struct pollfd polled[NR_POLLED];
+  eventfd_t ignored;
 
   while (wait_for_events (control, polled)) {
+    if (polled[REPLIED].revents)
+      eventfd_read (control->replied, &ignored);
     serve_clients (control, polled);
     if (polled[LISTENER].revents)
       accept_clients (control);
   }
-  for (size_t i = 0; i < control->nr_clients; ++i)
+  /* The worker has ended. */
+  for (size_t i = 0; i < control->nr_clients; ++i) {
+    if (control->clients[i]->busy)
+      look_for_reply (control->clients[i]);
     hang_up (control->clients[i]);
+  }
   return 0;
 }
 
 /* ---- Open and close */
+
+static void
+free_control (struct control *control)
+{
+  const int err = errno;
+
+  if (control->end >= 0)
+    close (control->end);
+  if (control->replied >= 0)
+    close (control->replied);
+  pthread_cond_destroy (&control->work);
+  pthread_mutex_destroy (&control->lock);
+  free (control);
+  errno = err;
+}
 
 struct control *
 control_open (const char *path, const struct control_callbacks *callbacks)
@@ -549,15 +772,17 @@ control_open (const char *path, const struct control_callbacks *callbacks)
     return NULL;
   }
   control->callbacks = *callbacks;
+  pthread_mutex_init (&control->lock, NULL);
+  pthread_cond_init (&control->work, NULL);
   control->end = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (control->end == -1) {
+  control->replied = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (control->end == -1 || control->replied == -1) {
     msg_error ("%s: making a control socket: %m", path);
-    free (control);
+    free_control (control);
     return NULL;
   }
   if (listener_open (&control->listener, path) == -1) {
-    close (control->end);
-    free (control);
+    free_control (control);
     return NULL;
   }
   return control;
@@ -566,6 +791,9 @@ control_open (const char *path, const struct control_callbacks *callbacks)
 int
 control_start (struct control *control)
 {
+  control->worker = job_start ("control-worker", worker_thread, control);
+  if (control->worker == NULL)
+    return -1;
   control->thread = job_start ("control", control_thread, control);
   return control->thread ? 0 : -1;
 }
@@ -575,9 +803,14 @@ control_close (struct control *control)
 {
   if (control == NULL)
     return;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&control->lock);
+    control->ending = true;
+    pthread_cond_signal (&control->work);
+  }
+  job_wait (control->worker);
   eventfd_write (control->end, 1);
   job_wait (control->thread);
   listener_close (&control->listener);
-  close (control->end);
-  free (control);
+  free_control (control);
 }

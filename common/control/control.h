@@ -5,8 +5,8 @@
 
 /* The control socket of a filter: commands and answers in QMP's
  * framing, over a Unix socket that only its owner may open (mode 0600).
- * One thread serves many clients, and runs one command at a time; all
- * callbacks are called from it.
+ * It serves many clients, and runs one command at a time, but for those
+ * that do not wait for anything.
  * Specification: interfaces.md, "blkctl".
  */
 
@@ -40,18 +40,32 @@ struct control_command {
   /* Run it.  arguments is an object, borrowed.  Returns what the command
    * returns (a new reference; json_object () if nothing), or NULL after
    * control_fail (without it: if out of memory).  It may block: other
-   * clients are answered afterwards.
+   * commands are run afterwards, one at a time, all from one thread.
    */
   json_t *(*run) (void *opaque, struct control_client *client,
                   json_t *arguments);
+
+  /* It never waits, and is run at once, while another command may be
+   * running: from a thread of its own, which is that of is_urgent and
+   * disconnected.
+   */
+  bool at_once;
+
+  /* The command has come, and its arguments are right: is it urgent?  Then
+   * it overtakes those that wait; this function has made the one that runs
+   * (if one does) come to its end soon, and run takes that back.  It is not
+   * run only if the socket is closed before.  NULL: it is not.
+   */
+  bool (*is_urgent) (void *opaque, json_t *arguments);
 };
 
 struct control_callbacks {
   const struct control_command *commands; /* besides those that every
                                              socket knows */
   /* A client is gone, so what it began and has not ended is to be undone.
-   * Called once for each client, at the latest in control_close.  May be
-   * NULL.
+   * Called once for each client, when none of its commands runs, at the
+   * latest in control_close; a command of another one may be running.  May
+   * be NULL.
    */
   void (*disconnected) (void *opaque, struct control_client *client);
   void *opaque;
@@ -65,14 +79,14 @@ struct control_callbacks {
 extern struct control *
 control_open (const char *path, const struct control_callbacks *callbacks);
 
-/* Start the thread; once, after the last fork.  It ends in
+/* Start the threads; once, after the last fork.  They end in
  * control_close.
  */
 extern int control_start (struct control *control);
 
-/* End the thread after the command that runs (call what makes that one
- * end before), hang up, and remove the socket if it is still ours.  NULL
- * is ignored.
+/* End the threads after the command that runs (call what makes that one
+ * end before; those that wait are not run), hang up, and remove the
+ * socket if it is still ours.  NULL is ignored.
  */
 extern void control_close (struct control *control);
 

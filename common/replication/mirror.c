@@ -150,7 +150,8 @@ struct mirror {
   pthread_cond_t work;          /* for senders */
   pthread_cond_t link_work;     /* for the link */
   bool wanted;                  /* we are to be connected */
-  bool ending, interrupted;
+  bool ending;
+  unsigned interrupted;         /* so many want nobody to wait */
   struct node *remote;          /* set and unset by the link only */
   bool broken;                  /* the link shall drop remote */
   struct call *calls;           /* that use remote */
@@ -952,7 +953,7 @@ mirror_interrupt (struct mirror *m, bool interrupted)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
-  m->interrupted = interrupted;
+  m->interrupted += interrupted ? 1 : -1;
   announce (m);
 }
 

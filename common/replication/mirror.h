@@ -78,7 +78,7 @@ extern int mirror_complete (struct mirror *m,
                             struct replication_refusal *refusal);
 
 /* Whoever waits in one of the functions above fails, until this is taken
- * back.
+ * back as often as it was called.
  */
 extern void mirror_interrupt (struct mirror *m, bool interrupted);
 

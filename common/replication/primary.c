@@ -392,7 +392,6 @@ primary_close (struct primary *p)
     return;
   release (p);
   if (p->mirror) {
-    mirror_interrupt (p->mirror, false);
     if (stage_of (p) == REPLICATION_RUNNING &&
         mirror_is_connected (p->mirror))
       stop_mirror (p);
@@ -606,8 +605,8 @@ primary_query (struct primary *p, struct replication_status *status)
 }
 
 void
-primary_cancel (struct primary *p)
+primary_interrupt (struct primary *p, bool interrupted)
 {
   if (p->mirror)
-    mirror_interrupt (p->mirror, true);
+    mirror_interrupt (p->mirror, interrupted);
 }

@@ -76,9 +76,9 @@ extern int primary_checkpoint_commit (struct primary *p,
                                       struct replication_refusal *refusal);
 extern void primary_checkpoint_abort (struct primary *p);
 
-/* Before the end: commands that wait for the remote are refused, now and
- * from now on.  From any thread.
+/* Commands that wait for the remote are refused, now and until this is
+ * taken back as often as it was called.  From any thread.
  */
-extern void primary_cancel (struct primary *p);
+extern void primary_interrupt (struct primary *p, bool interrupted);
 
 #endif /* BLOCKDRIVERS_REPLICATION_PRIMARY_H */

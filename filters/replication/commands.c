@@ -18,8 +18,10 @@
  * which only renews the time: so it can make sure that all of several
  * disks are still held, however long the slowest one took.
  *
- * All commands run on the control thread, one at a time, so besides that
- * thread only the timer touches the side.
+ * The commands run one at a time, from one thread, but for the queries,
+ * which never wait.  So besides that thread only the timer and the end of
+ * a client change the side.  A failover must not wait for a checkpoint
+ * that waits for a remote: it is urgent, and interrupts that.
  */
 
 #include <config.h>
@@ -44,7 +46,7 @@
 struct commands {
   struct side *side;
   struct control *control;
-  struct job *timer;            /* only the control thread touches it */
+  struct job *timer;            /* for commands only, which take turns */
 
   /* Protects holder, and is held while a prepared checkpoint ends, so
    * that it does so once.  Taken before any lock of the side.
@@ -136,14 +138,18 @@ do_start (struct commands *c, struct control_client *client, bool full)
   return answer (client, side_start (c->side, full, &refusal), &refusal);
 }
 
-/* A failover does not wait: whoever holds a checkpoint is late. */
+/* A failover does not wait: whoever holds a checkpoint is late.  What was
+ * interrupted for it has ended.
+ */
 static json_t *
 do_stop (struct commands *c, struct control_client *client, bool failover)
 {
   struct replication_refusal refusal;
 
-  if (failover)
+  if (failover) {
+    side_interrupt (c->side, false);
     abort_held (c, NULL);
+  }
   if (is_held (c, client))
     return NULL;
   return answer (client, side_stop (c->side, failover, &refusal), &refusal);
@@ -180,6 +186,18 @@ stop (void *opaque, struct control_client *client, json_t *arguments)
                   json_is_true (json_object_get (arguments, "failover")));
 }
 
+static bool
+stop_is_urgent (void *opaque, json_t *arguments)
+{
+  struct commands *c = opaque;
+  const bool failover =
+    json_is_true (json_object_get (arguments, "failover"));
+
+  if (failover)
+    side_interrupt (c->side, true);
+  return failover;
+}
+
 /* Let the holder's time begin anew.  With false, after making the command
  * fail, nothing is held.
  */
@@ -207,7 +225,7 @@ prepare (void *opaque, struct control_client *client, json_t *arguments)
   if (is_held_by_other (c, client))
     return NULL;
   end_timer (c);
-  /* Nobody else touches holder now. */
+  /* Nobody else sets holder, and there is no timer. */
   again = c->holder != NULL;
   if (!again && side_checkpoint_prepare (c->side, &refusal) == -1)
     return answer (client, -1, &refusal);
@@ -300,6 +318,18 @@ xen_set_replication (void *opaque, struct control_client *client,
                 : do_stop (c, client, json_is_true (failover));
 }
 
+/* One that is going to be refused is not. */
+static bool
+xen_is_urgent (void *opaque, json_t *arguments)
+{
+  struct commands *c = opaque;
+  const bool primary = json_is_true (json_object_get (arguments, "primary"));
+
+  return !json_is_true (json_object_get (arguments, "enable")) &&
+    primary == (c->side->mode == MODE_PRIMARY) &&
+    stop_is_urgent (c, arguments);
+}
+
 static json_t *
 query_xen_replication_status (void *opaque, struct control_client *client,
                               json_t *arguments)
@@ -335,16 +365,19 @@ static const struct control_argument xen_arguments[] = {
 };
 
 static const struct control_command table[] = {
-  { "replication-start", start_arguments, start },
-  { "replication-checkpoint", NULL, checkpoint },
-  { "replication-checkpoint-prepare", NULL, prepare },
-  { "replication-checkpoint-commit", NULL, commit },
-  { "replication-checkpoint-abort", NULL, abort_prepared },
-  { "replication-stop", stop_arguments, stop },
-  { "query-replication", NULL, query },
-  { "xen-set-replication", xen_arguments, xen_set_replication },
-  { "xen-colo-do-checkpoint", NULL, checkpoint },
-  { "query-xen-replication-status", NULL, query_xen_replication_status },
+  { "replication-start", start_arguments, .run = start },
+  { "replication-checkpoint", NULL, .run = checkpoint },
+  { "replication-checkpoint-prepare", NULL, .run = prepare },
+  { "replication-checkpoint-commit", NULL, .run = commit },
+  { "replication-checkpoint-abort", NULL, .run = abort_prepared },
+  { "replication-stop", stop_arguments, .run = stop,
+    .is_urgent = stop_is_urgent },
+  { "query-replication", NULL, .run = query, .at_once = true },
+  { "xen-set-replication", xen_arguments, .run = xen_set_replication,
+    .is_urgent = xen_is_urgent },
+  { "xen-colo-do-checkpoint", NULL, .run = checkpoint },
+  { "query-xen-replication-status", NULL,
+    .run = query_xen_replication_status, .at_once = true },
   { NULL }
 };
 
@@ -389,8 +422,9 @@ commands_close (struct commands *c)
 
   if (c == NULL)
     return;
-  side_cancel (c->side);
+  side_interrupt (c->side, true);
   control_close (c->control);
+  side_interrupt (c->side, false);
   end_timer (c);
   abort_held (c, NULL);
   pthread_mutex_destroy (&c->lock);

@@ -41,10 +41,10 @@ side_begin (struct side *side, struct node *disk)
 }
 
 void
-side_cancel (struct side *side)
+side_interrupt (struct side *side, bool interrupted)
 {
   if (side->primary)
-    primary_cancel (side->primary);
+    primary_interrupt (side->primary, interrupted);
 }
 
 void

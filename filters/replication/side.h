@@ -26,7 +26,7 @@ struct side {
  */
 extern int side_open (struct side *side, const struct params *params);
 extern int side_begin (struct side *side, struct node *disk);
-extern void side_cancel (struct side *side);
+extern void side_interrupt (struct side *side, bool interrupted);
 extern void side_close (struct side *side);
 
 /* full: copy the whole disk; refused where that is not possible. */

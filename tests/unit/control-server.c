@@ -163,14 +163,14 @@ static const struct control_argument large_arguments[] = {
 };
 
 static const struct control_command commands[] = {
-  { "echo", echo_arguments, echo },
-  { "fail", fail_arguments, fail },
-  { "fail-badly", NULL, fail_badly },
-  { "large", large_arguments, large },
-  { "replication-checkpoint", NULL, checkpoint },
-  { "replication-checkpoint-prepare", NULL, prepare },
-  { "replication-checkpoint-commit", NULL, commit },
-  { "replication-checkpoint-abort", NULL, abort_checkpoint },
+  { "echo", echo_arguments, .run = echo },
+  { "fail", fail_arguments, .run = fail },
+  { "fail-badly", NULL, .run = fail_badly },
+  { "large", large_arguments, .run = large },
+  { "replication-checkpoint", NULL, .run = checkpoint },
+  { "replication-checkpoint-prepare", NULL, .run = prepare },
+  { "replication-checkpoint-commit", NULL, .run = commit },
+  { "replication-checkpoint-abort", NULL, .run = abort_checkpoint },
   { NULL }
 };
 

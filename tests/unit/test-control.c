@@ -80,6 +80,22 @@ run_block (void *opaque, struct control_client *client, json_t *arguments)
   return json_object ();
 }
 
+/* Makes "block" end, and takes that back. */
+static bool
+urge (void *opaque, json_t *arguments)
+{
+  CHECK (opaque == &seen && json_is_object (arguments));
+  sem_post (&seen.released);
+  return true;
+}
+
+static json_t *
+run_urgent (void *opaque, struct control_client *client, json_t *arguments)
+{
+  CHECK (atomic_load (&seen.left));
+  return json_integer (atomic_load (&seen.counted));
+}
+
 static json_t *
 run_large (void *opaque, struct control_client *client, json_t *arguments)
 {
@@ -100,12 +116,14 @@ static const struct control_argument echo_arguments[] = {
 };
 
 static const struct control_command commands[] = {
-  { "echo", echo_arguments, run_echo },
-  { "fail", NULL, run_fail },
-  { "nothing", NULL, run_nothing },
-  { "count", NULL, run_count },
-  { "block", NULL, run_block },
-  { "large", NULL, run_large },
+  { "echo", echo_arguments, .run = run_echo },
+  { "fail", NULL, .run = run_fail },
+  { "nothing", NULL, .run = run_nothing },
+  { "count", NULL, .run = run_count },
+  { "block", NULL, .run = run_block },
+  { "large", NULL, .run = run_large },
+  { "quick", NULL, .run = run_count, .at_once = true },
+  { "urgent", NULL, .run = run_urgent, .is_urgent = urge },
   { NULL }
 };
 
@@ -333,7 +351,8 @@ static const struct {
   { "{\"execute\": \"query-commands\"}",
     "{\"return\": [{\"name\": \"echo\"}, {\"name\": \"fail\"},"
     " {\"name\": \"nothing\"}, {\"name\": \"count\"}, {\"name\": \"block\"},"
-    " {\"name\": \"large\"}, {\"name\": \"qmp_capabilities\"},"
+    " {\"name\": \"large\"}, {\"name\": \"quick\"},"
+    " {\"name\": \"urgent\"}, {\"name\": \"qmp_capabilities\"},"
     " {\"name\": \"query-commands\"}]}", NULL, NULL },
 
   { "{\"execute\": \"count\", \"arguments\": []}", NULL, "GenericError",
@@ -810,6 +829,112 @@ test_hanging_up (void **state)
 
 /* ---- Ends */
 
+/* ---- A command that takes long */
+
+/* A client whose command runs until released. */
+static struct peer
+begin_long_command (void)
+{
+  struct peer p = connect_peer ();
+
+  put (&p, "{\"execute\": \"block\"}{\"execute\": \"quick\"}");
+  while (sem_wait (&seen.entered) == -1)
+    CHECK (errno == EINTR);
+  return p;
+}
+
+/* Is nothing said to this client?  A moment is enough to see that. */
+static bool
+is_waiting (struct peer *p)
+{
+  struct pollfd polled = { .fd = p->fd, .events = POLLIN };
+
+  return poll (&polled, 1, 100) == 0;
+}
+
+static void
+test_what_does_not_wait_is_run_meanwhile (void **state)
+{
+  struct peer slow = begin_long_command ();
+  struct peer p = connect_peer (), q = connect_peer ();
+
+  put (&q, "{\"execute\": \"fail\"}");
+  put (&p, "{\"execute\": \"quick\"}{\"execute\": \"query-commands\"}");
+  expect (&p, "{\"return\": {}}");
+  json_decref (get (&p));
+  CHECK (is_waiting (&slow) && is_waiting (&q));
+  assert_int_equal (atomic_load (&seen.counted), 1);
+
+  /* Each client gets its answers in order. */
+  sem_post (&seen.released);
+  expect (&slow, "{\"return\": {}}");
+  expect (&slow, "{\"return\": {}}");
+  expect_error (&q, "GenericError", "it did not work");
+  disconnect (&slow);
+  disconnect (&p);
+  disconnect (&q);
+}
+
+static void
+test_what_is_urgent_overtakes (void **state)
+{
+  struct peer slow = begin_long_command ();
+  struct peer p = connect_peer (), q = connect_peer ();
+
+  put (&p, "{\"execute\": \"count\"}");
+  CHECK (is_waiting (&p));
+  put (&q, "{\"execute\": \"urgent\"}");
+  expect (&q, "{\"return\": 0}");
+  expect (&p, "{\"return\": {}}");
+  expect (&slow, "{\"return\": {}}");
+  disconnect (&slow);
+  disconnect (&p);
+  disconnect (&q);
+}
+
+/* It keeps its place until the command has ended, and that costs nothing. */
+static void
+test_a_client_that_goes_while_its_command_runs (void **state)
+{
+  struct peer slow = begin_long_command (), p = connect_peer ();
+  struct timespec before, after;
+
+  disconnect (&slow);
+  clock_gettime (CLOCK_PROCESS_CPUTIME_ID, &before);
+  CHECK (is_waiting (&p));
+  clock_gettime (CLOCK_PROCESS_CPUTIME_ID, &after);
+  CHECK ((after.tv_sec - before.tv_sec) * 1000000000
+         + after.tv_nsec - before.tv_nsec < 50000000);
+  assert_int_equal (atomic_load (&seen.disconnected), 0);
+  sem_post (&seen.released);
+  wait_for_disconnected (1);
+  assert_int_equal (atomic_load (&seen.counted), 1);
+  check_that_it_goes_on (&p);
+  disconnect (&p);
+}
+
+static void
+test_silent_clients_give_way (void **state)
+{
+  enum { NR = 256 };
+  struct peer peers[NR];
+  struct peer busy = begin_long_command (), p;
+
+  for (unsigned i = 1; i < NR; ++i)
+    peers[i] = connect_only ();
+  for (unsigned i = 1; i < NR; ++i)
+    json_decref (get (&peers[i]));
+  p = connect_peer ();
+  wait_for_disconnected (1);
+  sem_post (&seen.released);
+  expect (&busy, "{\"return\": {}}");
+  check_that_it_goes_on (&p);
+  for (unsigned i = 1; i < NR; ++i)
+    disconnect (&peers[i]);
+  disconnect (&busy);
+  disconnect (&p);
+}
+
 static void
 test_close_waits_for_the_command (void **state)
 {
@@ -1190,6 +1315,10 @@ main (void)
     WITH_SERVER (test_clients_that_flood),
     WITH_SERVER (test_half_closed),
     WITH_SERVER (test_hanging_up),
+    WITH_SERVER (test_what_does_not_wait_is_run_meanwhile),
+    WITH_SERVER (test_what_is_urgent_overtakes),
+    WITH_SERVER (test_a_client_that_goes_while_its_command_runs),
+    WITH_SERVER (test_silent_clients_give_way),
     WITH_SERVER (test_close_waits_for_the_command),
     cmocka_unit_test (test_close_without_start),
     cmocka_unit_test (test_clients_before_the_start),

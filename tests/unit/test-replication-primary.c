@@ -1267,9 +1267,11 @@ test_commands_can_be_cancelled (void **state)
   assert_int_equal (write_at (0, 1000, 3), 0);
   start_threads (&thread, 1, checkpoint_in_vain, NULL);
   pause_a_moment ();
-  primary_cancel (primary);
+  primary_interrupt (primary, true);
   join_threads (&thread, 1);
   server_go_on (&server);
+  primary_interrupt (primary, false);
+  assert_done (primary_checkpoint (primary, &refusal));
   end_primary ();
   assert_int_equal (first_difference (), -1);
 }
