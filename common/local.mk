@@ -88,6 +88,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/replication/dirty.h \
 	common/replication/dirtyfile.c \
 	common/replication/dirtyfile.h \
+	common/replication/forward.c \
+	common/replication/forward.h \
 	common/replication/mirror.c \
 	common/replication/mirror.h \
 	common/replication/primary.c \

@@ -47,6 +47,10 @@ faults ()
   faults forwarder
 }
 
+@test "the quorum over a forwarder does not wait for one that hangs" {
+  ROUNDS=${ROUNDS:-1} faults hung
+}
+
 @test "a secondary's disk that cannot be written fails the primary's writes" {
   faults disk-write
 }

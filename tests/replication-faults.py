@@ -14,6 +14,7 @@ stopped    the remote does not answer for a while
 errors     the remote answers with errors for a while
 full       the remote's file system is full for a while
 forwarder  the way to the secondary breaks, under a forwarder
+hung       the secondary hangs, with its connection open, under a forwarder
 
 Of a secondary, whose guest must never see the primary's data of the epoch:
 
@@ -306,6 +307,44 @@ class Forward(Round):
         server.stop()
 
 
+class Hung(Round):
+    """The same, and neither the guest nor the commands wait for ever; nor
+    does the end of the server."""
+
+    def play(self):
+        self.remote = self.run(Remote(self.write_disk("remote")))
+        server = self.run(Forwarder(self.remote.uri))
+        server.start()
+        self.client = Client(self.model, {
+            "primary": [server.connect() for _ in range(2)]})
+        self.mix = Mix(self.rng, self.model, 65536, [
+            w for w in PRIMARY if w[0][1] != "read"])
+        self.traffic(self.rng.randrange(1, 100))
+        self.client.drain()
+        server.checkpoint()
+        self.model.disk.check_all(read_file(self.path("remote")), "remote")
+        self.remote.stand_still()
+        self.traffic(500)
+        self.client.drain()
+        status = server.query()
+        if not status["error"] or "no answer" not in status["desc"]:
+            raise Mismatch(f"with a remote that hangs: {status}")
+        try:
+            server.checkpoint()
+        except QmpError as error:
+            if "lacks writes" not in str(error):
+                raise
+        else:
+            raise Mismatch("a checkpoint succeeded while the remote hangs")
+        server.stop_replication(self.rng.choice([False, True]))
+        self.client.close()
+        server.stop()
+
+    def end(self):
+        self.remote.go_on()
+        super().end()
+
+
 class SecondaryRound(Round):
     """A secondary of which something is faulty for a while."""
 
@@ -467,7 +506,7 @@ class FailoverFails(DiskErrors):
 
 
 SCENARIOS = {"cut": Cut, "stopped": Stopped, "errors": Errors, "full": Full,
-             "forwarder": Forward,
+             "forwarder": Forward, "hung": Hung,
              "disk-write": DiskWrite, "disk-read": DiskRead,
              "hidden-full": HiddenFull, "active-full": ActiveFull,
              "failover": FailoverFails}

@@ -6,7 +6,8 @@
 /* Notes on the design
  *
  * A forwarder passes writes on to its disk, which is the way to the
- * secondary, keeps their errors to itself, and has nothing to read.
+ * secondary (forward.c, so that a secondary that hangs holds nobody up),
+ * keeps their errors to itself, and has nothing to read.
  *
  * With a remote, a write of the guest marks its range dirty and goes to
  * the disk, under a shared claim of the range; all else is done behind
@@ -34,6 +35,7 @@
 #include "cleanup.h"
 #include "dirty.h"
 #include "drain.h"
+#include "forward.h"
 #include "message.h"
 #include "mirror.h"
 #include "primary.h"
@@ -49,6 +51,8 @@ struct primary {
   char *remote;                 /* or NULL: a forwarder */
   unsigned timeout;
   struct node *disk;            /* NULL until primary_begin */
+  struct forward *forward;      /* to it, from primary_begin on; NULL with a
+                                   remote */
 
   struct dirty_file *file;      /* or NULL */
   struct dirty dirty;           /* with a remote; it and the mirror exist */
@@ -121,7 +125,9 @@ begin_change (struct primary *p, struct change *c, const char *what,
   return 0;
 }
 
-/* The change returned r with errno.  Returns what the guest shall see. */
+/* The change returned r with errno.  Returns what the guest shall see.
+ * Whoever has cut the forwarder off knows it.
+ */
 static int
 end_change (struct primary *p, struct change *c, int r)
 {
@@ -130,8 +136,9 @@ end_change (struct primary *p, struct change *c, int r)
   if (c->tracked)
     claim_release (&p->claims, &c->claim);
   if (!p->remote && r == -1 && err != ENOTSUP) {
-    replication_error_set (&p->error, "forwarding a %s at offset %" PRIu64
-                           ": %s", c->what, c->offset, strerror (err));
+    if (err != ECANCELED)
+      replication_error_set (&p->error, "forwarding a %s at offset %" PRIu64
+                             ": %s", c->what, c->offset, strerror (err));
     r = 0;
   }
   request_end (&p->drain);
@@ -160,7 +167,10 @@ primary_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
 
   if (begin_change (p, &c, "write", count, offset) == -1)
     return -1;
-  return end_change (p, &c, node_pwritev (p->disk, iov, iovcnt, offset));
+  return end_change (p, &c, p->forward
+                     ? forward_pwritev (p->forward, iov, iovcnt, count,
+                                        offset)
+                     : node_pwritev (p->disk, iov, iovcnt, offset));
 }
 
 static int
@@ -172,7 +182,9 @@ primary_zero (struct node *n, uint64_t count, uint64_t offset,
 
   if (begin_change (p, &c, "zero", count, offset) == -1)
     return -1;
-  return end_change (p, &c, node_zero (p->disk, count, offset, flags));
+  return end_change (p, &c, p->forward
+                     ? forward_zero (p->forward, count, offset, flags)
+                     : node_zero (p->disk, count, offset, flags));
 }
 
 static int
@@ -183,7 +195,9 @@ primary_discard (struct node *n, uint64_t count, uint64_t offset)
 
   if (begin_change (p, &c, "discard", count, offset) == -1)
     return -1;
-  return end_change (p, &c, node_discard (p->disk, count, offset));
+  return end_change (p, &c, p->forward
+                     ? forward_discard (p->forward, count, offset)
+                     : node_discard (p->disk, count, offset));
 }
 
 static int
@@ -196,7 +210,7 @@ primary_flush (struct node *n)
     return node_flush (p->disk);
   if (begin_change (p, &c, "flush", 0, 0) == -1)
     return -1;
-  return end_change (p, &c, node_flush (p->disk));
+  return end_change (p, &c, forward_flush (p->forward));
 }
 
 static int
@@ -299,7 +313,8 @@ primary_open (const struct primary_options *options)
     errno = err;
     return NULL;
   }
-  p->timeout = options->timeout ? options->timeout : PRIMARY_TIMEOUT;
+  p->timeout = options->timeout ? options->timeout
+    : p->remote ? PRIMARY_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
   drain_init (&p->drain);
   replication_error_init (&p->error);
@@ -339,7 +354,10 @@ primary_begin (struct primary *p, struct node *disk)
     return -1;
   }
   set_node (p, disk);
-  return p->remote ? begin_mirror (p) : 0;
+  if (p->remote)
+    return begin_mirror (p);
+  p->forward = forward_open (disk, p->timeout, &p->error);
+  return p->forward ? 0 : -1;
 }
 
 /* The checkpoint that was prepared is over. */
@@ -372,6 +390,18 @@ stop_mirror (struct primary *p)
   mirror_disconnect (p->mirror);
 }
 
+/* Let the secondary get what is under way to it, and leave RUNNING.  If it
+ * does not, that has been recorded.
+ */
+static void
+stop_forwarder (struct primary *p)
+{
+  drain_begin (&p->drain);
+  forward_drain (p->forward);
+  atomic_store (&p->stage, REPLICATION_DONE);
+  drain_end (&p->drain);
+}
+
 /* Save what the bitmap's file must know: it promises that the rest is
  * equal, so the disk must have it.
  */
@@ -385,12 +415,14 @@ end_file (struct primary *p)
   dirty_file_end (p->file);
 }
 
-void
+bool
 primary_close (struct primary *p)
 {
   if (p == NULL)
-    return;
+    return true;
   release (p);
+  if (!forward_close (p->forward))
+    return false;
   if (p->mirror) {
     if (stage_of (p) == REPLICATION_RUNNING &&
         mirror_is_connected (p->mirror))
@@ -407,6 +439,7 @@ primary_close (struct primary *p)
   claims_destroy (&p->claims);
   free (p->remote);
   free (p);
+  return true;
 }
 
 /* Leave NONE. */
@@ -461,24 +494,35 @@ primary_start (struct primary *p, bool full_sync,
   }
 }
 
-/* Make the way to the secondary durable, and see that nothing got lost
- * on it.  Writes are held when this succeeds.
- */
+/* Make what was forwarded durable, and see that nothing got lost. */
 static int
-hold_forwarder (struct primary *p, struct replication_refusal *refusal)
+complete_forwarder (struct primary *p, struct replication_refusal *refusal)
 {
   struct replication_status status;
 
-  drain_begin (&p->drain);
-  if (node_flush (p->disk) == -1)
+  if (forward_flush (p->forward) == -1) {
+    if (errno == ECANCELED)
+      return replication_refuse (refusal, "%.120s: interrupted",
+                                 p->disk->name);
     replication_error_set (&p->error, "forwarding a flush: %s",
                            strerror (errno));
+  }
   replication_error_get (&p->error, &status);
   if (!status.error)
     return 0;
-  drain_end (&p->drain);
   return replication_refuse (refusal, "the secondary lacks writes: %.200s",
                              status.desc);
+}
+
+/* Writes are held when this succeeds. */
+static int
+hold_forwarder (struct primary *p, struct replication_refusal *refusal)
+{
+  drain_begin (&p->drain);
+  if (complete_forwarder (p, refusal) == 0)
+    return 0;
+  drain_end (&p->drain);
+  return -1;
 }
 
 /* Make the remote equal.  Writes are held when this succeeds. */
@@ -564,14 +608,13 @@ stop (struct primary *p, bool failover)
     atomic_store (&p->stage, REPLICATION_DONE);
     if (p->mirror)
       mirror_disconnect (p->mirror);
+    else
+      forward_cut (p->forward);
   }
   else if (p->mirror)
     stop_mirror (p);
-  else {
-    drain_begin (&p->drain);
-    atomic_store (&p->stage, REPLICATION_DONE);
-    drain_end (&p->drain);
-  }
+  else
+    stop_forwarder (p);
 }
 
 int
@@ -591,6 +634,8 @@ primary_stop (struct primary *p, bool failover,
 void
 primary_query (struct primary *p, struct replication_status *status)
 {
+  if (p->forward)
+    forward_check (p->forward);
   *status = (struct replication_status) {
     .stage = stage_of (p), .checkpoints = atomic_load (&p->checkpoints),
   };
@@ -609,4 +654,11 @@ primary_interrupt (struct primary *p, bool interrupted)
 {
   if (p->mirror)
     mirror_interrupt (p->mirror, interrupted);
+}
+
+void
+primary_expect_failover (struct primary *p)
+{
+  if (p->forward && stage_of (p) == REPLICATION_RUNNING)
+    forward_cut (p->forward);
 }

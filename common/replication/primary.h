@@ -25,12 +25,17 @@ struct primary_options {
                                    secondary */
   const char *bitmap;           /* file for the dirty bitmap, or NULL;
                                    needs remote */
-  unsigned timeout;             /* milliseconds after which a remote that
-                                   does not answer is given up; 0:
-                                   PRIMARY_TIMEOUT */
+  unsigned timeout;             /* milliseconds after which a remote, or the
+                                   way of a forwarder, that does not answer
+                                   is given up; 0: one of these */
 };
 
 #define PRIMARY_TIMEOUT 30000
+
+/* Guests wait for this one: less than the 30 seconds after which Linux
+ * gives up a request to a SCSI disk.
+ */
+#define FORWARD_TIMEOUT 10000
 
 /* Check the options and open what can be opened before the fork (the
  * bitmap's file).  Strings are copied.  NULL with errno after a message.
@@ -44,9 +49,11 @@ extern struct primary *primary_open (const struct primary_options *options);
 extern int primary_begin (struct primary *p, struct node *disk);
 
 /* A clean end: what is dirty is sent if the remote is there and takes it
- * soon, the bitmap is saved.  NULL is ignored.
+ * soon, the bitmap is saved.  Returns false if a request to the disk of a
+ * forwarder hangs: then all, the disk too, must be left as it is, but it can
+ * be tried again.  NULL is ignored.
  */
-extern void primary_close (struct primary *p);
+extern bool primary_close (struct primary *p);
 
 /* The export, after primary_begin.  The node belongs to p; its requests
  * keep the stage table of replication.md.  Its flush is the disk's.
@@ -77,8 +84,15 @@ extern int primary_checkpoint_commit (struct primary *p,
 extern void primary_checkpoint_abort (struct primary *p);
 
 /* Commands that wait for the remote are refused, now and until this is
- * taken back as often as it was called.  From any thread.
+ * taken back as often as it was called.  (Those of a forwarder soon come to
+ * an end in any case.)  From any thread.
  */
 extern void primary_interrupt (struct primary *p, bool interrupted);
+
+/* A stop with failover is going to follow: a forwarder that is running
+ * drops what has not been forwarded, and lets go whoever waits for that.
+ * From any thread.
+ */
+extern void primary_expect_failover (struct primary *p);
 
 #endif /* BLOCKDRIVERS_REPLICATION_PRIMARY_H */

@@ -193,8 +193,10 @@ stop_is_urgent (void *opaque, json_t *arguments)
   const bool failover =
     json_is_true (json_object_get (arguments, "failover"));
 
-  if (failover)
+  if (failover) {
     side_interrupt (c->side, true);
+    side_expect_failover (c->side);
+  }
   return failover;
 }
 

@@ -38,8 +38,9 @@ end (void)
 {
   commands_close (commands);
   commands = NULL;
-  side_close (&side);
-  node_close (disk);            /* it has said what failed, if anything */
+  if (side_close (&side))
+    node_close (disk);          /* it has said what failed, if anything */
+  /* Otherwise it hangs, and is left to the end of the process. */
   disk = NULL;
 }
 

@@ -48,12 +48,21 @@ side_interrupt (struct side *side, bool interrupted)
 }
 
 void
+side_expect_failover (struct side *side)
+{
+  if (side->primary)
+    primary_expect_failover (side->primary);
+}
+
+bool
 side_close (struct side *side)
 {
-  primary_close (side->primary);
+  if (!primary_close (side->primary))
+    return false;
   secondary_close (side->secondary);
   side->primary = NULL;
   side->secondary = NULL;
+  return true;
 }
 
 int

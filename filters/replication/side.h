@@ -27,7 +27,8 @@ struct side {
 extern int side_open (struct side *side, const struct params *params);
 extern int side_begin (struct side *side, struct node *disk);
 extern void side_interrupt (struct side *side, bool interrupted);
-extern void side_close (struct side *side);
+extern void side_expect_failover (struct side *side);
+extern bool side_close (struct side *side);
 
 /* full: copy the whole disk; refused where that is not possible. */
 extern int side_start (struct side *side, bool full,

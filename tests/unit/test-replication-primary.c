@@ -36,6 +36,8 @@ struct disk {
   pthread_mutex_t lock;         /* protects data, for overlapping writes */
   char *data;
   atomic_bool fail_reads, fail_writes, fail_flushes;
+  atomic_bool hang;             /* changes and flushes do not return */
+  atomic_bool dawdle;           /* some writes take longer than others */
   atomic_uint changes, flushes;
 };
 
@@ -47,6 +49,13 @@ disk_fails (struct disk *d, atomic_bool *fails)
   errno = EIO;
   msg_error ("%s: made to fail", d->node.name);
   return -1;
+}
+
+static void
+disk_hangs (struct disk *d)
+{
+  while (atomic_load (&d->hang))
+    usleep (1000);
 }
 
 static int
@@ -66,6 +75,10 @@ disk_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
               size_t count, uint64_t offset)
 {
   struct disk *d = (struct disk *) n;
+
+  disk_hangs (d);
+  if (atomic_load (&d->dawdle) && offset % 3 == 0)
+    usleep (200);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   (void) count;
@@ -107,6 +120,7 @@ disk_flush (struct node *n)
 {
   struct disk *d = (struct disk *) n;
 
+  disk_hangs (d);
   atomic_fetch_add (&d->flushes, 1);
   return disk_fails (d, &d->fail_flushes);
 }
@@ -278,6 +292,8 @@ setup (void **state)
   atomic_store (&disk.fail_reads, false);
   atomic_store (&disk.fail_writes, false);
   atomic_store (&disk.fail_flushes, false);
+  atomic_store (&disk.hang, false);
+  atomic_store (&disk.dawdle, false);
   atomic_store (&disk.changes, 0);
   atomic_store (&disk.flushes, 0);
   disk.node.read_only = false;
@@ -291,6 +307,7 @@ static int
 teardown (void **state)
 {
   (void) state;
+  atomic_store (&disk.hang, false);
   primary_close (primary);
   primary = NULL;
   server_end (&server, SIGKILL);
@@ -390,6 +407,207 @@ test_a_forwarder_keeps_errors_to_itself (void **state)
   assert_requests (-1, 0, 0);
   assert_done (primary_stop (primary, true, &refusal));
   assert_true (query ().error);
+}
+
+/* Milliseconds without an answer after which a forwarder gives up here. */
+#define GIVE_UP 300
+
+/* It keeps what it has, takes no more than the queue holds, and in the end
+ * gives up.  What the guest does succeeds.
+ */
+static void
+test_a_forwarder_gives_up_a_secondary_that_hangs (void **state)
+{
+  enum { PIECE = 1024 * 1024, MAX_PIECES = 17 + 16 };
+  unsigned pieces = 0, changes;
+
+  (void) state;
+  begin_primary (NULL, NULL, GIVE_UP);
+  assert_done (primary_start (primary, false, &refusal));
+  assert_int_equal (write_at (0, 512, 1), 0);
+  assert_done (primary_checkpoint (primary, &refusal));
+
+  atomic_store (&disk.hang, true);
+  do
+    assert_int_equal (write_at (0, PIECE, 2), 0);
+  while (!query ().error && ++pieces < 1000);
+  assert_true (pieces <= MAX_PIECES);
+  assert_string_equal (query ().desc, "forwarding: no answer for 0.3 "
+                       "seconds");
+  assert_int_equal (messages.nr, 1);
+  assert_requests (-1, 0, 0);
+  assert_refused (primary_checkpoint (primary, &refusal),
+                  "the secondary lacks writes: forwarding: no answer");
+
+  /* Also when it is back. */
+  atomic_store (&disk.hang, false);
+  wait_for (atomic_load (&disk.changes) > 1);
+  changes = atomic_load (&disk.changes);
+  assert_true (changes <= 1 + 16);
+  assert_requests (-1, 0, 0);
+  assert_refused (primary_checkpoint (primary, &refusal), "no answer");
+  assert_done (primary_stop (primary, false, &refusal));
+  assert_true (primary_close (primary));
+  primary = NULL;
+  assert_true (atomic_load (&disk.changes) <= 1 + 16);
+}
+
+/* Nobody needs to write to find that out. */
+static void
+test_a_forwarder_tells_of_a_secondary_that_hangs (void **state)
+{
+  (void) state;
+  begin_primary (NULL, NULL, GIVE_UP);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.hang, true);
+  assert_int_equal (write_at (0, 512, 1), 0);
+  assert_false (query ().error);
+  assert_true (query ().remote_connected);
+  wait_for (query ().error);
+  assert_false (query ().remote_connected);
+  assert_refused (primary_checkpoint (primary, &refusal), "no answer");
+  atomic_store (&disk.hang, false);
+}
+
+/* A slow one is not given up as long as something arrives: here it takes
+ * longer than the limit in all, but not from one time to the next.
+ */
+static void
+hang_sometimes (struct unit_thread *t)
+{
+  atomic_bool *const end = t->opaque;
+
+  for (unsigned i = 0; i < 10; ++i) {
+    const unsigned before = atomic_load (&disk.changes);
+
+    atomic_store (&disk.hang, true);
+    usleep (200000);
+    atomic_store (&disk.hang, false);
+    while (atomic_load (&disk.changes) < before + 20)
+      usleep (1000);
+  }
+  atomic_store (end, true);
+}
+
+static void
+test_a_forwarder_bears_a_slow_secondary (void **state)
+{
+  atomic_bool end = false;
+  struct unit_thread thread;
+
+  (void) state;
+  begin_primary (NULL, NULL, 1500);
+  assert_done (primary_start (primary, false, &refusal));
+  start_threads (&thread, 1, hang_sometimes, &end);
+  while (!atomic_load (&end))
+    assert_int_equal (write_at (0, 300000, 1), 0);
+  join_threads (&thread, 1);
+  assert_done (primary_checkpoint (primary, &refusal));
+  assert_false (query ().error);
+}
+
+/* The last of several writes to a place is what remains there. */
+static void
+test_a_forwarder_keeps_the_order (void **state)
+{
+  enum { SIZE = 4 * AREA };
+  CLEANUP_FREE char *model = calloc (1, SIZE);
+  uint64_t seed = 5;
+
+  (void) state;
+  begin_primary (NULL, NULL, 0);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.dawdle, true);
+  for (unsigned i = 0; i < 3000; ++i) {
+    const uint64_t offset = random_below (&seed, SIZE);
+    const uint64_t count =
+      1 + random_below (&seed, MIN (SIZE - offset, UINT64_C (20000)));
+
+    if (random_below (&seed, 4) == 0) {
+      memset (model + offset, 0, count);
+      assert_int_equal (node_zero (node, count, offset, 0), 0);
+    }
+    else {
+      memset (model + offset, i, count);
+      assert_int_equal (node_pwrite (node, model + offset, count, offset), 0);
+    }
+  }
+  assert_int_equal (node_flush (node), 0);
+  assert_memory_equal (disk.data, model, SIZE);
+  assert_false (query ().error);
+}
+
+static void
+checkpoint_is_interrupted (struct unit_thread *t)
+{
+  struct replication_refusal r;
+
+  (void) t;
+  CHECK (primary_checkpoint (primary, &r) == -1);
+  CHECK (strstr (r.desc, "interrupted"));
+}
+
+/* A failover waits neither for a checkpoint nor for the guest. */
+static void
+test_failover_of_a_forwarder_that_hangs (void **state)
+{
+  struct unit_thread thread;
+
+  (void) state;
+  begin_primary (NULL, NULL, HANG_SECONDS * 1000);
+  primary_expect_failover (primary); /* does no harm before the start */
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.hang, true);
+  assert_int_equal (write_at (0, 512, 1), 0);
+  start_threads (&thread, 1, checkpoint_is_interrupted, NULL);
+  pause_a_moment ();
+  primary_expect_failover (primary);
+  join_threads (&thread, 1);
+  assert_done (primary_stop (primary, true, &refusal));
+  assert_int_equal (query ().stage, REPLICATION_DONE);
+  assert_false (query ().error);
+  atomic_store (&disk.hang, false);
+}
+
+/* What the guest was told is done is done. */
+static void
+test_a_clean_end_of_a_forwarder (void **state)
+{
+  for (unsigned with_stop = 0; with_stop < 2; ++with_stop) {
+    (void) state;
+    begin_primary (NULL, NULL, 0);
+    assert_done (primary_start (primary, false, &refusal));
+    atomic_store (&disk.changes, 0);
+    atomic_store (&disk.dawdle, true);
+    for (unsigned i = 0; i < 500; ++i)
+      assert_int_equal (write_at (i % 4 * 3 * 512, 512, i), 0);
+    if (with_stop) {
+      assert_done (primary_stop (primary, false, &refusal));
+      assert_int_equal (atomic_load (&disk.changes), 500);
+    }
+    primary_interrupt (primary, true); /* as the filter does */
+    end_primary ();
+    assert_int_equal (atomic_load (&disk.changes), 500);
+  }
+}
+
+/* It stays behind, until it returns. */
+static void
+test_the_end_of_a_forwarder_that_hangs (void **state)
+{
+  (void) state;
+  begin_primary (NULL, NULL, GIVE_UP);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.fail_writes, true);
+  atomic_store (&disk.hang, true);
+  assert_int_equal (write_at (0, 512, 1), 0);
+  assert_int_equal (write_at (0, 512, 1), 0);
+  assert_false (primary_close (primary));
+  assert_non_null (strstr (messages.last, "not closed"));
+  atomic_store (&disk.hang, false);
+  assert_true (primary_close (primary));
+  primary = NULL;
+  assert_int_equal (atomic_load (&disk.changes), 1);
 }
 
 static void
@@ -1309,6 +1527,13 @@ main (void)
   const struct CMUnitTest tests[] = {
     TEST (test_stages_of_a_forwarder),
     TEST (test_a_forwarder_keeps_errors_to_itself),
+    TEST (test_a_forwarder_gives_up_a_secondary_that_hangs),
+    TEST (test_a_forwarder_tells_of_a_secondary_that_hangs),
+    TEST (test_a_forwarder_bears_a_slow_secondary),
+    TEST (test_a_forwarder_keeps_the_order),
+    TEST (test_failover_of_a_forwarder_that_hangs),
+    TEST (test_a_clean_end_of_a_forwarder),
+    TEST (test_the_end_of_a_forwarder_that_hangs),
     TEST (test_stages_with_a_remote),
     TEST (test_the_guest_sees_errors_of_its_own_disk),
     TEST (test_bad_options),
