@@ -278,6 +278,14 @@ exits ()
     exits 2 "other.sock: the server hung up" ./other.sock echo
 }
 
+@test "a server that says nothing is not waited for" {
+  socat UNIX-LISTEN:silent.sock SYSTEM:'cat >/dev/null' 3>&- &
+  remember $!
+  wait_until 60 test -S silent.sock
+  exits 2 "silent.sock: waiting for an answer: Connection timed out" \
+        ./silent.sock echo
+}
+
 @test "blkctl drives QEMU's own monitor" {
   start_qemu
   run -0 blkctl ./qemu.sock query-status

@@ -110,7 +110,7 @@ send_command (const char *socket, const char *command, json_t *arguments)
   int status = STATUS_NOT_SENT;
   json_t *value;
 
-  if (client_open (&client, socket, 0) == 0 &&
+  if (client_open_patiently (&client, socket) == 0 &&
       client_send (&client, command, arguments) == 0) {
     value = client_receive (&client, &refusal);
     if (refusal)

@@ -251,7 +251,7 @@ checkpoint_together (char *sockets[], int nr)
   for (int i = 0; i < nr; ++i)
     all[i] = (struct participant) { .client = CLIENT_NONE };
   for (int i = 0; i < nr && status == EXIT_SUCCESS; ++i)
-    if (client_open (&all[i].client, sockets[i], 0) == -1)
+    if (client_open_patiently (&all[i].client, sockets[i]) == -1)
       status = STATUS_NOT_SENT;
   if (status == EXIT_SUCCESS)
     status = checkpoint (all, nr);

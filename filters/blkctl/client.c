@@ -24,24 +24,38 @@
 
 #define MAX_ANSWER 67108864     /* bytes */
 
+/* A server that is alive greets at once, whatever else it does. */
+#define READY_MILLISECONDS 5000
+
+/* Limit the time to wait for an answer, or for room to send; 0 for no
+ * limit.  -1 with errno.
+ */
 static int
-connect_to (struct client *c, unsigned milliseconds)
+set_limit (struct client *c, unsigned milliseconds)
 {
   const struct timeval limit = {
     milliseconds / 1000, milliseconds % 1000 * 1000
   };
+
+  if (setsockopt (c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit)
+      == -1)
+    return -1;
+  return setsockopt (c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
+static int
+connect_to (struct client *c, unsigned milliseconds)
+{
   struct sockaddr_un address;
 
   if (socket_address (&address, c->path) == -1)
     return -1;
   c->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (c->fd == -1 ||
-      setsockopt (c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit)
-      == -1 ||
-      setsockopt (c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit)
-      == -1 ||
+  if (c->fd == -1 || set_limit (c, milliseconds) == -1 ||
       connect (c->fd, (const struct sockaddr *) &address, sizeof address)
       == -1) {
+    if (errno == EAGAIN)
+      errno = ETIMEDOUT;
     msg_error ("%s: connecting to the control socket: %m", c->path);
     return -1;
   }
@@ -60,6 +74,8 @@ read_more (struct client *c)
   while (r == -1 && errno == EINTR);
   if (r == -1 && errno == ECONNRESET)
     return 0;
+  if (r == -1 && errno == EAGAIN)
+    errno = ETIMEDOUT;
   if (r == -1 || (r > 0 && stream_append (&c->input, buffer, r) == -1)) {
     msg_error ("%s: waiting for an answer: %m", c->path);
     return -1;
@@ -125,6 +141,17 @@ client_open (struct client *c, const char *path, unsigned milliseconds)
     return -1;
   json_decref (r);
   return 0;
+}
+
+int
+client_open_patiently (struct client *c, const char *path)
+{
+  if (client_open (c, path, READY_MILLISECONDS) == -1)
+    return -1;
+  if (set_limit (c, 0) == 0)
+    return 0;
+  msg_error ("%s: lifting the time limit: %m", path);
+  return -1;
 }
 
 void

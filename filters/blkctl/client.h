@@ -23,12 +23,17 @@ struct client {
 #define CLIENT_NONE ((struct client) { .fd = -1 })
 
 /* Connect, and wait until the server is ready for commands; with a limit
- * in milliseconds, or 0 for none, for each of its answers, also later.
- * -1 after a message.  client_close must be called in any case.
+ * in milliseconds for each of its answers, also later.  -1 after a message.
+ * client_close must be called in any case.
  */
 extern int client_open (struct client *c, const char *path,
                         unsigned milliseconds);
 extern void client_close (struct client *c);
+
+/* The same for commands that may take any time: the limit is for being
+ * ready only, which servers are at once.
+ */
+extern int client_open_patiently (struct client *c, const char *path);
 
 /* Send a command; arguments (borrowed) may be NULL.  -1 after a message. */
 extern int client_send (struct client *c, const char *command,
