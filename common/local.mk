@@ -90,6 +90,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/replication/dirtyfile.h \
 	common/replication/forward.c \
 	common/replication/forward.h \
+	common/replication/history.c \
+	common/replication/history.h \
 	common/replication/mirror.c \
 	common/replication/mirror.h \
 	common/replication/primary.c \

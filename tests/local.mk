@@ -62,6 +62,7 @@ bats_tests = \
 	tests/qed-read.bats \
 	tests/replication-control.bats \
 	tests/replication-faults.bats \
+	tests/replication-history.bats \
 	tests/replication-kill.bats \
 	tests/replication-layer.bats \
 	tests/replication-model.bats \
@@ -126,6 +127,7 @@ EXTRA_DIST += \
 	tests/replication-control.py \
 	tests/replication-faults.py \
 	tests/replication-functions.bash \
+	tests/replication-history.py \
 	tests/replication-kill.py \
 	tests/replication-layer.py \
 	tests/replication-model.py \

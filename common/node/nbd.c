@@ -510,6 +510,7 @@ connect_handle (struct nbd_node *n, char cause[CAUSE_LEN])
   else if (nbd == NULL ||
       nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
       nbd_set_uri_allow_local_file (nbd, !n->from_file) == -1 ||
+      nbd_set_full_info (nbd, true) == -1 || /* for the description */
       nbd_aio_connect_uri (nbd, n->node.name) == -1) {
     err = libnbd_errno ();
     snprintf (cause, CAUSE_LEN, "%s", libnbd_cause ());
@@ -1290,6 +1291,7 @@ nbd_node_close (struct node *node)
   pthread_mutex_destroy (&n->lock);
   pthread_mutex_destroy (&n->status_lock);
   free (n->status);
+  free (node->description);
   free (node->name);
   free (n);
   return 0;
@@ -1420,6 +1422,7 @@ set_properties (struct nbd_node *n, struct nbd_handle *nbd,
     nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
   n->multi_conn = nbd_can_multi_conn (nbd) == 1;
   n->node.can_fast_zero = n->can_zero && nbd_can_fast_zero (nbd) == 1;
+  n->node.description = nbd_get_export_description (nbd);
   return set_block_sizes (n, nbd, options);
 }
 

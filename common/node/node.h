@@ -107,6 +107,8 @@ struct node {
                                    be multiples of it (power of two,
                                    mostly 1; see ../request/align.h) */
   uint32_t preferred;           /* preferred request size, power of two */
+  char *description;            /* what the server says of it when it is
+                                   opened, or NULL; NBD only */
 };
 
 /* Which of QEMU's image locks to take on a local file (qed.md,

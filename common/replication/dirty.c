@@ -99,6 +99,7 @@ dirty_init (struct dirty *d, uint64_t size, struct dirty_file *file)
     return 0;
   if (dirty_file_begin (file, size, d->in_file) == -1)
     return -1;
+  dirty_file_get_history (file, &d->history);
   for (uint64_t area = 0; area < d->nr_areas; ++area)
     if (has (d->in_file, area))
       add_blocks (d, area, all_blocks (d, area));
@@ -175,6 +176,27 @@ dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
     add_blocks (d, area, blocks);
   }
   return d->file ? set_in_file (d, first, last) : 0;
+}
+
+void
+dirty_get_history (struct dirty *d, struct history *history)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  *history = d->history;
+}
+
+int
+dirty_set_history (struct dirty *d, const struct history *history)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  d->history = *history;
+  if (d->file == NULL || d->file_failed ||
+      dirty_file_put_history (d->file, history) == 0)
+    return 0;
+  d->file_failed = true;
+  return -1;
 }
 
 /* The next area from this one on that is dirty and not busy, or the

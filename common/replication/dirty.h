@@ -22,6 +22,8 @@
  * the area is changed.  It is not cleared until the flush that makes the
  * area clean, so an area that is written to all the time costs one small
  * write to the file from flush to flush.
+ *
+ * All this is about one remote disk, which is known by its history.
  */
 
 #ifndef BLOCKDRIVERS_DIRTY_H
@@ -56,6 +58,7 @@ struct dirty {
   uint64_t nr_unsure;           /* areas */
   uint64_t next;                /* area where to look for dirty ones */
   bool file_failed;
+  struct history history;       /* of the remote disk, "" if not known */
 };
 
 /* Make a clean map, or the one that is in the file, which stays the
@@ -70,6 +73,13 @@ extern void dirty_destroy (struct dirty *d);
  * in memory is right nevertheless.
  */
 extern int dirty_mark (struct dirty *d, uint64_t offset, uint64_t count);
+
+/* The history of the remote disk that the map is about, and another one
+ * from now on; -1 as above.
+ */
+extern void dirty_get_history (struct dirty *d, struct history *history);
+extern int dirty_set_history (struct dirty *d,
+                              const struct history *history);
 
 /* Take up to max dirty areas that are not busy, in ascending order from
  * where the last call ended, and make them busy.  Returns their number.

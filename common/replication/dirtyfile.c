@@ -25,6 +25,7 @@
 #define IN_USE 1
 #define HEADER_SIZE 4096
 #define BOOT_ID_LEN 36
+#define HISTORY 68
 
 /* Words are converted and moved in pieces of this many. */
 #define PIECE UINT64_C (512)
@@ -217,6 +218,23 @@ spoil (struct dirty_file *f)
   memset (f->header + 32, 0, BOOT_ID_LEN);
   node_pwrite (f->node, f->header, HEADER_SIZE, 0);
   errno = err;
+}
+
+void
+dirty_file_get_history (const struct dirty_file *f, struct history *history)
+{
+  history_set (history, f->header + HISTORY);
+}
+
+int
+dirty_file_put_history (struct dirty_file *f, const struct history *history)
+{
+  memcpy (f->header + HISTORY, history->text, HISTORY_LEN);
+  if (node_pwrite (f->node, f->header, HEADER_SIZE, 0) == 0 &&
+      node_flush (f->node) == 0)
+    return 0;
+  spoil (f);
+  return -1;
 }
 
 int

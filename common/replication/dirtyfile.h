@@ -16,7 +16,9 @@
  *       24     4  flags; bit 0: in use
  *       28     4  zero
  *       32    36  boot identifier of the host that used it last, as text
- *       68        zeroes up to the end of the header
+ *       68    32  history of the remote disk that the map is about, as text
+ *                 (history.h); zeroes if it is not known
+ *      100        zeroes up to the end of the header
  *     4096        one bit an area, set if the remote may lack a part of
  *                 it: area i is bit i % 8 of byte i / 8.  Padded with
  *                 zeroes to a multiple of 8 bytes
@@ -35,6 +37,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "history.h"
+
 #define DIRTY_AREA 65536
 
 struct dirty_file;
@@ -51,6 +55,14 @@ extern struct dirty_file *dirty_file_open (const char *name);
  */
 extern int dirty_file_begin (struct dirty_file *f, uint64_t size,
                              uint64_t *map);
+
+/* The history in the file, "" if there is none. */
+extern void dirty_file_get_history (const struct dirty_file *f,
+                                    struct history *history);
+
+/* Write another one; durable. */
+extern int dirty_file_put_history (struct dirty_file *f,
+                                   const struct history *history);
 
 /* Write words first..last of the map. */
 extern int dirty_file_write (struct dirty_file *f, const uint64_t *map,

@@ -27,6 +27,11 @@
  * to the remote, since NBD has none, and cuts the remote off when one
  * takes too long.
  *
+ * A remote that comes back may have become another one: a secondary that
+ * was rolled back lacks what it had, and one that has failed over has what
+ * we never sent.  Its history tells (history.h).  If it is not the one that
+ * the dirty map is about, all of the disk is dirty.
+ *
  * A sender flushes the remote when something has been unsure for some
  * seconds, which bounds what has to be sent again.
  *
@@ -150,6 +155,7 @@ struct mirror {
   pthread_cond_t work;          /* for senders */
   pthread_cond_t link_work;     /* for the link */
   bool wanted;                  /* we are to be connected */
+  bool all_dirty;               /* when we are, everything will be dirty */
   bool ending;
   unsigned interrupted;         /* so many want nobody to wait */
   struct node *remote;          /* set and unset by the link only */
@@ -305,6 +311,42 @@ open_remote (struct mirror *m, char cause[CAUSE_LEN])
   return NULL;
 }
 
+static void
+mark_all (struct mirror *m)
+{
+  if (dirty_mark (m->dirty, 0, node_size (m->disk)) == -1)
+    replication_error_set (m->error, "writing the bitmap: %s",
+                           strerror (errno));
+}
+
+/* Is it the remote that the dirty map is about?  That everything is dirty
+ * is noted before the map is about this one, so that it does not get lost
+ * if we are killed in between.
+ */
+static void
+meet_remote (struct mirror *m, const struct node *remote, bool all_dirty)
+{
+  struct history known, history;
+
+  history_of_description (&history, remote->description);
+  dirty_get_history (m->dirty, &known);
+  if (history.text[0] == '\0' || strcmp (history.text, known.text) == 0)
+    return;
+  if (all_dirty)
+    mark_all (m);
+  else if (known.text[0]) {
+    msg_warning ("%s: the remote's disk is not as it was left: it was "
+                 "rolled back, or changed by others; all of it is copied "
+                 "again", m->uri);
+    replication_error_replace (m->error, "the remote's disk was rolled back "
+                               "or changed by others, and is copied again");
+    mark_all (m);
+  }
+  if (dirty_set_history (m->dirty, &history) == -1)
+    replication_error_set (m->error, "writing the bitmap: %s",
+                           strerror (errno));
+}
+
 /* Called and returns with the lock. */
 static void
 try_to_connect (struct mirror *m)
@@ -324,6 +366,13 @@ try_to_connect (struct mirror *m)
     msg_debug ("%s: %s", m->uri, cause);
     note_failure (m, "%s", cause);
     return;
+  }
+  if (m->wanted) {
+    const bool all_dirty = m->all_dirty;
+
+    pthread_mutex_unlock (&m->lock);
+    meet_remote (m, n, all_dirty);
+    pthread_mutex_lock (&m->lock);
   }
   m->remote = n;
   m->broken = node_is_lost (n, NULL, 0);
@@ -920,15 +969,18 @@ refuse_interrupted (const struct mirror *m,
 }
 
 int
-mirror_connect (struct mirror *m, struct replication_refusal *refusal)
+mirror_connect (struct mirror *m, bool all_dirty,
+                struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
 
   m->wanted = true;
+  m->all_dirty = all_dirty;
   hurry (m);
   while (m->remote == NULL && m->failures == failures && !m->interrupted)
     pthread_cond_wait (&m->changed, &m->lock);
+  m->all_dirty = false;
   if (m->remote)
     return 0;
   m->wanted = false;

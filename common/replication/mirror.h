@@ -43,9 +43,10 @@ extern struct mirror *mirror_open (const struct mirror_options *options);
 extern void mirror_close (struct mirror *m);
 
 /* Connect, and from then on stay connected and copy.  If that fails
- * nothing has changed.
+ * nothing has changed.  all_dirty says that everything is going to be made
+ * dirty then, so it is no news if the remote's disk is another one.
  */
-extern int mirror_connect (struct mirror *m,
+extern int mirror_connect (struct mirror *m, bool all_dirty,
                            struct replication_refusal *refusal);
 
 /* The end of this: hang up, without waiting for the remote. */

@@ -442,6 +442,24 @@ primary_close (struct primary *p)
   return true;
 }
 
+/* Also begin to record errors: what connecting finds belongs to what
+ * begins now.  If it fails all is as before.
+ */
+static int
+connect_remote (struct primary *p, bool full_sync,
+                struct replication_refusal *refusal)
+{
+  struct replication_status before;
+
+  replication_error_get (&p->error, &before);
+  replication_error_clear (&p->error);
+  if (p->remote == NULL || mirror_connect (p->mirror, full_sync, refusal) == 0)
+    return 0;
+  if (before.error)
+    replication_error_replace (&p->error, "%s", before.desc);
+  return -1;
+}
+
 /* Leave NONE. */
 static int
 start (struct primary *p, bool full_sync,
@@ -451,10 +469,9 @@ start (struct primary *p, bool full_sync,
     return replication_refuse (refusal, "a full copy needs a remote: a "
                                "primary that forwards has no disk to copy "
                                "from");
-  if (p->remote && mirror_connect (p->mirror, refusal) == -1)
+  if (connect_remote (p, full_sync, refusal) == -1)
     return -1;
 
-  replication_error_clear (&p->error);
   atomic_store (&p->checkpoints, 0);
   drain_begin (&p->drain);
   atomic_store (&p->stage, REPLICATION_RUNNING);

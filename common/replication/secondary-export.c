@@ -384,6 +384,19 @@ change_vector (struct secondary *s, enum replication_stage stage,
   return 0;
 }
 
+/* From now on the disk after a stop is the guest's.  It is not to fail for
+ * what only matters to a primary that comes back.
+ */
+static void
+take_disk (struct secondary *s)
+{
+  if (atomic_load (&s->failed_over) || atomic_load (&s->own_history))
+    return;
+  if (secondary_new_history (s) == -1)
+    secondary_note_error (s, "writing to the hidden buffer");
+  atomic_store (&s->own_history, true);
+}
+
 static int
 guest_change (struct node *n, const struct change *c)
 {
@@ -406,6 +419,7 @@ guest_change (struct node *n, const struct change *c)
       r = change_vector (s, stage, c);
     break;
   case REPLICATION_DONE:
+    take_disk (s);
     r = apply (s->disk, c);
     break;
   }

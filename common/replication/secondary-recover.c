@@ -22,15 +22,21 @@
  *              the note was written.
  *   obsolete   the disk is right, whatever is in the buffers.
  *
- * Without a note nothing has been put into the buffers: it is written
+ * Without one of these nothing has been put into the buffers: it is written
  * before the first request, and wiped when both are empty.  A buffer that
  * holds something all the same has the wrong file at its side.
+ *
+ * The note also keeps the history of the disk (history.h), between runs
+ * too.  It is changed before the disk is.  A hidden buffer that is new, or
+ * the wrong one, begins a new history; to discard what the buffers have does
+ * not, since the disk then stays as the primary made it.
  *
  * The note is one sector:
  *
  *   offset 0   "blkreplication\n" and a zero byte
  *          16  state, 32 bits, little-endian
  *          32  boot id of the machine, text of 36 bytes, zero bytes
+ *          80  history of the disk, text of 32 bytes, zero bytes
  */
 
 #include <config.h>
@@ -47,6 +53,7 @@
 #define NOTE_MAGIC "blkreplication\n"
 #define NOTE_STATE 16
 #define NOTE_BOOT_ID 32
+#define NOTE_HISTORY 80
 
 #define BOOT_ID_FILE "/proc/sys/kernel/random/boot_id"
 #define BOOT_ID_LEN 36
@@ -67,17 +74,54 @@ read_boot_id (uint8_t id[BOOT_ID_LEN])
   fclose (fp);
 }
 
-int
-secondary_put_state (struct secondary *s, enum buffers_state state)
+/* Called with the note's lock. */
+static int
+put_note (struct secondary *s, enum buffers_state state,
+          const struct history *history)
 {
   uint8_t note[QED_NOTE_LEN] = { 0 };
 
-  if (state != BUFFERS_UNUSED) {
-    memcpy (note, NOTE_MAGIC, sizeof NOTE_MAGIC);
-    put_le32 (note + NOTE_STATE, state);
-    read_boot_id (note + NOTE_BOOT_ID);
-  }
-  return qed_buffer_put_note (s->hidden, note);
+  memcpy (note, NOTE_MAGIC, sizeof NOTE_MAGIC);
+  put_le32 (note + NOTE_STATE, state);
+  read_boot_id (note + NOTE_BOOT_ID);
+  memcpy (note + NOTE_HISTORY, history->text, HISTORY_LEN);
+  if (qed_buffer_put_note (s->hidden, note) == -1)
+    return -1;
+  s->noted = state;
+  s->history = *history;
+  return 0;
+}
+
+int
+secondary_put_state (struct secondary *s, enum buffers_state state)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
+
+  return put_note (s, state, &s->history);
+}
+
+int
+secondary_put_history (struct secondary *s, enum buffers_state state)
+{
+  struct history history;
+
+  if (history_make (&history) == -1)
+    return -1;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
+  return put_note (s, state, &history);
+}
+
+int
+secondary_new_history (struct secondary *s)
+{
+  struct history history;
+
+  if (history_make (&history) == -1)
+    return -1;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
+  return put_note (s, s->noted, &history);
 }
 
 /* A hidden buffer that is missing says nothing. */
@@ -103,6 +147,7 @@ get_state (struct secondary *s, enum buffers_state *state, bool *same_boot)
     return -1;
   }
   *state = value;
+  history_set (&s->history, note + NOTE_HISTORY);
   read_boot_id (id);
   *same_boot = memcmp (id, note + NOTE_BOOT_ID, sizeof id) == 0;
   return 0;
@@ -268,6 +313,9 @@ mend_buffers (struct secondary *s)
 static int
 rollback (struct secondary *s)
 {
+  if (qed_buffer_nr_held (s->hidden) > 0 &&
+      secondary_put_history (s, BUFFERS_RUNNING) == -1)
+    return -1;
   if (secondary_copy_back (s, s->hidden, NULL) == -1 ||
       secondary_put_state (s, BUFFERS_OBSOLETE) == -1)
     return -1;
@@ -286,10 +334,20 @@ finish_failover (struct secondary *s)
   return 0;
 }
 
+/* Does the hidden buffer know the disk's history? */
+static bool
+has_history (const struct secondary *s, bool empty)
+{
+  return s->history.text[0] && (s->left != BUFFERS_UNUSED || empty);
+}
+
 int
 secondary_do_recover (struct secondary *s)
 {
-  if (mend_buffers (s) == -1)
+  const bool empty = are_empty (s);
+
+  if (mend_buffers (s) == -1 ||
+      (!has_history (s, empty) && history_make (&s->history) == -1))
     return -1;
   if (s->left == BUFFERS_FAILOVER)
     return finish_failover (s);

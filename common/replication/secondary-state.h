@@ -17,6 +17,7 @@
  *                        only while they are drained
  *   claims               during a failover, on what guest and commit
  *                        write; one at a time a thread
+ *   note_lock            the note in the hidden buffer
  *   those of the nodes
  */
 
@@ -30,6 +31,7 @@
 #include "../request/claim.h"
 #include "../request/drain.h"
 #include "../request/job.h"
+#include "history.h"
 #include "secondary.h"
 
 struct export {
@@ -66,6 +68,8 @@ struct secondary {
   struct drain requests;
   _Atomic enum replication_stage stage;
   atomic_bool failed_over;      /* in DONE: was it by failover? */
+  atomic_bool own_history;      /* in DONE: the guest's writes are known to
+                                   whoever asks for the history */
   struct replication_error error;
   _Atomic uint64_t checkpoints;
 
@@ -73,6 +77,10 @@ struct secondary {
   struct claims claims;
   atomic_bool commit_failed;
   _Atomic uint64_t commit_done, commit_total; /* bytes */
+
+  pthread_mutex_t note_lock;    /* protects these */
+  enum buffers_state noted;
+  struct history history;       /* of the disk */
 
   pthread_mutex_t command_lock; /* protects these */
   enum prepared prepared;
@@ -112,6 +120,15 @@ extern int secondary_commit (struct job *job, void *opaque);
 /* Write the note; durable. */
 extern int secondary_put_state (struct secondary *s,
                                 enum buffers_state state);
+
+/* The same, with a new history of the disk, which somebody else than the
+ * primary is going to change.
+ */
+extern int secondary_put_history (struct secondary *s,
+                                  enum buffers_state state);
+
+/* A new history, and otherwise the same note. */
+extern int secondary_new_history (struct secondary *s);
 
 /* Make both buffers as new, while no requests use them, and say so in the
  * note.

@@ -150,6 +150,7 @@ free_secondary (struct secondary *s)
   claims_destroy (&s->claims);
   replication_error_destroy (&s->error);
   pthread_mutex_destroy (&s->command_lock);
+  pthread_mutex_destroy (&s->note_lock);
   free (s->active_name);
   free (s->hidden_name);
   free (s);
@@ -170,6 +171,7 @@ secondary_open (const struct secondary_options *options)
   claims_init (&s->claims);
   replication_error_init (&s->error);
   pthread_mutex_init (&s->command_lock, NULL);
+  pthread_mutex_init (&s->note_lock, NULL);
   s->active_name = strdup (options->active);
   s->hidden_name = strdup (options->hidden);
   if (s->active_name == NULL || s->hidden_name == NULL) {
@@ -455,7 +457,7 @@ keep_buffers (struct secondary *s)
 {
   return qed_buffer_keep (s->hidden) == -1 ||
     qed_buffer_keep (s->active) == -1 ? -1
-    : secondary_put_state (s, BUFFERS_FAILOVER);
+    : secondary_put_history (s, BUFFERS_FAILOVER);
 }
 
 static int
@@ -541,6 +543,14 @@ secondary_query (struct secondary *s, struct replication_status *status)
     status->active_clusters = qed_buffer_nr_held (s->active);
   if (s->hidden)
     status->hidden_clusters = qed_buffer_nr_held (s->hidden);
+}
+
+void
+secondary_history (struct secondary *s, struct history *history)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
+
+  *history = s->history;
 }
 
 /* ---- Closing */

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "history.h"
 #include "node.h"
 #include "status.h"
 
@@ -57,6 +58,9 @@ extern void secondary_close (struct secondary *s);
  */
 extern struct node *secondary_guest_node (struct secondary *s);
 extern struct node *secondary_replication_node (struct secondary *s);
+
+/* What a primary must know of the disk (history.h). */
+extern void secondary_history (struct secondary *s, struct history *history);
 
 /* The commands of replication.md. */
 extern int secondary_start (struct secondary *s,

@@ -51,6 +51,19 @@ replication_error_set (struct replication_error *error, const char *fs, ...)
 }
 
 void
+replication_error_replace (struct replication_error *error,
+                           const char *fs, ...)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+  va_list args;
+
+  error->set = true;
+  va_start (args, fs);
+  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  va_end (args);
+}
+
+void
 replication_error_get (struct replication_error *error,
                        struct replication_status *status)
 {

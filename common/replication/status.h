@@ -39,7 +39,7 @@ struct replication_status {
   uint64_t dirty_bytes;         /* that the remote lacks (primary) */
 };
 
-/* The first error since the start, which stays. */
+/* The first error since the start, or a worse one, which stays. */
 struct replication_error {
   pthread_mutex_t lock;         /* protects the rest; a leaf lock */
   bool set;
@@ -53,6 +53,11 @@ extern void replication_error_clear (struct replication_error *error);
 /* Remember this one unless there is one already. */
 extern void replication_error_set (struct replication_error *error,
                                    const char *fs, ...)
+  __attribute__ ((format (printf, 2, 3)));
+
+/* Remember this one in any case: it says more than those before. */
+extern void replication_error_replace (struct replication_error *error,
+                                       const char *fs, ...)
   __attribute__ ((format (printf, 2, 3)));
 
 /* Copy it into a snapshot. */

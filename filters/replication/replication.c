@@ -168,6 +168,17 @@ replication_list_exports (nbdkit_next_list_exports *next,
   return nbdkit_add_export (exports, params.top_id, guest_description);
 }
 
+/* What a primary reads when it connects. */
+static const char *
+describe_replication (void)
+{
+  struct history history;
+
+  secondary_history (side.secondary, &history);
+  return nbdkit_printf_intern ("%s" HISTORY_FORMAT, replication_description,
+                               history.text);
+}
+
 /* A client that names no export gets the one with the empty name, if
  * there is one: it must not end up on the wrong side by default.
  */
@@ -205,7 +216,7 @@ replication_export_description (nbdkit_next *next, void *handle)
   if (params.mode == MODE_PRIMARY)
     return primary_description;
   return handle == secondary_guest_node (side.secondary)
-    ? guest_description : replication_description;
+    ? guest_description : describe_replication ();
 }
 
 static struct nbdkit_filter filter = {

@@ -1,0 +1,40 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The history of a secondary's disk, by which a primary knows whether it
+ * still is what the primary made it.
+ *
+ * A history is a random text.  It stays the same as long as nobody but the
+ * primary changes the disk, over restarts too, and is a new one when
+ * somebody else did: by a rollback, a failover, or writes of the
+ * secondary's guest after a stop.  The secondary tells it in the
+ * description of its replication-export.  To have a new one without need
+ * is safe: it costs a full copy.
+ */
+
+#ifndef BLOCKDRIVERS_REPLICATION_HISTORY_H
+#define BLOCKDRIVERS_REPLICATION_HISTORY_H
+
+#define HISTORY_LEN 32          /* hexadecimal digits, without the NUL */
+
+/* "" stands for one that is not known. */
+struct history {
+  char text[HISTORY_LEN + 1];
+};
+
+/* Make a new one.  -1 with errno after a message. */
+extern int history_make (struct history *h);
+
+/* Take one over from so many bytes; "" if they are none. */
+extern void history_set (struct history *h, const void *bytes);
+
+/* What is appended to the description of an export: a format for text. */
+#define HISTORY_FORMAT "; history %s"
+
+/* The history that a description (NULL: none) tells, or "". */
+extern void history_of_description (struct history *h,
+                                    const char *description);
+
+#endif /* BLOCKDRIVERS_REPLICATION_HISTORY_H */
