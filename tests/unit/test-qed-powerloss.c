@@ -51,7 +51,7 @@
 #define MODEL_SIZE (NR_WINDOWS * WINDOW)
 
 #define NR_THREADS 4
-#define STATES 50               /* power losses played in each test */
+#define STATES (50 / ONE_IN)    /* power losses played in each test */
 #define FIXED_SIZE (4 * 1024 * 1024)
 
 static char dir[] = "/tmp/test-qed-powerloss-XXXXXX";
