@@ -56,6 +56,11 @@
  */
 #define MAX_BYTES (UINT64_C (16) * 1024 * 1024)
 
+/* Milliseconds for which a guest waits that has the queue to itself.  Once
+ * that was in vain nobody waits until a request takes less.
+ */
+#define MOMENT 20
+
 /* Requests are cut into pieces of this size. */
 #define WRITE_PIECE (UINT64_C (1024) * 1024)
 #define ZERO_PIECE (UINT64_C (64) * 1024 * 1024)
@@ -113,11 +118,14 @@ struct forward {
                                    error */
   pthread_cond_t work;          /* for workers: anything below */
   pthread_cond_t room;          /* bytes or state has changed */
+  pthread_cond_t done;          /* a request is, or state has changed */
   pthread_cond_t ended;         /* a worker has */
   enum { WORKING, GIVEN_UP, CUT } state;
   bool ending;
   unsigned nr_workers, nr_idle;
   unsigned nr_for_room;         /* guests that wait for it */
+  unsigned nr_alone;            /* guests that wait for a moment */
+  bool slow;                    /* more than a MOMENT */
   struct request *first, *last; /* the queue: what nobody has begun */
   struct request *aside;        /* flushes and drains that are not in the
                                    queue yet */
@@ -198,6 +206,7 @@ stop_working (struct forward *f, int state)
   for (struct request *r = f->waiters; r; r = r->next_waiter)
     pthread_cond_signal (&r->changed);
   pthread_cond_broadcast (&f->room);
+  pthread_cond_broadcast (&f->done);
   pthread_cond_broadcast (&f->work);
 }
 
@@ -338,6 +347,8 @@ static void
 end_request (struct forward *f, struct request *r, int res, int err)
 {
   f->progress = now ();
+  if (f->progress < r->since + MOMENT)
+    f->slow = false;
   f->bytes -= bytes_of (r);
   if (f->nr_for_room > 0)
     pthread_cond_signal (&f->room);
@@ -353,6 +364,8 @@ end_request (struct forward *f, struct request *r, int res, int err)
                            ": %s", names[r->kind], r->offset,
                            strerror (err));
   free_request (f, r);
+  if (f->nr_alone > 0)
+    pthread_cond_broadcast (&f->done);
 }
 
 /* Carry out what was found.  Called and returns with the lock. */
@@ -480,6 +493,31 @@ set_aside (struct forward *f, struct request *r)
   return 0;
 }
 
+/* Is there nothing else, and is it worth to wait for a moment? */
+static bool
+is_alone (struct forward *f)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+
+  return f->bytes == 0 && !f->slow;
+}
+
+/* Wait until all that has come so far is done, but not for long. */
+static void
+wait_a_moment (struct forward *f)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  const uint64_t next = f->next_number;
+  const int64_t end = now () + MOMENT;
+
+  f->nr_alone++;
+  while (f->state == WORKING && oldest_number (f) < next && now () < end)
+    wait_until (f, &f->done, end);
+  f->nr_alone--;
+  if (oldest_number (f) < next)
+    f->slow = true;
+}
+
 /* One that nobody waits for. */
 static int
 run (struct forward *f, struct request *r)
@@ -573,6 +611,7 @@ int
 forward_pwritev (struct forward *f, const struct iovec *iov, int iovcnt,
                  size_t count, uint64_t offset)
 {
+  const bool alone = is_alone (f);
   size_t skip = 0;
 
   (void) iovcnt;                /* count says the same */
@@ -590,6 +629,8 @@ forward_pwritev (struct forward *f, const struct iovec *iov, int iovcnt,
     count -= len;
     offset += len;
   }
+  if (alone)
+    wait_a_moment (f);
   return 0;
 }
 
@@ -597,6 +638,8 @@ forward_pwritev (struct forward *f, const struct iovec *iov, int iovcnt,
 static int
 run_pieces (struct forward *f, struct request what, uint64_t count)
 {
+  const bool alone = is_alone (f);
+
   while (count > 0) {
     what.count = MIN (count, ZERO_PIECE);
     if (run (f, new_request (f, &what)) == -1)
@@ -604,6 +647,8 @@ run_pieces (struct forward *f, struct request what, uint64_t count)
     count -= what.count;
     what.offset += what.count;
   }
+  if (alone)
+    wait_a_moment (f);
   return 0;
 }
 
@@ -698,6 +743,7 @@ forward_open (struct node *node, unsigned limit,
   pthread_condattr_setclock (&f->monotonic, CLOCK_MONOTONIC);
   pthread_cond_init (&f->work, NULL);
   pthread_cond_init (&f->room, &f->monotonic);
+  pthread_cond_init (&f->done, &f->monotonic);
   pthread_cond_init (&f->ended, &f->monotonic);
   if (start_workers (f) == -1) {
     const int err = errno;
@@ -744,6 +790,7 @@ forward_close (struct forward *f)
   while (f->spare)
     free (take_spare (f));
   pthread_cond_destroy (&f->ended);
+  pthread_cond_destroy (&f->done);
   pthread_cond_destroy (&f->room);
   pthread_cond_destroy (&f->work);
   pthread_condattr_destroy (&f->monotonic);

@@ -34,7 +34,8 @@ extern struct forward *forward_open (struct node *node, unsigned limit,
  */
 extern bool forward_close (struct forward *f);
 
-/* Put a request into the queue, and wait for room there at the most.  They
+/* Put a request into the queue, and wait for room there at the most (and,
+ * if it is the only one, for a moment in which it may be carried out).  They
  * are carried out side by side, but overlapping ones in order.  The data
  * is copied.  Return 0, or -1 when nothing is forwarded: ETIMEDOUT, after
  * the node was given up, ECANCELED, after forward_cut, or ENOMEM.

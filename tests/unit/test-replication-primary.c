@@ -506,6 +506,26 @@ test_a_forwarder_bears_a_slow_secondary (void **state)
   assert_false (query ().error);
 }
 
+/* Who does one thing after the other mostly finds it done, unless the
+ * machine has other things to do.
+ */
+static void
+test_a_forwarder_waits_for_a_moment (void **state)
+{
+  unsigned found = 0;
+
+  (void) state;
+  begin_primary (NULL, NULL, 0);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.dawdle, true);
+  for (unsigned i = 1; i <= 100; ++i) {
+    assert_int_equal (write_at (300, 512, i), 0);
+    found += atomic_load (&disk.changes) == i;
+    assert_int_equal (node_flush (node), 0);
+  }
+  assert_true (found > 50);
+}
+
 /* The last of several writes to a place is what remains there. */
 static void
 test_a_forwarder_keeps_the_order (void **state)
@@ -1530,6 +1550,7 @@ main (void)
     TEST (test_a_forwarder_gives_up_a_secondary_that_hangs),
     TEST (test_a_forwarder_tells_of_a_secondary_that_hangs),
     TEST (test_a_forwarder_bears_a_slow_secondary),
+    TEST (test_a_forwarder_waits_for_a_moment),
     TEST (test_a_forwarder_keeps_the_order),
     TEST (test_failover_of_a_forwarder_that_hangs),
     TEST (test_a_clean_end_of_a_forwarder),
