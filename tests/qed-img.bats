@@ -679,6 +679,55 @@ END
   assert_not_corrupt repaired.qed
 }
 
+# Changes that need a journal, and one that needs a copy besides; the file is
+# 52 KiB long, so 56 KiB are enough for the copy only.
+@test "check -r all: without room for a journal" {
+  create 1M -o cluster_size=4k,table_size=2
+  qemu_io_qed disk.qed 'write -P 1 0 32k'
+  assert_equal "$(stat -c %s disk.qed)" 53248
+  image l2 disk.qed 0 $((12 << 20 | 512))
+  image l2 disk.qed 200 $((12 << 20 | 512))
+  cp disk.qed copy.qed
+  image l2 copy.qed 1 'l2(2)'
+
+  start_nbdkit file disk.qed
+  run -0 qed-img check -r all "$uri"
+  assert_output --partial "no room for a journal"
+  stop_nbdkit
+  (
+    trap '' XFSZ
+    ulimit -f 56
+    run -0 qed-img check -r all copy.qed
+    assert_output --partial "no room for a journal"
+  )
+  for disk in disk.qed copy.qed; do
+    run -0 qemu-io -f qed -c 'read -P 0 0 4k' -c 'read -P 1 4k 28k' \
+        -c 'read -P 0 32k 992k' "$disk"
+    refute_output --partial failed
+    assert_not_corrupt "$disk"
+    assert_equal "$(image get "$disk" autoclear_features)" 0
+  done
+}
+
+# An image may come from anybody, and so may what looks like the record of a
+# repair that was interrupted: 32 bytes at the end of the header's clusters.
+@test "check: a journal that cannot be one is not followed" {
+  image good disk.qed
+  cp disk.qed good.qed
+  image set disk.qed autoclear_features=1\<\<63
+  # Its length, where its data begin, and two entries of a journal there.
+  "$python" -c 'import struct, sys
+with open("disk.qed", "r+b") as f:
+    f.seek(4096 - 32)
+    f.write(b"qedplan\n" + struct.pack("<QQQ", *map(int, sys.argv[1:])))
+' "$(stat -c %s disk.qed)" "$(image l2 disk.qed 0)" 2
+  cp disk.qed spoilt.qed
+  run -0 qed-img check -r all disk.qed
+  qemu-img compare -f qed -F qed good.qed disk.qed
+  assert_equal "$(image get disk.qed autoclear_features)" 0
+  nbdkit -U - qed spoilt.qed --run 'qemu-io -f raw -c "write 0 1" "$uri"'
+}
+
 # ---- The tool
 
 @test "the tool: mistakes are told as by qemu-img" {

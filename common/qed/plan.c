@@ -26,9 +26,9 @@
  * Nobody else knows that bit, so everybody who opens the image for
  * writing clears it; then what we have noted is out of date.
  *
- * Where the end of the header's clusters is in use, repairs change the
- * image at once, and can be run again, but not always with the same
- * result.
+ * Where the end of the header's clusters is in use, or there is no room
+ * for the journal, repairs change the image at once, and can be run again,
+ * but not always with the same result.
  */
 
 #include <config.h>
@@ -433,8 +433,14 @@ write_journal (struct plan *p)
     msg_error ("%s: repair: %m", p->node.name);
     return -1;
   }
-  if (!p->file->fixed_size && node_resize (p->file, w.offset + len) == -1)
+  if (!p->file->fixed_size) {
+    if (node_resize (p->file, w.offset + len) == -1)
+      return -1;
+  }
+  else if (len > node_size (p->file) - w.offset) {
+    errno = ENOSPC;             /* go_without_journal says so */
     return -1;
+  }
   twalk_r (p->sectors, add_to_journal, &w);
   write_piece (&w);
   if (w.r == -1 || node_flush (p->file) == -1)
@@ -485,6 +491,22 @@ end_record (struct node *file, const struct qed_header *h, uint64_t end)
   return node_flush (file) == -1 ? -1 : forget_record (file, h);
 }
 
+/* A full disk must not keep an image from being repaired.  What the file
+ * has grown by stays, so the record, which would cut it, goes first.
+ */
+static int
+go_without_journal (struct plan *p, uint64_t end)
+{
+  if (errno != ENOSPC && errno != EDQUOT && errno != EFBIG)
+    return -1;
+  msg_warning ("%s: repair: there is no room for a journal, so do not "
+               "interrupt this", p->node.name);
+  if (p->begun && forget_record (p->file, &p->s->header) == -1)
+    return -1;
+  p->begun = false;
+  return node_size (p->file) == end ? 0 : node_resize (p->file, end);
+}
+
 int
 plan_carry_out (struct plan *p)
 {
@@ -493,7 +515,8 @@ plan_carry_out (struct plan *p)
   if (p == NULL || p->nr == 0)
     return 0;
   end = node_size (p->file);
-  if (needs_journal (p) && (begin (p) == -1 || write_journal (p) == -1))
+  if (needs_journal (p) && (begin (p) == -1 || write_journal (p) == -1) &&
+      go_without_journal (p, end) == -1)
     return -1;
   if (apply (p) == -1)
     return -1;
@@ -534,32 +557,6 @@ plan_finish (struct plan *p, int r)
 
 /* ---- Going on after a crash */
 
-/* Do what the journal says. */
-static int
-replay (struct node *file, const struct record *record)
-{
-  uint8_t entry[ENTRY_LEN];
-
-  for (uint64_t i = 0; i < record->nr; ++i) {
-    uint64_t offset;
-
-    if (node_pread (file, entry, sizeof entry,
-                    record->journal + i * ENTRY_LEN) == -1)
-      return -1;
-    offset = get_le64 (entry);
-    if (offset < SECTOR || offset > record->journal - SECTOR) {
-      errno = EINVAL;
-      msg_error ("%s: an interrupted repair cannot be completed: entry %"
-                 PRIu64 " of its journal at offset %" PRIu64 " is damaged",
-                 file->name, i, record->journal);
-      return -1;
-    }
-    if (node_pwrite (file, entry + 8, SECTOR, offset) == -1)
-      return -1;
-  }
-  return node_flush (file);
-}
-
 /* Can this have been written by us? */
 static bool
 is_sensible (const struct node *file, const struct qed_header *h,
@@ -573,6 +570,43 @@ is_sensible (const struct node *file, const struct qed_header *h,
   return record->journal == 0 ||
     (record->journal >= least && record->journal <= size &&
      record->nr <= (size - record->journal) / ENTRY_LEN);
+}
+
+static int
+read_entry (struct node *file, const struct record *record, uint64_t i,
+            uint8_t entry[ENTRY_LEN])
+{
+  return node_pread (file, entry, ENTRY_LEN, record->journal + i * ENTRY_LEN);
+}
+
+/* A journal is followed only if all of it is about sectors of the image:
+ * half of what a damaged one says is worth nothing.
+ */
+static int
+check_journal (struct node *file, const struct record *record, bool *sound)
+{
+  uint8_t entry[ENTRY_LEN];
+
+  for (uint64_t i = 0; *sound && i < record->nr; ++i) {
+    if (read_entry (file, record, i, entry) == -1)
+      return -1;
+    *sound = get_le64 (entry) >= SECTOR &&
+      get_le64 (entry) <= record->journal - SECTOR;
+  }
+  return 0;
+}
+
+/* Do what the journal says. */
+static int
+replay (struct node *file, const struct record *record)
+{
+  uint8_t entry[ENTRY_LEN];
+
+  for (uint64_t i = 0; i < record->nr; ++i)
+    if (read_entry (file, record, i, entry) == -1 ||
+        node_pwrite (file, entry + 8, SECTOR, get_le64 (entry)) == -1)
+      return -1;
+  return node_flush (file);
 }
 
 static int
@@ -592,7 +626,7 @@ find_record (struct node *file, struct qed_header *h, struct record *record,
   if (read_record (file, h, record_buf, record, found) == -1)
     return -1;
   *found = *found && is_sensible (file, h, record);
-  return 0;
+  return record->journal ? check_journal (file, record, found) : 0;
 }
 
 int
