@@ -51,6 +51,7 @@ make_files ()
   qemu-img create -q -f qed -u -b nbd:unix:/tmp/x -F raw over-old-nbd.qed 2G
   qemu-img create -q -f qed -u -b 'json:{"driver":"null-co"}' -F raw \
            d/over-json.qed 2G
+  qemu-img create -q -f qed -u -b file:raw.img -F raw d/over-file.qed 1M
   qemu-img create -q -f qed -u -b 'a "b"' -F raw quoted.qed 1M
   qemu-img create -q -f qed -u -b $'ünl\377ike' -F raw bytes.qed 1M
   cd .. || return

@@ -291,6 +291,8 @@ same | info --output=json over-http.qed
 same | info d/over-json.qed
 same | info --output=json d/over-json.qed
 same | info over-old-nbd.qed
+same | info d/over-file.qed
+same | info --output=json --backing-chain d/over-file.qed
 same | info loop1.qed
 same | info quoted.qed
 same | info --output=json quoted.qed

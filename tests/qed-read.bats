@@ -142,6 +142,16 @@ fill ()
   same_as_qemu ../one/top.qed
 }
 
+@test "a backing name with file: is relative to the current folder" {
+  mkdir one
+  head -c 1M /dev/urandom >base.raw
+  head -c 1M /dev/zero >one/base.raw
+  qemu-img create -q -f qed -u -b file:base.raw -F raw one/disk.qed 1M
+  same_as_qemu one/disk.qed
+  qemu-img rebase -u -f qed -b "file:$tmp/base.raw" -F raw one/disk.qed
+  same_as_qemu one/disk.qed
+}
+
 @test "an absolute backing name, and one with odd characters, are found" {
   qemu-img create -q -f raw "$tmp/a base, with 100% & #.raw" 4M
   qemu_io "$tmp/a base, with 100% & #.raw" "write -P 9 0 1M"

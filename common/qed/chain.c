@@ -146,13 +146,10 @@ int
 qed_backing_full_name (const char *image, const char *backing, char **name)
 {
   const char *slash = strrchr (image, '/');
-  const bool is_file = strncmp (backing, "file:", 5) == 0;
   int r;
 
   *name = NULL;
-  if (is_file)
-    backing += 5;
-  if (backing[0] == '/' || (!is_file && has_protocol (backing)) ||
+  if (backing[0] == '/' || has_protocol (backing) ||
       (slash == NULL && !node_is_uri (image)))
     r = asprintf (name, "%s", backing);
   else if (node_is_uri (image))
@@ -167,25 +164,36 @@ qed_backing_full_name (const char *image, const char *backing, char **name)
   return 0;
 }
 
+const char *
+qed_without_protocol (const char *name)
+{
+  return strncmp (name, "file:", 5) == 0 ? name + 5 : name;
+}
+
 char *
 qed_backing_path (const char *image, const char *backing)
 {
+  CLEANUP_FREE char *name = NULL;
   char *path;
 
-  if (!node_is_uri (backing) && strncmp (backing, "file:", 5) != 0 &&
-      has_protocol (backing)) {
+  if (!node_is_uri (backing) &&
+      has_protocol (backing) && qed_without_protocol (backing) == backing) {
     errno = ENOTSUP;
     msg_error ("%s: cannot open the backing image \"%s\": serve it over NBD "
                "and pass that as backing=URI", image, backing);
     return NULL;
   }
-  if (qed_backing_full_name (image, backing, &path) == -1)
+  if (qed_backing_full_name (image, backing, &name) == -1)
     return NULL;
-  if (path == NULL) {
+  if (name == NULL) {
     errno = EINVAL;
     msg_error ("%s: the backing image \"%s\" is relative to the image, "
                "which is no local file; pass backing=", image, backing);
+    return NULL;
   }
+  path = strdup (qed_without_protocol (name));
+  if (path == NULL)
+    msg_error ("%s: backing name: %m", image);
   return path;
 }
 

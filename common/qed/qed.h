@@ -214,12 +214,14 @@ extern int qed_rebase (const char *name,
 extern char *qed_backing_path (const char *image, const char *backing);
 extern int qed_probe (struct node *n, enum qed_format *format);
 
-/* The path also for names that we need not be able to open: *name, to be
- * freed, is NULL if the name is relative to an image that is no local
- * file.
+/* The name as QEMU has it, also where we need not be able to open it:
+ * *name, to be freed, is NULL if it is relative to an image that is no
+ * local file.  What begins with file: is not relative to the image, and is
+ * a path without that.
  */
 extern int qed_backing_full_name (const char *image, const char *backing,
                                   char **name);
+extern const char *qed_without_protocol (const char *name);
 
 /* ---- Buffers */
 

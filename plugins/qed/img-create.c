@@ -153,7 +153,7 @@ inspect_backing (struct request *r, enum qed_format format)
   if (r->unsafe) {
     if (qed_backing_full_name (r->new.image, r->new.backing, &path) == -1)
       return -1;
-    return path ? refuse_target (r, path) : 0;
+    return path ? refuse_target (r, qed_without_protocol (path)) : 0;
   }
   path = qed_backing_path (r->new.image, r->new.backing);
   if (path == NULL || refuse_target (r, path) == -1)

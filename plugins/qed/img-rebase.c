@@ -43,7 +43,7 @@ refuse_itself (const char *image, const struct qed_rebase_options *o)
   }
   else if ((path = qed_backing_path (image, o->backing)) == NULL)
     return -1;
-  if (path == NULL || !img_same_image (image, path))
+  if (path == NULL || !img_same_image (image, qed_without_protocol (path)))
     return 0;
   msg_error ("%s: the new backing image '%s' is the image itself", image,
              o->backing);
