@@ -209,6 +209,30 @@ EOF
   assert_same base.raw served.raw
 }
 
+@test "a URI with a key file is for the command line, not for a header" {
+  (printf guest: && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n') >keys
+  truncate -s 16M storage.img
+  start_nbdkit --tls=require --tls-psk="$tmp/keys" file storage.img
+  local tls="nbds+unix://guest@/?socket=$sock&tls-psk-file=$tmp/keys" format
+  qed-img create "$tls" 4M
+  start_nbdkit qed "$tls"
+  qemu_io "$uri" "write -P 7 0 1M"
+  stop_nbdkit
+  run -0 qed-img check "$tls"
+
+  for format in '' '-F qed' '-F raw'; do
+    # shellcheck disable=SC2086
+    run -1 qed-img create -b "$tls" $format disk.qed 4M
+    assert_output --partial "not allowed"
+    assert_not_exists disk.qed
+  done
+  qed-img create -u -b "$tls" disk.qed 4M
+  refused "not allowed" -- disk.qed
+  run -1 qed-img info --backing-chain disk.qed
+  start_nbdkit qed disk.qed backing="$tls"
+  qemu_io "$uri" "read -P 7 0 1M" "read -P 0 1M 3M"
+}
+
 # storage_fails BACKING-OPTION...: use an image on storage that fails now and then.
 storage_fails ()
 {

@@ -146,7 +146,7 @@ use_chain (struct request *r, const struct img_chain *chain)
 static int
 inspect_backing (struct request *r, enum qed_format format)
 {
-  struct img_chain chain = IMG_EMPTY_CHAIN;
+  struct img_chain chain = { .from_file = true };
   CLEANUP_FREE char *path = NULL;
   int result;
 

@@ -79,7 +79,7 @@ static int
 read_layer (struct img_layer *layer, bool no_lock, bool from_file)
 {
   layer->is_uri = node_is_uri (layer->name);
-  if (layer->format != QED_FORMAT_QED &&
+  if ((layer->format != QED_FORMAT_QED || from_file) &&
       open_layer (layer, no_lock, from_file) == -1)
     return -1;
   if (layer->format != QED_FORMAT_QED)
@@ -109,7 +109,7 @@ static int
 add_layer (struct img_chain *chain, const char *name,
            enum qed_format format, bool no_lock)
 {
-  const bool from_file = chain->nr > 0;
+  const bool from_file = chain->from_file || chain->nr > 0;
   struct img_layer *layers, *layer;
 
   layers = reallocarray (chain->layers, chain->nr + 1, sizeof *layers);

@@ -107,6 +107,8 @@ struct img_layer {
 struct img_chain {
   struct img_layer *layers;     /* the uppermost first */
   size_t nr;
+  bool from_file;               /* the name of the uppermost one stands
+                                   in a header too, or will do so */
 };
 
 #define IMG_EMPTY_CHAIN ((struct img_chain) { NULL })
