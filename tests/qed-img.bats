@@ -763,5 +763,7 @@ with open("disk.qed", "r+b") as f:
 @test "the tool: output that cannot be written is an error" {
   make_files
   run -1 bash -c 'qed-img info files/base.qed >/dev/full'
-  assert_output --partial "standard output"
+  assert_output --partial "standard output: No space"
+  run -1 bash -c 'qed-img commit -p files/over-raw.qed >/dev/full'
+  assert_output --partial "standard output: No space"
 }

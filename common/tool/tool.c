@@ -91,7 +91,7 @@ print_command_help (const struct tool_command *command)
 static int
 close_stdout (void)
 {
-  if (ferror (stdout) || fflush (stdout) == EOF) {
+  if (fflush (stdout) == EOF || ferror (stdout)) {
     msg_error ("cannot write to standard output: %m");
     return -1;
   }
