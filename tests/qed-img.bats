@@ -681,6 +681,55 @@ END
   assert_not_corrupt repaired.qed
 }
 
+# L2 tables as data, data of zeroes as tables: through an L1 table a bit away
+# from the right one nothing is wrong, and more seems to be in use.
+@test "check -r all: the place of the L1 table is not taken for wrong" {
+  local i
+  image build disk.qed $((32 << 20)) 4096 8 0=0 8100=0
+  for i in 1 2 3 4; do
+    qemu_io_qed disk.qed "write -P 0 $((i * 4))k 4k" \
+                "write -P 0 $((30784 + i * 28))k 28k"
+  done
+  image l1 disk.qed 0 $((12 << 20 | 512))
+  cp disk.qed damaged.qed
+  start_nbdkit file disk.qed
+  run -0 qed-img check -r all "$uri"
+  stop_nbdkit
+  assert_equal "$(image get disk.qed l1_table_offset)" 4096
+  assert_equal "$(image l1 disk.qed 1)" "$(image l1 damaged.qed 1)"
+}
+
+# A header that cannot be used, and a fault besides: the header that is meant
+# is not the one with which nothing is wrong.
+@test "check -r all: a header and an entry are damaged" {
+  local field storage failed=0
+  create 64M -o cluster_size=4k,table_size=4
+  qemu_io_qed disk.qed 'write -P 1 0 48k' 'write -P 2 11M 48k' \
+              'write -P 3 40M 48k'
+  image l2 disk.qed $((11 * 256)) $((1 << 40 | 512))
+  for field in table_size=5 header_size=3 header_size=5 l1_table_offset=0 \
+               image_size=$((1 << 26 | 1)) cluster_size=12288 magic=$((0x444550)); do
+    for storage in file fixed; do
+      cp disk.qed "$storage.qed"
+      image set "$storage.qed" "$field"
+    done
+    truncate -s +300K fixed.qed
+    start_nbdkit file fixed.qed
+    qed-img check -r all "$uri" >/dev/null || failed=1
+    stop_nbdkit
+    qed-img check -r all file.qed >/dev/null || failed=1
+    for storage in file fixed; do
+      run -0 qemu-io -f qed -c 'read -P 1 0 48k' -c 'read -P 0 11M 4k' \
+          -c 'read -P 2 11268k 44k' -c 'read -P 3 40M 48k' "$storage.qed"
+      if [[ $output = *failed* ]]; then
+        echo "$storage, $field"
+        failed=1
+      fi
+    done
+  done
+  assert_equal "$failed" 0
+}
+
 # Changes that need a journal, and one that needs a copy besides; the file is
 # 52 KiB long, so 56 KiB are enough for the copy only.
 @test "check -r all: without room for a journal" {

@@ -13,12 +13,16 @@
  * wrong one finds nonsense, or nothing.
  *
  * - A header that cannot be used is replaced by the one through which
- *   nothing is wrong and the fewest clusters are leaked.
+ *   the most clusters are in use and the fewest leaked or wrongly
+ *   referred to, if it makes more sense than not.  (That nothing is wrong
+ *   is not enough: through a header that leads nowhere nothing is.)
  * - One that can be used, but shows faults, only by one with another
  *   place of the L1 table through which nothing is wrong and nothing
- *   leaked.  On storage of fixed size nobody can tell what is leaked, and
- *   through a header that leads nowhere nothing is wrong; so there more
- *   clusters must be in use than through the one that is there.
+ *   leaked.  On storage of fixed size nobody can tell what is leaked, data
+ *   may look like a table, and tables of an earlier image may be left; so
+ *   there the place can only be the one where new images have it, one bit
+ *   must be wrong, and more clusters be in use than through the header
+ *   that is there.
  *
  * Unknown feature bits are none of that: a newer program may have set
  * them for a reason.
@@ -53,8 +57,9 @@ struct mend {
 /* What is seen through a header. */
 struct quality {
   bool usable;
+  bool at_home;                 /* the L1 table is where new images have it */
   uint64_t corruptions, leaks;
-  uint64_t used;                /* clusters */
+  uint64_t used, found;         /* clusters; without header and L1 table */
 };
 
 static int
@@ -77,6 +82,8 @@ look_through (struct mend *m, const uint8_t *buf, struct quality *q)
     q->corruptions = scan.result.corruptions + scan.result.check_errors;
     q->leaks = scan.result.leaks;
     q->used = scan.used.members;
+    q->found = q->used - h.header_size - h.table_size;
+    q->at_home = h.l1_table_offset == qed_header_bytes (&h);
     scan_free (&scan);
   }
   free (s);
@@ -89,12 +96,30 @@ flip (uint8_t *buf, unsigned bit)
   buf[bit / 8] ^= 1 << bit % 8;
 }
 
-static bool
-better (const struct quality *a, const struct quality *b)
+static uint64_t
+faults (const struct quality *q)
 {
-  return a->usable && a->corruptions == 0 &&
-    (!b->usable || a->leaks < b->leaks ||
-     (a->leaks == b->leaks && a->used > b->used));
+  return q->corruptions + q->leaks;
+}
+
+static bool
+makes_sense (const struct quality *q)
+{
+  return q->usable && (q->corruptions == 0 || q->found > faults (q));
+}
+
+static bool
+better (const struct mend *m, const struct quality *a,
+        const struct quality *b)
+{
+  if (!makes_sense (a))
+    return false;
+  if (!b->usable)
+    return true;
+  if (m->file->fixed_size && a->found > 0 && b->found > 0 &&
+      a->at_home != b->at_home)
+    return a->at_home;
+  return a->used + faults (b) > b->used + faults (a);
 }
 
 /* Shall the best header replace the one that is there? */
@@ -104,7 +129,8 @@ is_convincing (const struct mend *m, const struct quality *best,
 {
   if (!best->usable || !now->usable)
     return best->usable;
-  return m->file->fixed_size ? best->used > now->used : best->leaks == 0;
+  return best->corruptions == 0 &&
+    (m->file->fixed_size ? best->used > now->used : best->leaks == 0);
 }
 
 /* Try the header in m->buf; keep it if it is better than the best. */
@@ -115,11 +141,22 @@ try_header (struct mend *m, uint8_t *best_buf, struct quality *best)
 
   if (look_through (m, m->buf, &q) == -1)
     return -1;
-  if (better (&q, best)) {
+  if (better (m, &q, best)) {
     *best = q;
     memcpy (best_buf, m->buf, sizeof m->buf);
   }
   return 0;
+}
+
+/* Is the L1 table where new images have it? */
+static bool
+is_at_home (const struct mend *m)
+{
+  uint8_t buf[QED_HEADER_LEN];
+
+  memcpy (buf, m->buf, sizeof buf);
+  qed_l1_behind_header (buf);
+  return memcmp (buf, m->buf, sizeof buf) == 0;
 }
 
 /* Find the best header that could have been meant. */
@@ -127,6 +164,7 @@ static int
 find_header (struct mend *m, bool only_l1_offset, uint8_t *best_buf,
              struct quality *best)
 {
+  const bool only_home = only_l1_offset && m->file->fixed_size;
   uint8_t now[QED_HEADER_LEN];
   int r = 0;
 
@@ -136,12 +174,13 @@ find_header (struct mend *m, bool only_l1_offset, uint8_t *best_buf,
         (only_l1_offset && !qed_is_l1_offset_bit (i)))
       continue;
     flip (m->buf, i);
-    r = try_header (m, best_buf, best);
+    if (!only_home || is_at_home (m))
+      r = try_header (m, best_buf, best);
     flip (m->buf, i);
   }
   memcpy (now, m->buf, sizeof now);
   qed_l1_behind_header (m->buf);
-  if (r == 0)
+  if (r == 0 && !only_home)
     r = try_header (m, best_buf, best);
   memcpy (m->buf, now, sizeof now);
   return r;
@@ -157,7 +196,7 @@ write_header (struct mend *m, const uint8_t *buf)
   while (m->buf[first] == buf[first])
     first++;
   snprintf (line, sizeof line, "QED header: byte %u is wrong: with %02x "
-            "instead of %02x all tables make sense", first,
+            "instead of %02x the tables make sense", first,
             buf[first], m->buf[first]);
   if (m->report)
     m->report (m->opaque, line);
