@@ -699,6 +699,22 @@ END
   assert_equal "$(image l1 disk.qed 1)" "$(image l1 damaged.qed 1)"
 }
 
+# Where the image ends at 32 KiB, a table of an earlier one is a bit away from
+# one of its own, which an entry takes for data.
+@test "check -r all: tables that an earlier image has left are not used" {
+  image build disk.qed $((4 << 20)) 4096 2 0=1 1=2 2=3
+  assert_equal "$(image l1 disk.qed 0)" $((0x3000))
+  image l2 disk.qed 2 'l1(0)'
+  truncate -s 1M disk.qed
+  printf '\0\0\2' | dd of=disk.qed bs=1 seek=$((0xb000 + 40)) conv=notrunc
+  start_nbdkit file disk.qed
+  run -0 qed-img check -r all "$uri"
+  stop_nbdkit
+  run -0 qemu-io -f qed -c 'read -P 1 0 4k' -c 'read -P 2 4k 4k' \
+      -c 'read -P 0 12k 64k' disk.qed
+  refute_output --partial failed
+}
+
 # A header that cannot be used, and a fault besides: the header that is meant
 # is not the one with which nothing is wrong.
 @test "check -r all: a header and an entry are damaged" {

@@ -11,7 +11,9 @@
  * clusters, the entry is pointed there instead of being cleared.
  *
  * For a table, the clusters must also hold what can be an L2 table of
- * leaked clusters; that is hardly found by chance.  For a data cluster
+ * leaked clusters; that is hardly found by chance, save for tables that an
+ * earlier image has left on storage of fixed size.  So what stands where
+ * the entry points now must look less like a table.  For a data cluster
  * there is no such test, so tables with many bad entries are left alone:
  * they are no tables.
  *
@@ -243,14 +245,48 @@ find_table (struct relink *rl, uint64_t entry, uint64_t *table)
   return 0;
 }
 
+/* Do more entries make sense than not, where an L1 entry points? */
+static int
+looks_like_table (struct relink *rl, uint64_t offset, bool *result)
+{
+  struct qed *s = rl->s;
+  const uint64_t bytes = qed_table_bytes (&s->header);
+  CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
+  int64_t more = 0;
+
+  if (buf == NULL)
+    return out_of_memory (rl);
+  for (uint64_t done = 0; done < bytes; done += PIECE) {
+    const uint64_t length = MIN (bytes - done, PIECE);
+
+    if (node_pread (s->file, buf, length, offset + done) == -1)
+      return -1;
+    for (uint64_t i = 0; i < length / QED_ENTRY_LEN; ++i) {
+      const uint64_t entry = qed_entry_get (buf, i);
+
+      if (entry != QED_UNALLOCATED && entry != QED_ZERO)
+        more += qed_cluster_offset_ok (s, entry) &&
+          !bitmap_has (&rl->scan.tables, entry >> s->cluster_bits) ? 1 : -1;
+    }
+  }
+  *result = more > 0;
+  return 0;
+}
+
 static int
 relink_table (struct relink *rl, uint64_t index)
 {
   struct qed *s = rl->s;
   const uint64_t entry = atomic_load (&s->l1[index]);
+  bool good = false;
   char line[LINE_LEN];
   uint64_t table;
 
+  if (!bitmap_has (&rl->scan.bad_l1, index) &&
+      looks_like_table (rl, entry, &good) == -1)
+    return -1;
+  if (good)
+    return 0;
   if (find_table (rl, entry, &table) == -1)
     return -1;
   if (table == 0)
