@@ -197,6 +197,27 @@ repairable ()
   assert_line "served writable"
 }
 
+# Little data, a long hole, and many entries of one cluster, of which each is
+# to have a copy.
+@test "a repair does not fill the disk with copies" {
+  image build disk.qed $((64 << 20)) 1048576 1 0=1
+  truncate -s $((1 << 40)) disk.qed
+  "$python" - "$(image l1 disk.qed 0)" "$(image l2 disk.qed 0)" <<'END'
+import struct, sys
+table, cluster = map(int, sys.argv[1:])
+with open("disk.qed", "r+b") as f:
+    f.seek(table)
+    f.write(struct.pack("<Q", cluster) * 400)
+END
+  image set disk.qed "features=features | 2" "image_size=1 << 30"
+  run -0 nbdkit -U - qed disk.qed --run true
+  assert_output --partial "far more clusters"
+  run -1 qed-img check -r all disk.qed
+  assert_output --partial "far more clusters"
+  assert_equal "$(stat -c %s disk.qed)" $((1 << 40))
+  [ "$(space_of disk.qed)" -lt 4000000 ]
+}
+
 @test "a backing name outside the header, too long or with NUL is refused" {
   image good disk.qed
   image backing disk.qed "base"

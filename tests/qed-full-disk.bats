@@ -82,3 +82,17 @@ fill_and_free ()
   start_nbdkit -r qed disk.qed
   fill_up verify "$sock" acknowledged
 }
+
+# Here a file can be longer than anywhere else: an entry points behind a hole
+# of 2^60 bytes.  The time limit is for the hour that it would take to look
+# for leaked clusters in it.
+@test "a hole without end does not keep the server from starting" {
+  image good disk.qed
+  truncate -s $((1 << 60)) disk.qed
+  image l2 disk.qed 1 $(((1 << 60) - 4096))
+  image set disk.qed "features=features | 2"
+  run -0 timeout 60 nbdkit -U - qed disk.qed \
+      --run 'qemu-io -r -f raw -c "read -P 1 0 4k" "$uri"'
+  refute_output --partial failed
+  no_need_check disk.qed
+}

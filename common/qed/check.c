@@ -25,9 +25,9 @@
  * Copies make the file longer.  Entries that pointed behind its end do
  * so until they are cleared, even if there is a copy now.
  *
- * A file can ask for far more copies than it has clusters only if
- * somebody made it so; it is refused then, or a small file could fill
- * the disk.
+ * A file can ask for far more copies than it has clusters (holes do not
+ * count) only if somebody made it so; it is refused then, or a small file
+ * could fill the disk.
  */
 
 #include <config.h>
@@ -49,7 +49,7 @@
 
 #define COPY_PIECE ((uint64_t) 1024 * 1024)
 
-/* Bytes that copies may take, besides eight times the file's length. */
+/* Bytes that copies may take, besides eight times what the file takes. */
 #define COPY_BUDGET ((uint64_t) 256 * 1024 * 1024)
 
 /* Clusters whose first user is remembered, in a table of twice as many. */
@@ -255,6 +255,30 @@ make_copy (struct repair *rep, const struct finding *f, uint64_t *where)
   return 0;
 }
 
+/* For all findings of a round that want one.  If that fails the file does
+ * not keep those that were made, or it would grow with each attempt.
+ */
+static int
+make_copies (struct repair *rep, uint64_t *values)
+{
+  struct node *file = rep->s->file;
+  const uint64_t size = node_size (file);
+
+  for (size_t i = 0; i < rep->nr; ++i) {
+    const struct finding *f = &rep->findings[i];
+
+    if (wants_copy (rep->s, f) && make_copy (rep, f, &values[i]) == -1) {
+      const int err = errno;
+
+      if (!file->fixed_size)
+        node_resize (file, size);
+      errno = err;
+      return -1;
+    }
+  }
+  return 0;
+}
+
 /* Where the entry of a finding stands in the file. */
 static int
 entry_place (struct qed *s, const struct finding *f, uint64_t *place)
@@ -295,13 +319,7 @@ fix_findings (struct repair *rep)
     msg_error ("%s: repair: %m", s->node.name);
     return -1;
   }
-  for (size_t i = 0; i < rep->nr; ++i) {
-    const struct finding *f = &rep->findings[i];
-
-    if (wants_copy (s, f) && make_copy (rep, f, &values[i]) == -1)
-      return -1;
-  }
-  if (node_flush (s->file) == -1)
+  if (make_copies (rep, values) == -1 || node_flush (s->file) == -1)
     return -1;
 
   /* L2 entries first: they stand in tables as the L1 entries have them
@@ -342,14 +360,15 @@ reload_l1 (struct qed *s)
   return 0;
 }
 
-/* Punch holes where runs of clusters are used by nobody. */
+/* Punch holes where runs of clusters are used by nobody, from cluster i
+ * on.
+ */
 static int
-free_runs (struct qed *s, const struct scan *scan)
+free_runs (struct qed *s, const struct scan *scan, uint64_t i, uint64_t end)
 {
-  const uint64_t end = scan->result.image_end >> s->cluster_bits;
   uint64_t start;
 
-  for (uint64_t i = 0; i < end; i++) {
+  for (; i < end; i++) {
     if (bitmap_has (&scan->used, i))
       continue;
     for (start = i; i < end && !bitmap_has (&scan->used, i);)
@@ -357,6 +376,31 @@ free_runs (struct qed *s, const struct scan *scan)
     if (node_discard (s->file, (i - start) << s->cluster_bits,
                       start << s->cluster_bits) == -1)
       return -1;
+  }
+  return 0;
+}
+
+/* The same in all of the image, but for what the file has holes in
+ * already: an entry may point behind any number of them.
+ */
+static int
+free_unused (struct qed *s, const struct scan *scan)
+{
+  const uint64_t end = scan->result.image_end >> s->cluster_bits;
+  uint64_t clusters;
+
+  for (uint64_t i = 0; i < end; i += clusters) {
+    struct extent e;
+
+    if (node_extents (s->file, (end - i) << s->cluster_bits,
+                      i << s->cluster_bits, &e) == -1)
+      return -1;
+    clusters = e.length >> s->cluster_bits;
+    if (!(e.flags & EXTENT_HOLE) || clusters == 0) {
+      clusters = div_round_up (e.length, s->cluster_size);
+      if (free_runs (s, scan, i, i + clusters) == -1)
+        return -1;
+    }
   }
   return 0;
 }
@@ -379,7 +423,7 @@ fix_leaks (struct qed *s, struct scan *scan, bool thorough)
   if (node_size (s->file) > scan->result.image_end &&
       node_resize (s->file, scan->result.image_end) == -1)
     return -1;
-  if (free_runs (s, scan) == -1 || node_flush (s->file) == -1)
+  if (free_unused (s, scan) == -1 || node_flush (s->file) == -1)
     return -1;
   scan->result.leaks_fixed = scan->result.leaks;
   return 0;
@@ -492,6 +536,16 @@ fix_all (struct repair *rep, struct scan *scan, uint64_t *fixed)
   return do_phase (rep, CLEAR, scan, fixed);
 }
 
+/* Holes can be as long as somebody likes. */
+static uint64_t
+bytes_taken (struct node *file)
+{
+  const int64_t allocated = node_allocated_size (file);
+  const uint64_t size = node_size (file);
+
+  return allocated < 0 ? size : MIN ((uint64_t) allocated, size);
+}
+
 static int
 do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
 {
@@ -499,7 +553,8 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
   int r;
 
   rep->limit = node_size (rep->s->file);
-  rep->budget = (8 * rep->limit + COPY_BUDGET) >> rep->s->cluster_bits;
+  rep->budget =
+    (8 * bytes_taken (rep->s->file) + COPY_BUDGET) >> rep->s->cluster_bits;
   if (fix == QED_FIX_ALL) {
     r = fix_all (rep, scan, &fixed);
     r = plan_finish (rep->plan, r);
