@@ -609,7 +609,6 @@ limited ()
   length=$(stat -c %s "$1")
   shift
   (
-    trap '' XFSZ
     ulimit -f $((length / 1024))
     exec "$@"
   )

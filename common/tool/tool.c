@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -305,6 +306,7 @@ tool_main (const struct tool *this_tool, int argc, char *argv[])
   int status;
 
   tool = this_tool;
+  signal (SIGXFSZ, SIG_IGN);    /* a write says EFBIG then */
   parse_global_options (argc, argv);
   if (optind >= argc)
     tool_usage_error ("Not enough arguments");
