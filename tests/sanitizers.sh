@@ -41,7 +41,8 @@ check_with ()
   local sanitizers=$1 dir=$tmp/$1 log=$tmp/$1.log test
   mkdir "$dir"
   if ( cd "$dir" &&
-         "$tmp/source/configure" --enable-sanitizers="$sanitizers" &&
+         "$tmp/source/configure" --enable-sanitizers="$sanitizers" \
+           CFLAGS="-g -O1" &&
          make -j2 && make -j2 check TESTS= ) >"$log" 2>&1
   then
     report ok "$sanitizers: unit tests and tools build"

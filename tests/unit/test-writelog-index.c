@@ -829,7 +829,7 @@ test_damaged_logs_are_refused (void **state)
 
 /* ---- Memory */
 
-enum { MANY = 1000000 };
+enum { MANY = 1000000 / ONE_IN };
 
 /* A log of discards with sectors of 32 bytes, written in one go. */
 static void

@@ -676,7 +676,7 @@ damage (struct log *log, uint64_t *random)
 static void
 random_damage (void **state)
 {
-  const uint64_t rounds = environment ("ROUNDS", 20000);
+  const uint64_t rounds = environment ("ROUNDS", 20000 / ONE_IN);
   const uint64_t seed = environment ("SEED", 1);
   unsigned nr_good = 0;
 
