@@ -30,6 +30,7 @@ environment.
 import errno
 import os
 import random
+import signal
 import sys
 import time
 
@@ -338,6 +339,17 @@ class Hung(Round):
             raise Mismatch("a checkpoint succeeded while the remote hangs")
         server.stop_replication(self.rng.choice([False, True]))
         self.client.close()
+        self.end_of(server)
+
+    def end_of(self, server):
+        """The remote comes back when it has been given up: too late."""
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while "still no answer at the end" not in server.log():
+            if time.monotonic() > deadline:
+                raise TimeoutError("it does not end")
+            time.sleep(0.005)
+        self.remote.go_on()
         server.stop()
 
     def end(self):

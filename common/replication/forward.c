@@ -756,7 +756,8 @@ forward_open (struct node *node, unsigned limit,
 }
 
 /* Let the workers do what is left, if they get on with it.  Have all
- * ended?
+ * ended?  The second time nobody waits for them: the code that they are in,
+ * of the layer below, may have been unloaded, so the process should end.
  */
 static bool
 end_workers (struct forward *f)
@@ -769,7 +770,7 @@ end_workers (struct forward *f)
   pthread_cond_broadcast (&f->work);
   while (f->nr_workers > 0 && f->state == WORKING)
     wait_patiently (f, &f->ended);
-  end = now () + FAREWELL;
+  end = again ? 0 : now () + FAREWELL;
   while (f->nr_workers > 0 && now () < end)
     wait_until (f, &f->ended, end);
   if (f->nr_workers > 0 && !again)
