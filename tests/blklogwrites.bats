@@ -780,6 +780,28 @@ queried ()
   assert_output "0 0 8 new"
 }
 
+@test "a run whose disk is not there leaves the old log as it was" {
+  truncate -s 1M disk
+  old_log
+  start_nbdkit --filter=blklogwrites nbd socket="$tmp/none" log=log
+  run nbdinfo "$uri"
+  assert_failure
+  stop_nbdkit
+  cmp log old
+
+  # Or has no size.
+  cat >no-size.sh <<'EOF'
+#!/bin/sh
+case $1 in open) exit 0;; get_size) exit 1;; *) exit 2;; esac
+EOF
+  chmod +x no-size.sh
+  start_nbdkit --filter=blklogwrites sh no-size.sh log=log
+  run nbdinfo "$uri"
+  assert_failure
+  stop_nbdkit
+  cmp log old
+}
+
 @test "a log is started anew when a connection is accepted, or at the end" {
   truncate -s 1M disk
   old_log

@@ -80,7 +80,8 @@ end (void)
   control_close (control);
   recorder_close (recorder);
   /* Also a run without a connection leaves a log of its own, but one in
-   * which the log did not suit the disk leaves the log as it was.
+   * which the log did not suit the disk, or the disk was not there, leaves
+   * the log as it was.
    */
   if (started && !atomic_load (&refused))
     writelog_begin (writelog);
@@ -416,6 +417,7 @@ blklogwrites_open (nbdkit_next_open *next, nbdkit_context *context,
     return NULL;
   }
   if (next (context, readonly, exportname) == -1) {
+    atomic_store (&refused, true);
     blklogwrites_close (h);
     return NULL;
   }
@@ -430,7 +432,6 @@ check_block_size (uint32_t minimum)
 {
   if (minimum <= writelog_sector_size (writelog))
     return 0;
-  atomic_store (&refused, true);
   nbdkit_error ("%s: the log's sector size of %" PRIu32 " bytes is smaller "
                 "than the disk's minimum block size of %" PRIu32 " bytes",
                 log_name, writelog_sector_size (writelog), minimum);
@@ -448,8 +449,11 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 
   if (size == -1 || can_extents == -1 || can_write == -1 ||
       next->block_size (next, &minimum, &preferred, &maximum) == -1 ||
-      check_block_size (minimum) == -1 ||
-      writelog_begin (writelog) == -1)
+      check_block_size (minimum) == -1) {
+    atomic_store (&refused, true);
+    return -1;
+  }
+  if (writelog_begin (writelog) == -1)
     return -1;
   h->writable = can_write;
   h->disk = (struct recorded_disk) {
