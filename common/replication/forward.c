@@ -61,9 +61,10 @@
  */
 #define MOMENT 20
 
-/* Requests are cut into pieces of this size. */
-#define WRITE_PIECE (UINT64_C (1024) * 1024)
-#define ZERO_PIECE (UINT64_C (64) * 1024 * 1024)
+/* Requests are cut into pieces of this size, zeroes too: a secondary copies
+ * what they replace.
+ */
+#define PIECE (UINT64_C (1024) * 1024)
 
 /* So many buffers of this size are kept for the next ones. */
 #define MAX_SPARE 16
@@ -133,7 +134,7 @@ struct forward {
   uint64_t next_number;
   uint64_t bytes;               /* in the queue and running */
   int64_t progress;             /* when there was some */
-  struct request *spare;        /* free ones of WRITE_PIECE bytes: fresh
+  struct request *spare;        /* free ones of PIECE bytes: fresh
                                    memory costs as much as the copying */
   unsigned nr_spare;
 };
@@ -178,7 +179,7 @@ free_request (struct forward *f, struct request *r)
 {
   if (r->awaited)
     pthread_cond_destroy (&r->changed);
-  if (r->kind == WRITE && r->count == WRITE_PIECE && f->nr_spare < MAX_SPARE) {
+  if (r->kind == WRITE && r->count == PIECE && f->nr_spare < MAX_SPARE) {
     r->next = f->spare;
     f->spare = r;
     f->nr_spare++;
@@ -440,7 +441,7 @@ new_request (struct forward *f, const struct request *what)
 {
   struct request *r = NULL;
 
-  if (what->kind == WRITE && what->count == WRITE_PIECE)
+  if (what->kind == WRITE && what->count == PIECE)
     r = take_spare (f);
   if (r == NULL)
     r = malloc (bytes_of (what));
@@ -616,7 +617,7 @@ forward_pwritev (struct forward *f, const struct iovec *iov, int iovcnt,
 
   (void) iovcnt;                /* count says the same */
   while (count > 0) {
-    const size_t len = MIN (count, WRITE_PIECE);
+    const size_t len = MIN (count, PIECE);
     struct request *r =
       new_request (f, &(struct request) {
         .kind = WRITE, .count = len, .offset = offset
@@ -641,7 +642,7 @@ run_pieces (struct forward *f, struct request what, uint64_t count)
   const bool alone = is_alone (f);
 
   while (count > 0) {
-    what.count = MIN (count, ZERO_PIECE);
+    what.count = MIN (count, PIECE);
     if (run (f, new_request (f, &what)) == -1)
       return -1;
     count -= what.count;

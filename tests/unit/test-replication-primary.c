@@ -39,6 +39,7 @@ struct disk {
   atomic_bool hang;             /* changes and flushes do not return */
   atomic_bool dawdle;           /* some writes take longer than others */
   atomic_uint changes, flushes;
+  _Atomic uint64_t longest;     /* zero request or discard */
 };
 
 static int
@@ -103,6 +104,7 @@ disk_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
     return -1;
   }
   atomic_fetch_add (&d->changes, 1);
+  atomic_store (&d->longest, MAX (atomic_load (&d->longest), count));
   if (disk_fails (d, &d->fail_writes) == -1)
     return -1;
   memset (d->data + offset, 0, count);
@@ -504,6 +506,22 @@ test_a_forwarder_bears_a_slow_secondary (void **state)
   join_threads (&thread, 1);
   assert_done (primary_checkpoint (primary, &refusal));
   assert_false (query ().error);
+}
+
+/* A secondary copies what zeroes replace, so a long request takes long; in
+ * one piece it would look as if it hung.
+ */
+static void
+test_a_forwarder_cuts_long_requests (void **state)
+{
+  (void) state;
+  begin_primary (NULL, NULL, 0);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.longest, 0);
+  assert_int_equal (node_zero (node, DISK_SIZE, 0, 0), 0);
+  assert_int_equal (node_discard (node, DISK_SIZE, 0), 0);
+  assert_int_equal (node_flush (node), 0);
+  assert_in_range (atomic_load (&disk.longest), 1, 1024 * 1024);
 }
 
 /* Who does one thing after the other mostly finds it done, unless the
@@ -1552,6 +1570,7 @@ main (void)
     TEST (test_a_forwarder_gives_up_a_secondary_that_hangs),
     TEST (test_a_forwarder_tells_of_a_secondary_that_hangs),
     TEST (test_a_forwarder_bears_a_slow_secondary),
+    TEST (test_a_forwarder_cuts_long_requests),
     TEST (test_a_forwarder_waits_for_a_moment),
     TEST (test_a_forwarder_keeps_the_order),
     TEST (test_failover_of_a_forwarder_that_hangs),
