@@ -70,7 +70,7 @@
 #define MAX_SPARE 16
 
 /* A request that does not return is borne this many times the limit while
- * others do.
+ * others do, and a flush in any case.
  */
 #define ALONE 3
 
@@ -229,15 +229,22 @@ patience_ends (const struct forward *f, int64_t since)
               since + ALONE * (int64_t) f->limit);
 }
 
-/* The same for what runs; INT64_MAX if nothing does. */
+/* The same for what runs; INT64_MAX if nothing does.  A flush may have much
+ * to do, and nothing else gets on meanwhile.
+ */
 static int64_t
 workers_end (const struct forward *f)
 {
   int64_t end = INT64_MAX;
 
-  for (unsigned i = 0; i < NR_WORKERS; ++i)
-    if (f->workers[i].request)
-      end = MIN (end, patience_ends (f, f->workers[i].request->since));
+  for (unsigned i = 0; i < NR_WORKERS; ++i) {
+    const struct request *r = f->workers[i].request;
+
+    if (r)
+      end = MIN (end, r->kind == FLUSH
+                 ? r->since + ALONE * (int64_t) f->limit
+                 : patience_ends (f, r->since));
+  }
   return end;
 }
 

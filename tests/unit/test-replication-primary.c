@@ -37,6 +37,7 @@ struct disk {
   char *data;
   atomic_bool fail_reads, fail_writes, fail_flushes;
   atomic_bool hang;             /* changes and flushes do not return */
+  atomic_uint hanging;          /* these */
   atomic_bool dawdle;           /* some writes take longer than others */
   atomic_uint changes, flushes;
   _Atomic uint64_t longest;     /* zero request or discard */
@@ -55,8 +56,10 @@ disk_fails (struct disk *d, atomic_bool *fails)
 static void
 disk_hangs (struct disk *d)
 {
+  atomic_fetch_add (&d->hanging, 1);
   while (atomic_load (&d->hang))
     usleep (1000);
+  atomic_fetch_sub (&d->hanging, 1);
 }
 
 static int
@@ -542,6 +545,33 @@ test_a_forwarder_waits_for_a_moment (void **state)
     assert_int_equal (node_flush (node), 0);
   }
   assert_true (found > 50);
+}
+
+static void
+answer_later (struct unit_thread *t)
+{
+  (void) t;
+  wait_for (atomic_load (&disk.hanging) > 0);
+  usleep (2000000);
+  atomic_store (&disk.hang, false);
+}
+
+/* A flush may take longer than other requests. */
+static void
+test_a_forwarder_bears_a_slow_flush (void **state)
+{
+  struct unit_thread thread;
+
+  (void) state;
+  begin_primary (NULL, NULL, 1500);
+  assert_done (primary_start (primary, false, &refusal));
+  assert_int_equal (write_at (0, 512, 1), 0);
+  assert_int_equal (node_flush (node), 0);
+  atomic_store (&disk.hang, true);
+  start_threads (&thread, 1, answer_later, NULL);
+  assert_done (primary_checkpoint (primary, &refusal));
+  join_threads (&thread, 1);
+  assert_false (query ().error);
 }
 
 /* The last of several writes to a place is what remains there. */
@@ -1572,6 +1602,7 @@ main (void)
     TEST (test_a_forwarder_bears_a_slow_secondary),
     TEST (test_a_forwarder_cuts_long_requests),
     TEST (test_a_forwarder_waits_for_a_moment),
+    TEST (test_a_forwarder_bears_a_slow_flush),
     TEST (test_a_forwarder_keeps_the_order),
     TEST (test_failover_of_a_forwarder_that_hangs),
     TEST (test_a_clean_end_of_a_forwarder),
