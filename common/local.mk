@@ -19,6 +19,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/utils/bitmap.h \
 	common/utils/byteorder.h \
 	common/utils/cleanup.h \
+	common/utils/clock.h \
 	common/utils/iszero.h \
 	common/utils/jsontext.c \
 	common/utils/jsontext.h \

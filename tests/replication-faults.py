@@ -277,9 +277,10 @@ class Full(PrimaryRound):
 class Forward(Round):
     """The quorum above it must not see that the remote is away."""
 
-    def play(self):
-        remote = self.run(Remote(self.write_disk("remote")))
-        server = self.run(Forwarder(remote.uri))
+    def begin(self):
+        """A forwarder that has made a checkpoint."""
+        self.remote = self.run(Remote(self.write_disk("remote")))
+        server = self.run(Forwarder(self.remote.uri))
         server.start()
         self.client = Client(self.model, {
             "primary": [server.connect() for _ in range(2)]})
@@ -289,8 +290,12 @@ class Forward(Round):
         self.client.drain()
         server.checkpoint()
         self.model.disk.check_all(read_file(self.path("remote")), "remote")
+        return server
+
+    def play(self):
+        server = self.begin()
         self.traffic(self.rng.randrange(1, 100))
-        remote.go()
+        self.remote.go()
         self.traffic(200)
         status = server.query()
         if not status["error"] or not status["desc"]:
@@ -308,22 +313,12 @@ class Forward(Round):
         server.stop()
 
 
-class Hung(Round):
+class Hung(Forward):
     """The same, and neither the guest nor the commands wait for ever; nor
     does the end of the server."""
 
     def play(self):
-        self.remote = self.run(Remote(self.write_disk("remote")))
-        server = self.run(Forwarder(self.remote.uri))
-        server.start()
-        self.client = Client(self.model, {
-            "primary": [server.connect() for _ in range(2)]})
-        self.mix = Mix(self.rng, self.model, 65536, [
-            w for w in PRIMARY if w[0][1] != "read"])
-        self.traffic(self.rng.randrange(1, 100))
-        self.client.drain()
-        server.checkpoint()
-        self.model.disk.check_all(read_file(self.path("remote")), "remote")
+        server = self.begin()
         self.remote.stand_still()
         self.traffic(500)
         self.client.drain()

@@ -18,27 +18,19 @@
 #include <config.h>
 
 #include <inttypes.h>
-#include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "image.h"
 #include "message.h"
 
 #define SETTLE_AFTER 5000       /* milliseconds */
 
-static int64_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * INT64_C (1000) + ts.tv_nsec / 1000000;
-}
-
 void
 settle_note_allocation (struct qed *s)
 {
-  atomic_store_explicit (&s->last_allocation, now (), memory_order_relaxed);
+  atomic_store_explicit (&s->last_allocation, clock_ms (),
+                         memory_order_relaxed);
   if (!atomic_load (&s->unsettled) &&
       !atomic_exchange (&s->unsettled, true) && s->settle_job)
     job_wake (s->settle_job);
@@ -93,7 +85,7 @@ settle_thread (struct job *job, void *opaque)
     int64_t wait = -1;
 
     if (atomic_load (&s->unsettled)) {
-      wait = atomic_load (&s->last_allocation) + SETTLE_AFTER - now ();
+      wait = atomic_load (&s->last_allocation) + SETTLE_AFTER - clock_ms ();
       if (wait <= 0) {
         settle (s);             /* it has said what failed, if anything */
         continue;

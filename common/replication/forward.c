@@ -40,9 +40,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "forward.h"
 #include "job.h"
 #include "message.h"
@@ -139,26 +139,6 @@ struct forward {
   unsigned nr_spare;
 };
 
-/* Milliseconds. */
-static int64_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * INT64_C (1000) + ts.tv_nsec / 1000000;
-}
-
-static void
-wait_until (struct forward *f, pthread_cond_t *cond, int64_t when)
-{
-  const struct timespec ts = {
-    .tv_sec = when / 1000, .tv_nsec = when % 1000 * 1000000
-  };
-
-  pthread_cond_timedwait (cond, &f->lock, &ts);
-}
-
 /* Does it wait for those before it? */
 static bool
 is_barrier (const struct request *r)
@@ -254,12 +234,12 @@ workers_end (const struct forward *f)
 static void
 wait_patiently (struct forward *f, pthread_cond_t *cond)
 {
-  const int64_t end = workers_end (f), time = now ();
+  const int64_t end = workers_end (f), time = clock_ms ();
 
   if (time >= end)
     give_up (f);
   else
-    wait_until (f, cond, MIN (end, time + f->limit));
+    clock_wait (cond, &f->lock, MIN (end, time + f->limit));
 }
 
 static int
@@ -354,7 +334,7 @@ bring_in (struct forward *f)
 static void
 end_request (struct forward *f, struct request *r, int res, int err)
 {
-  f->progress = now ();
+  f->progress = clock_ms ();
   if (f->progress < r->since + MOMENT)
     f->slow = false;
   f->bytes -= bytes_of (r);
@@ -385,7 +365,7 @@ work_on (struct worker *w, struct request *r)
 
   f->first = r->next;
   r->begun = true;
-  r->since = now ();
+  r->since = clock_ms ();
   w->request = r;
   if (f->first && f->nr_idle > 0)
     pthread_cond_signal (&f->work);
@@ -480,7 +460,7 @@ enqueue (struct forward *f, struct request *r)
   else
     f->first = r;
   f->last = r;
-  r->since = now ();
+  r->since = clock_ms ();
   if (f->nr_idle > 0)
     pthread_cond_signal (&f->work);
   return 0;
@@ -516,11 +496,11 @@ wait_a_moment (struct forward *f)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
   const uint64_t next = f->next_number;
-  const int64_t end = now () + MOMENT;
+  const int64_t end = clock_ms () + MOMENT;
 
   f->nr_alone++;
-  while (f->state == WORKING && oldest_number (f) < next && now () < end)
-    wait_until (f, &f->done, end);
+  while (f->state == WORKING && oldest_number (f) < next && clock_ms () < end)
+    clock_wait (&f->done, &f->lock, end);
   f->nr_alone--;
   if (oldest_number (f) < next)
     f->slow = true;
@@ -702,7 +682,7 @@ forward_check (struct forward *f)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
 
-  if (f->state == WORKING && now () >= workers_end (f))
+  if (f->state == WORKING && clock_ms () >= workers_end (f))
     give_up (f);
 }
 
@@ -778,9 +758,9 @@ end_workers (struct forward *f)
   pthread_cond_broadcast (&f->work);
   while (f->nr_workers > 0 && f->state == WORKING)
     wait_patiently (f, &f->ended);
-  end = again ? 0 : now () + FAREWELL;
-  while (f->nr_workers > 0 && now () < end)
-    wait_until (f, &f->ended, end);
+  end = again ? 0 : clock_ms () + FAREWELL;
+  while (f->nr_workers > 0 && clock_ms () < end)
+    clock_wait (&f->ended, &f->lock, end);
   if (f->nr_workers > 0 && !again)
     msg_error ("%s: still no answer at the end, so it is not closed",
                f->node->name);

@@ -48,11 +48,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "align.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "iszero.h"
 #include "job.h"
 #include "message.h"
@@ -178,29 +178,6 @@ struct mirror {
   uint64_t batches, sent;       /* so far: their number and bytes */
 };
 
-/* Milliseconds. */
-static int64_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * INT64_C (1000) + ts.tv_nsec / 1000000;
-}
-
-static void
-wait_until (pthread_cond_t *cond, struct mirror *m, int64_t when)
-{
-  const struct timespec ts = {
-    .tv_sec = when / 1000, .tv_nsec = when % 1000 * 1000000
-  };
-
-  if (when == INT64_MAX)
-    pthread_cond_wait (cond, &m->lock);
-  else
-    pthread_cond_timedwait (cond, &m->lock, &ts);
-}
-
 /* The state has changed, for everybody. */
 static void
 announce (struct mirror *m)
@@ -239,7 +216,7 @@ begin_call (struct mirror *m, struct call *call)
 {
   if (m->remote == NULL || m->broken)
     return NULL;
-  *call = (struct call) { .since = now (), .next = m->calls };
+  *call = (struct call) { .since = clock_ms (), .next = m->calls };
   if (m->calls)
     m->calls->prev = call;
   m->calls = call;
@@ -269,7 +246,7 @@ prolong_call (struct mirror *m, struct call *call)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
-  call->since = now ();
+  call->since = clock_ms ();
 }
 
 /* Called by the node, without locks. */
@@ -361,7 +338,7 @@ try_to_connect (struct mirror *m)
 
   if (n == NULL) {
     m->broken = false;
-    m->connect_at = now () + m->connect_delay;
+    m->connect_at = clock_ms () + m->connect_delay;
     m->connect_delay = next_delay (m->connect_delay);
     msg_debug ("%s: %s", m->uri, cause);
     note_failure (m, "%s", cause);
@@ -395,7 +372,7 @@ drop_remote (struct mirror *m)
     replication_error_set (m->error, "connection to the remote lost: %s",
                            cause);
     note_failure (m, "connection lost: %s", cause);
-    m->connect_at = now () + m->connect_delay;
+    m->connect_at = clock_ms () + m->connect_delay;
     m->connect_delay = next_delay (m->connect_delay);
   }
   dirty_lost (m->dirty);
@@ -432,7 +409,7 @@ link_sleep (struct mirror *m, bool wanted)
   else if (!m->remote && wanted)
     when = m->connect_at;
   m->watched = m->remote && when < INT64_MAX;
-  wait_until (&m->link_work, m, when);
+  clock_wait (&m->link_work, &m->lock, when);
   m->watched = false;
 }
 
@@ -446,14 +423,14 @@ link_thread (struct job *job, void *opaque)
   while (!m->ending || m->remote) {
     const bool wanted = m->wanted && !m->ending;
 
-    if (m->remote && (!wanted || calls_end (m) <= now ()))
+    if (m->remote && (!wanted || calls_end (m) <= clock_ms ()))
       m->broken = true;
     if (m->remote && m->broken && m->calls)
       node_cut (m->remote);
 
     if (m->remote && m->broken && !m->calls)
       drop_remote (m);
-    else if (!m->remote && wanted && m->connect_at <= now ())
+    else if (!m->remote && wanted && m->connect_at <= clock_ms ())
       try_to_connect (m);
     else
       link_sleep (m, wanted);
@@ -677,7 +654,7 @@ copy_batch (struct mirror *m, struct batch *b)
   pthread_mutex_lock (&m->lock);
   remote = begin_call (m, &call);
   if (remote) {
-    const int64_t since = now ();
+    const int64_t since = clock_ms ();
 
     pthread_mutex_unlock (&m->lock);
     ok = write_batch (m, &call, remote, b);
@@ -686,7 +663,7 @@ copy_batch (struct mirror *m, struct batch *b)
      */
     if (!ok)
       b->limit = 1;
-    else if (now () > since + SLOW_BATCH)
+    else if (clock_ms () > since + SLOW_BATCH)
       b->limit = MAX (b->limit / 2, 1U);
     else if (b->limit < BATCH)
       b->limit++;
@@ -708,7 +685,7 @@ copy_batch (struct mirror *m, struct batch *b)
 static void
 note_send_failure (struct mirror *m, const char *cause)
 {
-  m->send_at = now () + m->send_delay;
+  m->send_at = clock_ms () + m->send_delay;
   m->send_delay = next_delay (m->send_delay);
   note_failure (m, "%s", cause);
 }
@@ -726,7 +703,7 @@ note_batch (struct mirror *m, const struct batch *b, bool ok)
     m->send_delay = m->connect_delay = FIRST_DELAY;
   }
   if (m->flush_at == INT64_MAX)
-    m->flush_at = now () + FLUSH_AFTER;
+    m->flush_at = clock_ms () + FLUSH_AFTER;
   if (m->sent - m->flushed >= FLUSH_BYTES)
     m->flush_at = 0;
   pthread_cond_broadcast (&m->changed);
@@ -737,11 +714,12 @@ static void
 note_pass (struct mirror *m, bool end)
 {
   if (!m->in_pass)
-    m->pass_began = now ();
+    m->pass_began = clock_ms ();
   m->in_pass = !end;
   if (end)
-    m->rest_until = now () +
-      MIN (MAX ((now () - m->pass_began) * REST_FACTOR, MIN_REST), MAX_REST);
+    m->rest_until = clock_ms () +
+      MIN (MAX ((clock_ms () - m->pass_began) * REST_FACTOR, MIN_REST),
+           MAX_REST);
 }
 
 /* Take dirty areas.  As long as this finds none, whoever makes something
@@ -773,13 +751,13 @@ send_or_wait (struct mirror *m, struct batch *b)
     MAX (m->send_at, m->rest_until);
 
   if (m->remote == NULL || m->broken)
-    wait_until (&m->work, m, INT64_MAX);
-  else if (now () < when)
-    wait_until (&m->work, m, MIN (when, flush_at));
+    clock_wait (&m->work, &m->lock, INT64_MAX);
+  else if (clock_ms () < when)
+    clock_wait (&m->work, &m->lock, MIN (when, flush_at));
   else if (take_batch (m, b))
     note_batch (m, b, copy_batch (m, b));
   else {
-    wait_until (&m->work, m, flush_at);
+    clock_wait (&m->work, &m->lock, flush_at);
     atomic_fetch_sub (&m->idle, 1);
   }
 }
@@ -819,7 +797,7 @@ flush_remote (struct mirror *m)
     note_send_failure (m, cause);
   }
   if (dirty_is_unsure (m->dirty))
-    m->flush_at = MIN (m->flush_at, now () + FLUSH_AFTER);
+    m->flush_at = MIN (m->flush_at, clock_ms () + FLUSH_AFTER);
   announce (m);
   return r;
 }
@@ -833,7 +811,7 @@ sender_thread (struct job *job, void *opaque)
   (void) job;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   while (!m->ending) {
-    if (m->remote && !m->broken && !m->flushing && m->flush_at <= now ())
+    if (m->remote && !m->broken && !m->flushing && m->flush_at <= clock_ms ())
       flush_remote (m);
     else
       send_or_wait (m, &sender->batch);
@@ -1062,10 +1040,10 @@ is_stuck (const struct mirror *m, struct progress *p, uint64_t bytes)
 {
   if (bytes < p->least) {
     p->least = bytes;
-    p->since = now ();
+    p->since = clock_ms ();
     p->batches = m->batches;
   }
-  return now () >= p->since + PATIENCE &&
+  return clock_ms () >= p->since + PATIENCE &&
     m->batches >= p->batches + PATIENCE_BATCHES;
 }
 
@@ -1074,7 +1052,8 @@ static bool
 is_hopeless (const struct mirror *m, const struct progress *p,
              uint64_t bytes)
 {
-  const double speed = (double) (m->sent - p->sent) / (now () - p->begin + 1);
+  const double speed =
+    (double) (m->sent - p->sent) / (clock_ms () - p->begin + 1);
 
   return bytes > speed * MIRROR_HOLD / 3;
 }
@@ -1108,7 +1087,7 @@ mirror_approach (struct mirror *m, unsigned limit,
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
   struct progress p = {
-    .begin = now (), .sent = m->sent, .least = UINT64_MAX,
+    .begin = clock_ms (), .sent = m->sent, .least = UINT64_MAX,
   };
   const int64_t deadline = limit ? p.begin + limit : INT64_MAX;
   struct asked_flush asked = { .is_asked = false };
@@ -1132,9 +1111,9 @@ mirror_approach (struct mirror *m, unsigned limit,
       if ((stuck || bytes <= CLOSE_ENOUGH) && has_flushed (m, &asked))
         return 0;
     }
-    if (now () >= deadline)
+    if (clock_ms () >= deadline)
       return refuse_late (m, limit, refusal);
-    wait_until (&m->changed, m, MIN (deadline, now () + PATIENCE));
+    clock_wait (&m->changed, &m->lock, MIN (deadline, clock_ms () + PATIENCE));
   }
 }
 
@@ -1143,7 +1122,7 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
-  const int64_t deadline = now () + MIRROR_HOLD;
+  const int64_t deadline = clock_ms () + MIRROR_HOLD;
   struct asked_flush asked = { .is_asked = false };
 
   CLEANUP_WAITING struct mirror *waiting = m;
@@ -1159,8 +1138,8 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
         return 0;
     }
     /* A flush that the remote does not answer is left to its sender. */
-    if (now () >= deadline)
+    if (clock_ms () >= deadline)
       return refuse_late (m, MIRROR_HOLD, refusal);
-    wait_until (&m->changed, m, deadline);
+    clock_wait (&m->changed, &m->lock, deadline);
   }
 }
