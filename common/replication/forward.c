@@ -125,7 +125,7 @@ struct forward {
   bool ending;
   unsigned nr_workers, nr_idle;
   unsigned nr_for_room;         /* guests that wait for it */
-  unsigned nr_alone;            /* guests that wait for a moment */
+  unsigned nr_for_done;         /* who waits for that, but not for long */
   bool slow;                    /* more than a MOMENT */
   struct request *first, *last; /* the queue: what nobody has begun */
   struct request *aside;        /* flushes and drains that are not in the
@@ -340,6 +340,8 @@ end_request (struct forward *f, struct request *r, int res, int err)
   f->bytes -= bytes_of (r);
   if (f->nr_for_room > 0)
     pthread_cond_signal (&f->room);
+  if (f->nr_for_done > 0)
+    pthread_cond_broadcast (&f->done);
   if (r->awaited && !r->abandoned) {
     r->r = res;
     r->err = err;
@@ -352,8 +354,6 @@ end_request (struct forward *f, struct request *r, int res, int err)
                            ": %s", names[r->kind], r->offset,
                            strerror (err));
   free_request (f, r);
-  if (f->nr_alone > 0)
-    pthread_cond_broadcast (&f->done);
 }
 
 /* Carry out what was found.  Called and returns with the lock. */
@@ -404,6 +404,16 @@ worker_thread (struct job *job, void *opaque)
   pthread_cond_signal (&f->ended);
   pthread_cond_broadcast (&f->work); /* who waited for the last request */
   return 0;
+}
+
+/* Called with the lock. */
+static bool
+is_working (const struct forward *f)
+{
+  for (unsigned i = 0; i < NR_WORKERS; ++i)
+    if (f->workers[i].request)
+      return true;
+  return false;
 }
 
 /* ---- Requests */
@@ -498,10 +508,10 @@ wait_a_moment (struct forward *f)
   const uint64_t next = f->next_number;
   const int64_t end = clock_ms () + MOMENT;
 
-  f->nr_alone++;
+  f->nr_for_done++;
   while (f->state == WORKING && oldest_number (f) < next && clock_ms () < end)
     clock_wait (&f->done, &f->lock, end);
-  f->nr_alone--;
+  f->nr_for_done--;
   if (oldest_number (f) < next)
     f->slow = true;
 }
@@ -693,6 +703,19 @@ forward_cut (struct forward *f)
 
   if (f->state == WORKING)
     stop_working (f, CUT);
+}
+
+bool
+forward_settle (struct forward *f, unsigned ms)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  const int64_t end = clock_ms () + ms;
+
+  f->nr_for_done++;
+  while (is_working (f) && clock_ms () < end)
+    clock_wait (&f->done, &f->lock, end);
+  f->nr_for_done--;
+  return !is_working (f);
 }
 
 /* ---- Open and close */

@@ -62,4 +62,10 @@ extern void forward_check (struct forward *f);
  */
 extern void forward_cut (struct forward *f);
 
+/* After that, wait until what had been begun has been carried out, so that
+ * nothing arrives at the secondary any more; but only for so many
+ * milliseconds.  Returns whether it has.
+ */
+extern bool forward_settle (struct forward *f, unsigned ms);
+
 #endif /* BLOCKDRIVERS_FORWARD_H */

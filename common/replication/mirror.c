@@ -155,6 +155,8 @@ struct mirror {
   pthread_cond_t work;          /* for senders */
   pthread_cond_t link_work;     /* for the link */
   bool wanted;                  /* we are to be connected */
+  int64_t cut_at;               /* if we are not, what is under way has its
+                                   time until then */
   bool all_dirty;               /* when we are, everything will be dirty */
   bool ending;
   unsigned interrupted;         /* so many want nobody to wait */
@@ -187,6 +189,13 @@ announce (struct mirror *m)
   pthread_cond_signal (&m->link_work);
 }
 
+/* May the remote be asked for more?  Called with the lock. */
+static bool
+is_usable (const struct mirror *m)
+{
+  return m->remote && !m->broken && m->wanted;
+}
+
 static int64_t
 next_delay (int64_t delay)
 {
@@ -214,7 +223,7 @@ note_failure (struct mirror *m, const char *fs, ...)
 static struct node *
 begin_call (struct mirror *m, struct call *call)
 {
-  if (m->remote == NULL || m->broken)
+  if (!is_usable (m))
     return NULL;
   *call = (struct call) { .since = clock_ms (), .next = m->calls };
   if (m->calls)
@@ -236,7 +245,7 @@ end_call (struct mirror *m, struct call *call)
     m->calls = call->next;
   if (node_is_lost (m->remote, NULL, 0))
     m->broken = true;
-  if (m->broken)
+  if (m->broken || !m->wanted)
     announce (m);
 }
 
@@ -396,6 +405,16 @@ calls_end (const struct mirror *m)
   return end;
 }
 
+/* Is it time to hang up? */
+static bool
+is_over (const struct mirror *m, bool wanted)
+{
+  const int64_t time = clock_ms ();
+
+  return calls_end (m) <= time ||
+    (!wanted && (m->calls == NULL || m->ending || m->cut_at <= time));
+}
+
 /* Wait until the next attempt to connect, or until the oldest call must
  * have come to its end.  Called and returns with the lock.
  */
@@ -405,7 +424,7 @@ link_sleep (struct mirror *m, bool wanted)
   int64_t when = INT64_MAX;
 
   if (m->remote && !m->broken)
-    when = calls_end (m);
+    when = wanted ? calls_end (m) : MIN (calls_end (m), m->cut_at);
   else if (!m->remote && wanted)
     when = m->connect_at;
   m->watched = m->remote && when < INT64_MAX;
@@ -423,7 +442,7 @@ link_thread (struct job *job, void *opaque)
   while (!m->ending || m->remote) {
     const bool wanted = m->wanted && !m->ending;
 
-    if (m->remote && (!wanted || calls_end (m) <= clock_ms ()))
+    if (m->remote && is_over (m, wanted))
       m->broken = true;
     if (m->remote && m->broken && m->calls)
       node_cut (m->remote);
@@ -750,7 +769,7 @@ send_or_wait (struct mirror *m, struct batch *b)
   const int64_t when = m->waiters ? m->send_at :
     MAX (m->send_at, m->rest_until);
 
-  if (m->remote == NULL || m->broken)
+  if (!is_usable (m))
     clock_wait (&m->work, &m->lock, INT64_MAX);
   else if (clock_ms () < when)
     clock_wait (&m->work, &m->lock, MIN (when, flush_at));
@@ -811,7 +830,7 @@ sender_thread (struct job *job, void *opaque)
   (void) job;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   while (!m->ending) {
-    if (m->remote && !m->broken && !m->flushing && m->flush_at <= clock_ms ())
+    if (is_usable (m) && !m->flushing && m->flush_at <= clock_ms ())
       flush_remote (m);
     else
       send_or_wait (m, &sender->batch);
@@ -927,7 +946,7 @@ mirror_is_connected (struct mirror *m)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
-  return m->remote && !m->broken;
+  return is_usable (m);
 }
 
 /* Who waits now does not wait for the next attempt. */
@@ -967,15 +986,21 @@ mirror_connect (struct mirror *m, bool all_dirty,
   return replication_refuse (refusal, "%.120s: %.120s", m->uri, m->cause);
 }
 
-void
-mirror_disconnect (struct mirror *m)
+bool
+mirror_disconnect (struct mirror *m, unsigned ms)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  bool answered;
 
   m->wanted = false;
+  m->cut_at = clock_ms () + ms;
   announce (m);
+  while (m->remote && m->calls && !m->broken && clock_ms () < m->cut_at)
+    clock_wait (&m->changed, &m->lock, m->cut_at);
+  answered = m->calls == NULL || m->broken;
   while (m->remote)
     pthread_cond_wait (&m->changed, &m->lock);
+  return answered;
 }
 
 void
@@ -1099,7 +1124,7 @@ mirror_approach (struct mirror *m, unsigned limit,
 
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
-    if (m->remote && !m->broken) {
+    if (is_usable (m)) {
       const bool stuck = is_stuck (m, &p, bytes);
 
       if (stuck && is_hopeless (m, &p, bytes))
@@ -1130,7 +1155,7 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
   for (;;) {
     if (check_waiting (m, failures, refusal) == -1)
       return -1;
-    if (m->remote && !m->broken && dirty_bytes (m->dirty) == 0) {
+    if (is_usable (m) && dirty_bytes (m->dirty) == 0) {
       /* Often the flush that mirror_approach waited for has settled all. */
       if (!m->flushing && !dirty_is_unsure (m->dirty))
         return 0;

@@ -49,8 +49,11 @@ extern void mirror_close (struct mirror *m);
 extern int mirror_connect (struct mirror *m, bool all_dirty,
                            struct replication_refusal *refusal);
 
-/* The end of this: hang up, without waiting for the remote. */
-extern void mirror_disconnect (struct mirror *m);
+/* The end of this: send no more, wait for the answers to what was sent, so
+ * that nothing arrives at the remote any more, but only for so many
+ * milliseconds, and hang up.  Returns whether all answers have come.
+ */
+extern bool mirror_disconnect (struct mirror *m, unsigned ms);
 
 extern bool mirror_is_connected (struct mirror *m);
 

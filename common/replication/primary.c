@@ -46,6 +46,9 @@
  */
 #define FAREWELL 5000
 
+/* And for which they wait for answers to what has been sent. */
+#define SETTLE 1000
+
 struct primary {
   struct node node;             /* the export */
   char *remote;                 /* or NULL: a forwarder */
@@ -387,7 +390,7 @@ stop_mirror (struct primary *p)
     replication_error_set (&p->error, "stopped when the remote lacked "
                            "%" PRIu64 " bytes: %.150s",
                            dirty_bytes (&p->dirty), refusal.desc);
-  mirror_disconnect (p->mirror);
+  mirror_disconnect (p->mirror, SETTLE);
 }
 
 /* Let the secondary get what is under way to it, and leave RUNNING.  If it
@@ -614,20 +617,34 @@ primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
   return prepare (p, refusal) == -1 ? -1 : commit (p, refusal);
 }
 
+/* The remote is taken for lost, so the guest no longer waits for it.  But
+ * if it is alive, what was sent to it must not arrive after this: the next
+ * thing that happens may be that it is promoted, and not all secondaries
+ * refuse an old primary's writes then.
+ */
+static void
+leave_to_fail_over (struct primary *p)
+{
+  bool answered;
+
+  atomic_store (&p->stage, REPLICATION_DONE);
+  if (p->mirror)
+    answered = mirror_disconnect (p->mirror, SETTLE);
+  else {
+    forward_cut (p->forward);
+    answered = forward_settle (p->forward, SETTLE);
+  }
+  if (!answered)
+    msg_warning ("%s: no answer to the last writes: they may arrive there "
+                 "later", p->remote ? p->remote : p->disk->name);
+}
+
 /* Leave RUNNING. */
 static void
 stop (struct primary *p, bool failover)
 {
-  if (failover) {
-    /* The remote is taken for lost, so nothing waits for it, not even
-     * for writes that are being forwarded.
-     */
-    atomic_store (&p->stage, REPLICATION_DONE);
-    if (p->mirror)
-      mirror_disconnect (p->mirror);
-    else
-      forward_cut (p->forward);
-  }
+  if (failover)
+    leave_to_fail_over (p);
   else if (p->mirror)
     stop_mirror (p);
   else
