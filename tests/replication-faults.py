@@ -386,16 +386,19 @@ class SecondaryRound(Round):
             self.client.on_error = Client.raise_error
             # Without faults nothing fails, whatever went before.
             self.traffic(300)
-            self.client.drain()
-            self.model.send_checkpoint()
-            self.server.checkpoint()
-            self.model.end_checkpoint()
+            self.checkpoint()
             self.traffic(100)
         self.client.drain()
         self.server.failover()
         self.client.close()
         self.server.stop()
         self.model.guest.check_all(read_file(self.disk), "the disk")
+
+    def checkpoint(self):
+        self.client.drain()
+        self.model.send_checkpoint()
+        self.server.checkpoint()
+        self.model.end_checkpoint()
 
     def see(self):
         other = "guest" if self.fails == "primary" else "primary"
@@ -442,17 +445,26 @@ class DiskRead(DiskErrors):
 
 
 class HiddenFull(SecondaryRound):
-    hidden = "small/hidden.qed"
+    hidden = full = "small/hidden.qed"
 
     def fault(self):
+        # Checkpoints with nothing between them make the buffer give back
+        # the space that it keeps.
+        for _ in range(10):
+            self.checkpoint()
+        self.server.wait_for(lambda _: self.space() <= 256 << 10,
+                             "its space to be given back")
         self.fill_up()
+
+    def space(self):
+        return os.stat(self.path(self.full)).st_blocks * 512
 
     def mend(self):
         os.unlink(self.path("small/ballast"))
 
 
 class ActiveFull(HiddenFull):
-    active = "small/active.qed"
+    active = full = "small/active.qed"
     hidden = "hidden.qed"
     fails = "guest"
     shown = False

@@ -123,7 +123,7 @@ space_reserve (struct qed *s, uint64_t n, uint64_t *offset)
     return 0;
   }
   if (s->buffer)
-    buffer_await_space (s, n);
+    buffer_take_space (s, n);
   if (space_reach (s, s->end + (n << s->cluster_bits)) == -1)
     return -1;
   *offset = s->end;
@@ -233,12 +233,12 @@ static int
 make_table (struct qed *s, uint64_t l1_index, uint64_t *table)
 {
   const uint64_t bytes = qed_table_bytes (&s->header);
-  const bool fill = s->file->fixed_size;
 
   if (space_reserve (s, s->header.table_size, table) == -1)
     return -1;
   TRACE_META ("qed: new L2 table at %" PRIu64, *table);
-  if (fill && node_zero (s->file, bytes, *table, NODE_MAY_TRIM) == -1) {
+  if (!space_is_zero (s, *table) &&
+      node_zero (s->file, bytes, *table, NODE_MAY_TRIM) == -1) {
     space_give_back (s, s->header.table_size, *table);
     return -1;
   }

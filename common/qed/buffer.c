@@ -15,22 +15,25 @@
  * drops mappings that point nowhere, would pass a part of what the
  * buffer held for all of it.
  *
- * Emptying takes a new L1 table, which is somewhere in the file where it
- * reads as zeroes, and points the header to it: 64 bytes in a page that
- * is there already.  What the old layer occupied becomes garbage, which
- * a thread makes holes of, in pieces, since the file system lets nobody
- * write to the file meanwhile.
+ * Emptying takes a new L1 table, and points the header to it: 64 bytes in
+ * a page that is there already.  Two places behind the header take turns
+ * to hold the table:
  *
- *     home                    base         end
- *     |  clean, or garbage    |  the layer |  clean
+ *     header | L1 table | L1 table | clusters of the layer | kept | dropped
+ *            home                  first                   end
  *
- * The first layer begins at home (right behind the header), the next one
- * behind it, and one that is begun when all below is clean again at home
- * once more; the garbage is then above it, and allocations that come to
- * it wait until it is clean.  So the file does not become much longer
- * than two layers, however often it is emptied, if the garbage is gone
- * by the second time; and if it is not, nobody waits but the file grows.
- * Garbage is always one range, since each layer lies next to it.
+ * Nothing refers to the clusters of the old layer then, and the new one
+ * writes over them: to allocate pages or blocks again takes more time than
+ * to write to them.  So new space need not read as zeroes; that it does is
+ * known only from stale_end on, where no layer has been.  As much is kept
+ * as the last layer has used, or half of what was kept before; of what is
+ * behind it a thread makes holes, from its end and in pieces, since the
+ * file system lets nobody write to the file meanwhile.  What the layer has
+ * not taken after some time is not kept any longer.
+ *
+ * Buffers that others have made, or that a dead process has left, may
+ * have clusters where the tables are to be.  The first time they are emptied
+ * the table comes behind them instead.
  *
  * The thread ends in buffer_close.
  */
@@ -42,6 +45,7 @@
 #include <stdlib.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "image.h"
 #include "message.h"
 #include "rounding.h"
@@ -52,8 +56,16 @@
 #define BUFFER_CLUSTER_SIZE 16384
 #define BUFFER_TABLE_SIZE 16
 
-/* Garbage is made a hole in pieces of this many bytes. */
-#define RECLAIM_PIECE ((uint64_t) 4 * 1024 * 1024)
+/* Holes are made in pieces of this many bytes. */
+#define DROP_PIECE ((uint64_t) 4 * 1024 * 1024)
+
+/* Bytes that are kept at most. */
+#define MAX_KEPT ((uint64_t) 1024 * 1024 * 1024)
+
+/* And for so many milliseconds, or twice as long as the last layer has
+ * lasted.
+ */
+#define KEEP_FOR 5000
 
 /* ---- Opening */
 
@@ -91,6 +103,30 @@ count_all (struct qed *s)
   return 0;
 }
 
+/* Where the clusters of a layer begin when its table is there. */
+static uint64_t
+first_behind (const struct qed *s, uint64_t table)
+{
+  const uint64_t home = qed_header_bytes (&s->header);
+  const uint64_t bytes = qed_table_bytes (&s->header);
+
+  return table == home || table == home + bytes ? home + 2 * bytes
+    : table + bytes;
+}
+
+/* If there is nothing but a table in its place, clusters can begin behind
+ * both places; otherwise they may be anywhere.
+ */
+static void
+find_first (struct qed *s)
+{
+  const uint64_t home = qed_header_bytes (&s->header);
+
+  s->buffer->first = s->header.l1_table_offset == home &&
+    s->end <= home + qed_table_bytes (&s->header)
+    ? first_behind (s, home) : home;
+}
+
 static int
 make_buffer (struct qed *s)
 {
@@ -106,10 +142,12 @@ make_buffer (struct qed *s)
     msg_error ("%s: open: %m", s->node.name);
     return -1;
   }
-  pthread_cond_init (&b->reclaimed, NULL);
+  pthread_cond_init (&b->dropped, NULL);
   pthread_mutex_init (&b->scratch_lock, NULL);
-  b->base = qed_header_bytes (&s->header);
+  b->began = clock_ms ();
+  b->kept_until = INT64_MAX;
   s->buffer = b;
+  find_first (s);
   /* Nobody can tell what a damaged one held. */
   return s->node.read_only ? 0 : count_all (s);
 }
@@ -146,15 +184,15 @@ qed_buffer_set_backing (struct node *n, struct node *backing, bool written)
 void
 buffer_close (struct qed *s)
 {
-  job_finish (s->buffer->reclaim_job);
-  s->buffer->reclaim_job = NULL;
+  job_finish (s->buffer->drop_job);
+  s->buffer->drop_job = NULL;
 }
 
 void
 buffer_free (struct qed *s)
 {
   scratch_free_all (s->buffer);
-  pthread_cond_destroy (&s->buffer->reclaimed);
+  pthread_cond_destroy (&s->buffer->dropped);
   pthread_mutex_destroy (&s->buffer->scratch_lock);
   free (s->buffer);
 }
@@ -189,48 +227,60 @@ qed_buffer_cluster_size (struct node *n)
 
 /* ---- Giving space back */
 
-static bool
-has_garbage (const struct buffer *b)
+/* What is kept has had its time.  Under space_lock. */
+static void
+keep_no_longer (struct qed *s)
 {
-  return b->garbage_start < b->garbage_end;
+  struct buffer *b = s->buffer;
+
+  b->kept = 0;
+  b->kept_until = INT64_MAX;
+  b->drop_end = atomic_load (&b->stale_end);
+  b->drop_start = MIN (MAX (s->end, b->first), b->drop_end);
 }
 
-static void
-reclaim_end (struct buffer *b, int r, uint64_t start, uint64_t length)
+/* The next piece.  Under space_lock. */
+static uint64_t
+begin_drop (struct buffer *b)
 {
-  if (r == -1)
-    b->reclaim_failed = true;
-  else if (b->garbage_start == start) /* else there is more below it now */
-    b->garbage_start += length;
-  pthread_cond_broadcast (&b->reclaimed);
+  const uint64_t length =
+    b->drop_failed ? 0 : MIN (b->drop_end - b->drop_start, DROP_PIECE);
+
+  b->dropping = length > 0;
+  b->dropping_end = b->drop_end;
+  b->drop_end -= length;
+  b->dropping_start = b->drop_end;
+  return length;
 }
 
 static int
-reclaim_thread (struct job *job, void *opaque)
+drop_thread (struct job *job, void *opaque)
 {
   struct qed *s = opaque;
   struct buffer *b = s->buffer;
 
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
   while (!job_cancelled (job)) {
+    const int64_t time = clock_ms ();
+    int64_t wait;
     uint64_t start, length;
-    int r;
 
-    pthread_mutex_lock (&s->space_lock);
-    start = b->garbage_start;
-    length = b->reclaim_failed ? 0
-      : MIN (b->garbage_end - start, RECLAIM_PIECE);
+    if (b->kept_until <= time)
+      keep_no_longer (s);
+    length = begin_drop (b);
+    start = b->dropping_start;
+    wait = b->kept_until < INT64_MAX ? b->kept_until - time : -1;
     pthread_mutex_unlock (&s->space_lock);
-    if (length == 0) {
-      job_sleep (job, -1);
-      continue;
-    }
-    r = node_zero (s->file, length, start, NODE_MAY_TRIM);
-    if (r == -1)
+    if (length == 0)
+      job_sleep (job, wait);
+    else if (node_discard (s->file, length, start) == -1) {
       msg_warning ("%s: the space of what the buffer held cannot be given "
                    "back: %m", s->node.name);
+      b->drop_failed = true;
+    }
     pthread_mutex_lock (&s->space_lock);
-    reclaim_end (b, r, start, length);
-    pthread_mutex_unlock (&s->space_lock);
+    b->dropping = false;
+    pthread_cond_broadcast (&b->dropped);
   }
   return 0;
 }
@@ -238,67 +288,72 @@ reclaim_thread (struct job *job, void *opaque)
 int
 buffer_start (struct qed *s)
 {
-  s->buffer->reclaim_job = job_start ("qed-reclaim", reclaim_thread, s);
-  return s->buffer->reclaim_job ? 0 : -1;
+  s->buffer->drop_job = job_start ("qed-drop", drop_thread, s);
+  return s->buffer->drop_job ? 0 : -1;
 }
 
 void
-buffer_await_space (struct qed *s, uint64_t n)
+buffer_take_space (struct qed *s, uint64_t n)
 {
   struct buffer *b = s->buffer;
   const uint64_t bytes = n << s->cluster_bits;
 
-  while (has_garbage (b) && s->end < b->garbage_end &&
-         s->end + bytes > b->garbage_start) {
-    if (b->reclaim_failed || b->reclaim_job == NULL)
-      s->end = b->garbage_end;
-    else
-      pthread_cond_wait (&b->reclaimed, &s->space_lock);
-  }
+  if (s->end < b->first)
+    s->end = b->first;
+  while (b->dropping && s->end < b->dropping_end &&
+         s->end + bytes > b->dropping_start)
+    pthread_cond_wait (&b->dropped, &s->space_lock);
+  b->drop_start = MIN (MAX (b->drop_start, s->end + bytes), b->drop_end);
 }
 
 void
-buffer_await_reclaim (struct qed *s)
+buffer_drop_nothing (struct qed *s)
 {
   struct buffer *b = s->buffer;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
-  while (has_garbage (b) && !b->reclaim_failed && b->reclaim_job)
-    pthread_cond_wait (&b->reclaimed, &s->space_lock);
-  /* Whatever is left lies before the end, and goes with the layer. */
-  if (has_garbage (b))
-    s->end = MAX (s->end, b->garbage_end);
+  b->drop_start = b->drop_end = 0;
+  while (b->dropping)
+    pthread_cond_wait (&b->dropped, &s->space_lock);
 }
 
 void
 buffer_is_new (struct qed *s)
 {
-  struct buffer *b = s->buffer;
-
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
-  b->base = qed_header_bytes (&s->header);
-  b->garbage_start = b->garbage_end = 0;
-  b->reclaim_failed = false;
+  find_first (s);
+  atomic_store (&s->buffer->stale_end, 0);
+  s->buffer->began = clock_ms ();
+  s->buffer->kept = 0;
+  s->buffer->kept_until = INT64_MAX;
 }
 
 /* ---- Emptying */
 
-/* A place for the next L1 table, and so for the layer behind it, that
- * reads as zeroes.  Under space_lock.
- */
-static int
-find_place (struct qed *s, uint64_t *place)
+/* May the next L1 table be here?  Under space_lock. */
+static bool
+is_free (const struct qed *s, uint64_t place)
 {
-  const uint64_t home = qed_header_bytes (&s->header);
+  const uint64_t table = s->header.l1_table_offset;
   const uint64_t bytes = qed_table_bytes (&s->header);
-  struct buffer *b = s->buffer;
 
-  if (!has_garbage (b) && b->base >= home + bytes) {
-    *place = home;
-    return 0;
-  }
-  *place = has_garbage (b) ? MAX (s->end, b->garbage_end) : s->end;
-  return space_reach (s, *place + bytes);
+  return place + bytes <= s->buffer->first &&
+    (place + bytes <= table || table + bytes <= place);
+}
+
+/* Make a table of zeroes, for the next layer.  Under space_lock. */
+static int
+make_next_table (struct qed *s, uint64_t *place)
+{
+  const uint64_t bytes = qed_table_bytes (&s->header);
+
+  *place = qed_header_bytes (&s->header);
+  if (!is_free (s, *place))
+    *place += bytes;
+  if (!is_free (s, *place))
+    *place = s->end;
+  return space_reach (s, *place + bytes) == -1 ? -1
+    : node_zero (s->file, bytes, *place, NODE_MAY_TRIM);
 }
 
 int
@@ -312,7 +367,7 @@ qed_buffer_empty_prepare (struct node *n)
     return -1;
   }
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
-  return find_place (s, &s->buffer->next_l1);
+  return make_next_table (s, &s->buffer->next_l1);
 }
 
 int
@@ -332,25 +387,41 @@ qed_buffer_empty_back (struct node *n)
   return empty_switch_table (s, s->buffer->previous_l1, true);
 }
 
+/* All but the new table is free now.  Under space_lock. */
+static void
+begin_layer (struct qed *s, uint64_t table)
+{
+  struct buffer *b = s->buffer;
+  const uint64_t used = s->end > b->first ? s->end - b->first : 0;
+  const uint64_t table_end = table + qed_table_bytes (&s->header);
+  const int64_t time = clock_ms ();
+  const uint64_t stale_end = MAX (atomic_load (&b->stale_end),
+                                  MAX (s->end, table_end));
+
+  atomic_store (&b->stale_end, stale_end);
+  b->kept = MIN (MAX (used, b->kept / 2), MAX_KEPT);
+  b->kept_until = b->kept > 0 ? time + MAX (KEEP_FOR, 2 * (time - b->began))
+    : INT64_MAX;
+  b->began = time;
+  b->first = s->end = first_behind (s, table);
+  b->drop_start = MIN (b->first + b->kept, stale_end);
+  b->drop_end = stale_end;
+}
+
 void
 qed_buffer_empty_finish (struct node *n)
 {
   struct qed *s = qed_of_node (n);
   struct buffer *b = s->buffer;
-  const uint64_t place = b->next_l1;
 
   empty_forget (s);
   s->ordered = false;
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
-    b->garbage_start = has_garbage (b) ? MIN (b->garbage_start, b->base)
-      : b->base;
-    b->garbage_end = place > b->base ? place : s->end;
-    b->base = place;
-    s->end = place + qed_table_bytes (&s->header);
+    begin_layer (s, b->next_l1);
   }
-  if (b->reclaim_job)
-    job_wake (b->reclaim_job);
+  if (b->drop_job)
+    job_wake (b->drop_job);
 }
 
 int

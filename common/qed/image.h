@@ -192,17 +192,21 @@ struct buffer {
   /* Emptying: where the next L1 table will be, and where it was. */
   uint64_t next_l1, previous_l1;
 
-  /* Under space_lock.  The layer's clusters are from base to the end.
-   * From garbage_start to garbage_end is what earlier layers have left
-   * and the job has not yet made to read as zeroes; nothing if these
-   * are the same.
-   */
-  uint64_t base;
-  uint64_t garbage_start, garbage_end;
-  bool reclaim_failed;          /* what is garbage now remains so */
-  pthread_cond_t reclaimed;     /* garbage_start has moved, or failed */
+  /* Under space_lock.  The layer's clusters are from first to the end. */
+  uint64_t first;
+  int64_t began;                /* clock_ms, of this layer */
+  _Atomic uint64_t stale_end;   /* before it earlier layers may have left
+                                   something; changes while there are no
+                                   requests only */
+  uint64_t kept;                /* bytes, from first on, */
+  int64_t kept_until;           /* for this long; INT64_MAX if none are */
+  uint64_t drop_start, drop_end; /* what is to become holes */
+  bool dropping;                /* then this is just becoming one: */
+  uint64_t dropping_start, dropping_end;
+  bool drop_failed;             /* so it is not tried again */
+  pthread_cond_t dropped;       /* dropping has changed */
 
-  struct job *reclaim_job;      /* NULL before node_start */
+  struct job *drop_job;         /* NULL before node_start */
 
   pthread_mutex_t scratch_lock; /* protects free_scratch; a leaf lock */
   struct scratch *free_scratch; /* buffers for copies (hold.c) */
@@ -212,6 +216,14 @@ static inline struct qed *
 qed_of_node (struct node *n)
 {
   return (struct qed *) n;
+}
+
+/* Does new space there read as zeroes? */
+static inline bool
+space_is_zero (const struct qed *s, uint64_t file_offset)
+{
+  return !s->file->fixed_size &&
+    (s->buffer == NULL || file_offset >= atomic_load (&s->buffer->stale_end));
 }
 
 /* Are QED nodes what this node is one of? */
@@ -378,13 +390,15 @@ extern int buffer_start (struct qed *s);
 extern void buffer_close (struct qed *s);
 extern void buffer_free (struct qed *s);
 
-/* Before n clusters are reserved, under space_lock: garbage must not be
- * taken for new space.  May move s->end, or wait.
+/* Before n clusters are reserved, under space_lock: what is being dropped
+ * must not be taken.  May move s->end, or wait for a moment.
  */
-extern void buffer_await_space (struct qed *s, uint64_t n);
+extern void buffer_take_space (struct qed *s, uint64_t n);
 
-/* Before and after qed_empty of a buffer: no garbage is left. */
-extern void buffer_await_reclaim (struct qed *s);
+/* Before and after qed_empty of a buffer: nothing is dropped behind its
+ * back.
+ */
+extern void buffer_drop_nothing (struct qed *s);
 extern void buffer_is_new (struct qed *s);
 
 /* Count n clusters more that the layer has. */

@@ -49,7 +49,7 @@ struct source {
 static int
 fill_zero (struct qed *s, uint64_t count, uint64_t file_offset)
 {
-  if (count == 0 || !s->file->fixed_size)
+  if (count == 0 || space_is_zero (s, file_offset))
     return 0;
   return node_zero (s->file, count, file_offset, NODE_MAY_TRIM);
 }

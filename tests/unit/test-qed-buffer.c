@@ -16,6 +16,7 @@
 
 #include "memory-node.h"
 #include "qed.h"
+#include "rounding.h"
 #include "unit.h"
 
 #define SIZE (UINT64_C (8) * 1024 * 1024)
@@ -228,6 +229,49 @@ test_writes (void **state)
   close_all (&b);
 }
 
+/* A layer lies where earlier ones have been, of which nothing shows. */
+static void
+test_earlier_layers_do_not_show (void **state)
+{
+  CLEANUP_FREE uint8_t *model = malloc (SIZE), *buf = malloc (SIZE);
+  uint64_t seed = 3;
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  for (unsigned layer = 0; layer < 60; ++layer) {
+    const unsigned n = 1 + random_below (&seed, 40);
+
+    memcpy (model, b.below->data, SIZE);
+    for (unsigned i = 0; i < n; ++i) {
+      const uint64_t offset = random_below (&seed, SIZE);
+      const uint64_t count = 1 +
+        random_below (&seed, MIN (SIZE - offset,
+                                  random_below (&seed, 2) ? SIZE
+                                  : 3 * CLUSTER));
+      const uint8_t byte = 'a' + (layer + i) % 26;
+
+      memset (buf, byte, count);
+      switch (random_below (&seed, 4)) {
+      case 0:
+        assert_int_equal (node_zero (b.buffer, count, offset, 0), 0);
+        memset (model + offset, 0, count);
+        break;
+      case 1:
+        assert_int_equal (qed_buffer_hold (b.buffer, count, offset), 0);
+        break;
+      default:
+        assert_int_equal (node_pwrite (b.buffer, buf, count, offset), 0);
+        memset (model + offset, byte, count);
+      }
+    }
+    assert_int_equal (node_pread (b.buffer, buf, SIZE, 0), 0);
+    assert_memory_equal (buf, model, SIZE);
+    assert_int_equal (layer % 9 == 8 ? qed_empty (b.buffer) : empty (&b), 0);
+  }
+  close_all (&b);
+}
+
 static void
 test_the_note_stays (void **state)
 {
@@ -377,6 +421,31 @@ test_opening_changes_nothing (void **state)
   free (after);
 }
 
+/* What was left is there until the moment of emptying. */
+static void
+test_emptying_what_was_left (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  leave_buffer (&b);
+  for (unsigned i = 0; i < 5; ++i) {
+    open_buffer (&b);
+    memset (b.below->data, 'n', 3 * CLUSTER);
+    assert_int_equal (qed_buffer_empty_prepare (b.buffer), 0);
+    assert_reads (&b, 'o', 3 * CLUSTER, 0);
+    assert_int_equal (qed_buffer_empty_switch (b.buffer), 0);
+    assert_int_equal (qed_buffer_empty_back (b.buffer), 0);
+    assert_reads (&b, 'o', 3 * CLUSTER, 0);
+    assert_int_equal (empty (&b), 0);
+    assert_reads (&b, 'n', 3 * CLUSTER, 0);
+    memset (b.below->data, 'o', 3 * CLUSTER);
+    assert_int_equal (qed_buffer_hold (b.buffer, 3 * CLUSTER, 0), 0);
+    assert_int_equal (node_close (b.buffer), 0);
+  }
+  assert_int_equal (node_close (&b.below->node), 0);
+}
+
 static void
 test_opening_repairs_nothing (void **state)
 {
@@ -411,10 +480,12 @@ main (void)
     cmocka_unit_test (test_what_is_held_survives_closing),
     cmocka_unit_test (test_emptying_and_back),
     cmocka_unit_test (test_writes),
+    cmocka_unit_test (test_earlier_layers_do_not_show),
     cmocka_unit_test (test_the_note_stays),
     cmocka_unit_test (test_keeping),
     cmocka_unit_test (test_large_disks),
     cmocka_unit_test (test_opening_changes_nothing),
+    cmocka_unit_test (test_emptying_what_was_left),
     cmocka_unit_test (test_opening_repairs_nothing),
   };
 

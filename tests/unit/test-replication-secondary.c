@@ -749,9 +749,21 @@ blocks_of (const char *name, uint64_t *length)
 }
 
 static void
-test_space_is_given_back (void **state)
+wait_for_space (uint64_t most)
 {
-  const uint64_t tables = 4 * 16 * CLUSTER; /* L1 and L2, of two layers */
+  uint64_t length;
+
+  while (blocks_of (HIDDEN, &length) + blocks_of (ACTIVE, &length) > most)
+    usleep (1000);
+}
+
+/* The next layer takes the space of the last one, and what layers no longer
+ * need is given back little by little.
+ */
+static void
+test_space_is_used_again_and_given_back (void **state)
+{
+  const uint64_t tables = 3 * 16 * CLUSTER; /* two L1, one L2 */
   struct bench b;
   uint64_t length;
 
@@ -768,18 +780,24 @@ test_space_is_given_back (void **state)
     assert_int_equal (b.status.hidden_clusters, 1 + SIZE / CLUSTER);
     assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
     assert_byte (b.guest, 'a' + i, SIZE, 0);
-    while (blocks_of (HIDDEN, &length) + blocks_of (ACTIVE, &length)
-           > SIZE / 4)
-      usleep (1000);
+    assert_in_range (blocks_of (HIDDEN, &length), SIZE,
+                     SIZE + 2 * CLUSTER + tables);
+    /* As long as one layer, and the steps in which a file grows. */
+    assert_in_range (length, SIZE, SIZE + 2 * CLUSTER + tables + (8 << 20));
   }
-  /* Two layers, and the steps in which a file grows. */
-  blocks_of (HIDDEN, &length);
-  assert_in_range (length, 0, 2 * (SIZE + CLUSTER) + tables + (8 << 20));
+  for (unsigned i = 0; i < 10; ++i)
+    assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+  wait_for_space (SIZE / 4);
+
+  /* All of it when nothing happens any more. */
+  write_byte (b.primary, 'z', SIZE, 0);
+  assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+  wait_for_space (SIZE / 4);
   bench_close (&b);
   assert_clean_buffers ();
 }
 
-/* Checkpoints that come faster than space is given back. */
+/* Checkpoints one after the other, with much and with little between. */
 static void
 test_many_checkpoints_at_once (void **state)
 {
@@ -1330,7 +1348,7 @@ main (void)
     cmocka_unit_test (test_a_failed_write_to_the_disk_is_recorded),
     cmocka_unit_test (test_full_buffers),
     cmocka_unit_test (test_a_checkpoint_that_cannot_be_written),
-    cmocka_unit_test (test_space_is_given_back),
+    cmocka_unit_test (test_space_is_used_again_and_given_back),
     cmocka_unit_test (test_many_checkpoints_at_once),
     cmocka_unit_test (test_refusals_at_the_beginning),
     cmocka_unit_test (test_refusals_of_names),
