@@ -21,9 +21,12 @@
 #
 # BENCH_SECONDS   duration of one measurement (2)
 # BENCH_ROUNDS    measurements of each cell (5)
+# BENCH_THREADS   nbdkit -t for both (two for each processor, as the manual
+#                 page recommends for large requests)
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
+threads=${BENCH_THREADS:-$((2 * $(nproc)))}
 servers=(file qed qemu)
 ours=qed
 need nbdkit qemu-nbd qemu-img fio jq
@@ -34,7 +37,7 @@ serve ()
 {
   case $1 in
     file|qed)
-      start_nbdkit "$1" "$1" "$2" ;;
+      start_nbdkit "$1" -t "$threads" "$1" "$2" ;;
     qemu)
       start qemu qemu-nbd -t -e 16 -f qed --cache=writeback --discard=unmap \
             -k "$dir/sock" --pid-file="$dir/pid" "$2" ;;
@@ -109,7 +112,8 @@ line ()
 }
 
 echo
-echo "medians of $rounds rounds of $seconds s, image of 1 GiB in /dev/shm"
+echo "medians of $rounds rounds of $seconds s, image of 1 GiB in /dev/shm," \
+     "$threads threads"
 echo
 printf '%-28s %9s %9s %9s  %-5s %8s %8s   %s\n' "" file qed qemu-nbd "" \
        qed/file qed/qemu target
