@@ -80,7 +80,7 @@
  * own, shorter ones are collected in a buffer: up to there copying
  * costs less than another command.
  */
-#define DIRECT_SIZE (64 * 1024)
+#define DIRECT_SIZE (64U * 1024)
 #define BOUNCE_SIZE (UINT64_C (1024) * 1024)
 
 /* Block status of a read-only node is asked for this far ahead, and so
@@ -883,7 +883,8 @@ skip_empty (struct cursor *at)
 }
 
 /* How much can be sent from here without copying?  0 if it is too
- * little to be worth it.
+ * little to be worth it.  The longest command always is, so a vector of
+ * one part needs no buffer.
  */
 static size_t
 direct_length (const struct nbd_node *n, struct cursor *at, size_t left)
@@ -892,7 +893,7 @@ direct_length (const struct nbd_node *n, struct cursor *at, size_t left)
 
   skip_empty (at);
   len = round_down (MIN (in_element (at), n->max_data), n->node.align);
-  return len >= DIRECT_SIZE || len == left ? len : 0;
+  return len >= MIN (DIRECT_SIZE, n->max_data) || len == left ? len : 0;
 }
 
 /* Collect what is too little to be sent directly.  Returns the length,

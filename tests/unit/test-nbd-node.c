@@ -132,7 +132,11 @@ hammer_area (const struct area *a, uint64_t *seed)
     case 4 ... 6:
       for (size_t j = 0; j < count; ++j)
         model[start + j] = next_random (seed);
-      CHECK (write_parts (a->node, model + start, count, offset, seed) == 0);
+      if (i % 2)
+        CHECK (node_pwrite (a->node, model + start, count, offset) == 0);
+      else
+        CHECK (write_parts (a->node, model + start, count, offset,
+                            seed) == 0);
       break;
     case 7:
       memset (model + start, 0, count);
@@ -236,6 +240,17 @@ test_requests_must_be_aligned (void **state)
   assert_int_equal (n->align, 4096);
   assert_int_equal (n->preferred, 16384);
   assert_int_equal (node_close (n), 0);
+  hammer_node ();
+}
+
+/* Commands shorter than what is sent without copying otherwise. */
+static void
+test_requests_must_be_short (void **state)
+{
+  (void) state;
+  start_server ("--filter=blocksize-policy", "memory", "16M",
+                "blocksize-preferred=512", "blocksize-maximum=4K",
+                "blocksize-error-policy=error", NULL);
   hammer_node ();
 }
 
@@ -1127,6 +1142,7 @@ main (void)
     TEST (test_one_connection),
     TEST (test_fewer_connections_than_promised),
     TEST (test_requests_must_be_aligned),
+    TEST (test_requests_must_be_short),
     TEST (test_long_requests),
     TEST (test_long_ranges),
     TEST (test_many_requests_in_flight_on_one_connection),
