@@ -348,6 +348,13 @@ END
   assert_equal "$output" "$(logwrites list kernel.log --start 90 --end 93)"
 }
 
+@test "replay -v with streams closed prints nothing onto the disk" {
+  zeroes disk.img 32M
+  run -1 bash -c 'logwrites replay --log kernel.log --replay disk.img -v <&- >&-'
+  assert_output --partial "cannot write to standard output"
+  logwrites verify kernel.log disk.img
+}
+
 @test "replay shows how far it is, on a terminal only" {
   zeroes disk.img 32M
   run -0 replay --log kernel.log --replay disk.img

@@ -831,3 +831,15 @@ with open("disk.qed", "r+b") as f:
   run -1 bash -c 'qed-img commit -p files/over-raw.qed >/dev/full'
   assert_output --partial "standard output: No space"
 }
+
+@test "the tool: with streams closed, nothing is printed into the image" {
+  make_files
+  make_damaged_files
+  local closed
+  for closed in '2>&-' '<&- >&-' '<&- >&- 2>&-'; do
+    cp files/outside.qed closed.qed
+    run bash -c "qed-img check -r all closed.qed $closed"
+    run -0 qemu-img check -f qed closed.qed
+    assert_output --partial "No errors"
+  done
+}

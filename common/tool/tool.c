@@ -8,12 +8,14 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cleanup.h"
 #include "message.h"
@@ -300,11 +302,25 @@ run_command (int argc, char *argv[])
   return command->run (argc, argv);
 }
 
+/* Started with one of the standard streams closed, the first image to be
+ * opened would take its place, and what is printed go into the image.
+ * What stands there instead fails as a closed one does.
+ */
+static void
+hold_standard_streams (void)
+{
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd)
+    if (fcntl (fd, F_GETFD) == -1 &&
+        open ("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+      exit (EXIT_FAILURE);
+}
+
 int
 tool_main (const struct tool *this_tool, int argc, char *argv[])
 {
   int status;
 
+  hold_standard_streams ();
   tool = this_tool;
   signal (SIGXFSZ, SIG_IGN);    /* a write says EFBIG then */
   parse_global_options (argc, argv);
