@@ -111,6 +111,8 @@ status | create . 1G
 status | create '' 1G
 same | create "with space, and 'quotes'.qed" 1M
 1, not 0: qed-img makes QED images only | create -f raw new.img 1G
+1, not 0: options of QED only, not of the file that holds it | create -o preallocation=off new.qed 1G
+1, not 0: options of QED only, not of the file that holds it | create -o nocow=off new.qed 1G
 TABLE
 }
 
