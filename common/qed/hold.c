@@ -100,7 +100,9 @@ buffer_write_cluster (struct qed *s, const void *buf, uint64_t count,
   return r;
 }
 
-/* Map clusters to a copy of data. */
+/* Map clusters to a copy of data, of which they are written as a whole:
+ * where an earlier layer was new space holds anything.
+ */
 static int
 hold_data (struct qed *s, const uint8_t *data, uint64_t length,
            uint64_t offset)
@@ -110,7 +112,8 @@ hold_data (struct qed *s, const uint8_t *data, uint64_t length,
 
   if (space_reserve (s, n, &file_offset) == -1)
     return -1;
-  if (node_pwrite (s->file, data, length, file_offset) == -1) {
+  if (node_pwrite (s->file, data, (uint64_t) n << s->cluster_bits,
+                   file_offset) == -1) {
     const int err = errno;
 
     space_give_back (s, n, file_offset);
@@ -180,9 +183,13 @@ copy_run (struct qed *s, uint8_t *data, uint64_t count, uint64_t offset,
                  round_up (count, s->cluster_size), CLAIM_EXCLUSIVE);
   r = qed_map (s, count, offset, &m);
   if (r == 0 && m.kind == MAP_UNALLOCATED) {
+    const uint64_t whole = round_up (m.length, s->cluster_size);
+
     r = qed_read_backing (s, data, m.length, offset);
-    if (r == 0)
+    if (r == 0) {
+      memset (data + m.length, 0, whole - m.length);
       r = hold_clusters (s, data, m.length, offset);
+    }
     *done = m.length;
   }
   claim_release (&s->claims, &claim);

@@ -421,6 +421,39 @@ test_opening_changes_nothing (void **state)
   free (after);
 }
 
+/* Nothing of earlier layers is in the last cluster behind the end of the
+ * disk: others may make the disk of what is left longer.
+ */
+static void
+test_the_tail_of_the_last_cluster (void **state)
+{
+  const uint64_t size = SIZE - 512;
+
+  (void) state;
+  for (unsigned way = 0; way < 2; ++way) {
+    struct extent e;
+    struct bench b;
+    uint8_t *data;
+
+    unlink (NAME);
+    assert_int_equal (qed_buffer_create (NAME, size), 0);
+    b.below = memory_node_new (size);
+    memset (b.below->data, 'o', size);
+    open_buffer (&b);
+    assert_int_equal (qed_buffer_hold (b.buffer, size, 0), 0);
+    assert_int_equal (empty (&b), 0);
+    assert_int_equal (way ? node_pwrite (b.buffer, "x", 1, size - 1)
+                      : qed_buffer_hold (b.buffer, 1, size - 1), 0);
+    assert_int_equal (node_extents (b.buffer, 512, size - 512, &e), 0);
+    close_all (&b);
+    read_file (&data);
+    assert_int_equal (data[e.offset], 'o');
+    for (unsigned i = 512; i < 1024; ++i)
+      assert_int_equal (data[e.offset + i], 0);
+    free (data);
+  }
+}
+
 /* What was left is there until the moment of emptying. */
 static void
 test_emptying_what_was_left (void **state)
@@ -485,6 +518,7 @@ main (void)
     cmocka_unit_test (test_keeping),
     cmocka_unit_test (test_large_disks),
     cmocka_unit_test (test_opening_changes_nothing),
+    cmocka_unit_test (test_the_tail_of_the_last_cluster),
     cmocka_unit_test (test_emptying_what_was_left),
     cmocka_unit_test (test_opening_repairs_nothing),
   };
