@@ -312,6 +312,8 @@ buffer_drop_nothing (struct qed *s)
   struct buffer *b = s->buffer;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
+  b->kept = 0;
+  b->kept_until = INT64_MAX;    /* or the thread would find work again */
   b->drop_start = b->drop_end = 0;
   while (b->dropping)
     pthread_cond_wait (&b->dropped, &s->space_lock);
@@ -324,8 +326,6 @@ buffer_is_new (struct qed *s)
   find_first (s);
   atomic_store (&s->buffer->stale_end, 0);
   s->buffer->began = clock_ms ();
-  s->buffer->kept = 0;
-  s->buffer->kept_until = INT64_MAX;
 }
 
 /* ---- Emptying */
