@@ -372,6 +372,13 @@ release (struct primary *p)
   p->held = p->prepared = false;
 }
 
+static void
+warn_of_last_writes (const struct primary *p)
+{
+  msg_warning ("%s: no answer to the last writes: they may arrive there "
+               "later", p->remote ? p->remote : p->disk->name);
+}
+
 /* Give the remote what it lacks, if it takes it soon, and leave RUNNING.
  * Called with the command lock.
  */
@@ -390,7 +397,8 @@ stop_mirror (struct primary *p)
     replication_error_set (&p->error, "stopped when the remote lacked "
                            "%" PRIu64 " bytes: %.150s",
                            dirty_bytes (&p->dirty), refusal.desc);
-  mirror_disconnect (p->mirror, SETTLE);
+  if (!mirror_disconnect (p->mirror, SETTLE))
+    warn_of_last_writes (p);
 }
 
 /* Let the secondary get what is under way to it, and leave RUNNING.  If it
@@ -617,6 +625,14 @@ primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
   return prepare (p, refusal) == -1 ? -1 : commit (p, refusal);
 }
 
+/* See that what was sent to a forwarder's disk has been carried out. */
+static void
+settle_forwarder (struct primary *p)
+{
+  if (!forward_settle (p->forward, SETTLE))
+    warn_of_last_writes (p);
+}
+
 /* The remote is taken for lost, so the guest no longer waits for it.  But
  * if it is alive, what was sent to it must not arrive after this: the next
  * thing that happens may be that it is promoted, and not all secondaries
@@ -625,18 +641,13 @@ primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
 static void
 leave_to_fail_over (struct primary *p)
 {
-  bool answered;
-
   atomic_store (&p->stage, REPLICATION_DONE);
-  if (p->mirror)
-    answered = mirror_disconnect (p->mirror, SETTLE);
-  else {
+  if (p->forward) {
     forward_cut (p->forward);
-    answered = forward_settle (p->forward, SETTLE);
+    settle_forwarder (p);
   }
-  if (!answered)
-    msg_warning ("%s: no answer to the last writes: they may arrive there "
-                 "later", p->remote ? p->remote : p->disk->name);
+  else if (!mirror_disconnect (p->mirror, SETTLE))
+    warn_of_last_writes (p);
 }
 
 /* Leave RUNNING. */
@@ -662,6 +673,8 @@ primary_stop (struct primary *p, bool failover,
   release (p);
   if (stage_of (p) == REPLICATION_RUNNING)
     stop (p, failover);
+  else if (failover && p->forward)
+    settle_forwarder (p);       /* of a stop that this one has ended */
   return 0;
 }
 

@@ -26,6 +26,7 @@
 
 static char dir[] = "/tmp/test-replication-XXXXXX";
 static char remote_file[96], bitmap_file[96], gate_file[96];
+static char began_file[96];
 static char log_file[96], log_option[128];
 static char error_file[96], error_option[128];
 static struct server server;
@@ -321,6 +322,7 @@ teardown (void **state)
   unlink (bitmap_file);
   unlink (log_file);
   unlink (gate_file);
+  unlink (began_file);
   unlink (error_file);
   return 0;
 }
@@ -670,6 +672,41 @@ test_failover_of_a_forwarder_that_hangs (void **state)
   assert_false (query ().error);
   assert_messages (1, "may arrive there later");
   atomic_store (&disk.hang, false);
+}
+
+static void
+stop_in_vain (struct unit_thread *t)
+{
+  struct replication_refusal r;
+
+  (void) t;
+  CHECK (primary_stop (primary, false, &r) == 0);
+}
+
+/* A failover ends a stop that waits, and what has been sent arrives before
+ * it is done all the same.
+ */
+static void
+test_failover_while_a_forwarder_stops (void **state)
+{
+  struct unit_thread threads[2];
+  unsigned arrived;
+
+  (void) state;
+  begin_primary (NULL, NULL, HANG_SECONDS * 1000);
+  assert_done (primary_start (primary, false, &refusal));
+  atomic_store (&disk.hang, true);
+  assert_int_equal (write_at (0, 512, 1), 0);
+  wait_for (atomic_load (&disk.hanging) == 1);
+  start_threads (&threads[0], 1, stop_in_vain, NULL);
+  start_threads (&threads[1], 1, answer_soon, NULL);
+  pause_a_moment ();
+  primary_expect_failover (primary);
+  assert_done (primary_stop (primary, true, &refusal));
+  arrived = atomic_load (&disk.changes);
+  join_threads (threads, 2);
+  assert_int_equal (arrived, 1);
+  assert_int_equal (nr_messages (), 0);
 }
 
 /* What the guest was told is done is done. */
@@ -1202,6 +1239,46 @@ test_a_failover_waits_for_what_was_sent (void **state)
   assert_int_equal (nr_messages (), 0);
 }
 
+static void
+kill_the_server (struct unit_thread *t)
+{
+  (void) t;
+  wait_for (query ().stage == REPLICATION_DONE);
+  server_end (&server, SIGKILL);
+}
+
+/* A failover does not wait for long for a remote that does not answer, and
+ * says so, also if the connection is lost meanwhile.
+ */
+static void
+test_a_failover_says_what_was_not_answered (void **state)
+{
+  char wait[256];
+
+  (void) state;
+  snprintf (wait, sizeof wait, "touch %s; while [ -e %s ]; do sleep 0.05; "
+            "done", began_file, gate_file);
+  for (unsigned killed = 0; killed < 2; ++killed) {
+    struct unit_thread thread;
+
+    close (open (gate_file, O_WRONLY | O_CREAT, 0600));
+    start_scripted_remote (wait, "exit 0");
+    begin_primary (server.uri, NULL, 3600 * 1000);
+    assert_done (primary_start (primary, false, &refusal));
+    assert_int_equal (write_at (0, 5000, 7), 0);
+    wait_for (access (began_file, F_OK) == 0);
+    start_threads (&thread, killed, kill_the_server, NULL);
+    assert_done (primary_stop (primary, true, &refusal));
+    join_threads (&thread, killed);
+    assert_messages (1, "may arrive there later");
+    unlink (gate_file);
+    unlink (began_file);
+    forget_messages ();
+    end_primary ();
+    server_end (&server, SIGKILL);
+  }
+}
+
 /* One area that the remote does not take keeps no other one back. */
 static void
 test_the_remote_refuses_one_area (void **state)
@@ -1629,6 +1706,7 @@ make_folder (void **state)
   snprintf (bitmap_file, sizeof bitmap_file, "%s/bitmap", dir);
   snprintf (log_file, sizeof log_file, "%s/log", dir);
   snprintf (gate_file, sizeof gate_file, "%s/gate", dir);
+  snprintf (began_file, sizeof began_file, "%s/began", dir);
   snprintf (log_option, sizeof log_option, "logfile=%s", log_file);
   snprintf (error_file, sizeof error_file, "%s/error", dir);
   snprintf (error_option, sizeof error_option, "error-file=%s", error_file);
@@ -1660,6 +1738,7 @@ main (void)
     TEST (test_a_forwarder_keeps_the_order),
     TEST (test_nothing_arrives_after_a_failover),
     TEST (test_failover_of_a_forwarder_that_hangs),
+    TEST (test_failover_while_a_forwarder_stops),
     TEST (test_a_clean_end_of_a_forwarder),
     TEST (test_the_end_of_a_forwarder_that_hangs),
     TEST (test_stages_with_a_remote),
@@ -1674,6 +1753,7 @@ main (void)
     TEST (test_the_remote_hangs_while_writes_are_held),
     TEST (test_a_remote_that_flushes_slowly),
     TEST (test_a_failover_waits_for_what_was_sent),
+    TEST (test_a_failover_says_what_was_not_answered),
     TEST (test_the_remote_refuses_one_area),
     TEST (test_the_end_does_not_wait_for_a_remote_that_hangs),
     TEST (test_a_clean_end_leaves_a_clean_bitmap),
