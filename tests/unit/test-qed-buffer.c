@@ -421,6 +421,35 @@ test_opening_changes_nothing (void **state)
   free (after);
 }
 
+/* Others put clusters where the second L1 table would be.  A process that
+ * dies when it has prepared to empty such a buffer leaves it as it was.
+ */
+static void
+test_preparing_what_others_made (void **state)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct bench b;
+  struct node *n;
+
+  (void) state;
+  make_buffer (&b);
+  assert_int_equal (node_close (b.buffer), 0);
+  options.backing = "none";
+  n = qed_open (NAME, &options);
+  assert_non_null (n);
+  assert_int_equal (node_pwrite (n, "x", 1, 3 * CLUSTER), 0);
+  assert_int_equal (node_close (n), 0);
+
+  open_buffer (&b);
+  assert_int_equal (qed_buffer_empty_prepare (b.buffer), 0);
+  assert_int_equal (node_close (b.buffer), 0);
+  open_buffer (&b);
+  assert_reads (&b, 'o', 3 * CLUSTER, 0);
+  assert_reads (&b, 'x', 1, 3 * CLUSTER);
+  assert_reads (&b, 0, CLUSTER - 1, 3 * CLUSTER + 1);
+  close_all (&b);
+}
+
 /* Nothing of earlier layers is in the last cluster behind the end of the
  * disk: others may make the disk of what is left longer.
  */
@@ -518,6 +547,7 @@ main (void)
     cmocka_unit_test (test_keeping),
     cmocka_unit_test (test_large_disks),
     cmocka_unit_test (test_opening_changes_nothing),
+    cmocka_unit_test (test_preparing_what_others_made),
     cmocka_unit_test (test_the_tail_of_the_last_cluster),
     cmocka_unit_test (test_emptying_what_was_left),
     cmocka_unit_test (test_opening_repairs_nothing),
