@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "clock.h"
 #include "node.h"
 #include "primary.h"
 #include "rounding.h"
@@ -131,16 +132,20 @@ disk_flush (struct node *n)
   return disk_fails (d, &d->fail_flushes);
 }
 
-/* Areas whose first byte is 0 are holes here. */
+/* Zeroes are holes here.  No more than an area is looked at, or to copy the
+ * disk would take longer than a checkpoint waits, under the thread sanitizer
+ * on a busy machine.
+ */
 static int
 disk_extents (struct node *n, uint64_t count, uint64_t offset,
               struct extent *ret)
 {
   struct disk *d = (struct disk *) n;
+  const uint64_t stop = offset + MIN (count, (uint64_t) AREA);
   uint64_t end = offset;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
-  while (end < offset + count && d->data[end] == 0)
+  while (end < stop && d->data[end] == 0)
     end++;
   *ret = (struct extent) {
     .length = end > offset ? end - offset : 1,
@@ -416,8 +421,12 @@ test_a_forwarder_keeps_errors_to_itself (void **state)
   assert_true (query ().error);
 }
 
-/* Milliseconds without an answer after which a forwarder gives up here. */
-#define GIVE_UP 300
+/* Milliseconds without an answer after which a secondary or a remote that
+ * hangs is given up here.  One that does not hang must not be, whatever else
+ * the machine does, so this is longer than a thread has to wait for a busy
+ * processor.
+ */
+#define GIVE_UP 2000
 
 /* It keeps what it has, takes no more than the queue holds, and in the end
  * gives up.  What the guest does succeeds.
@@ -439,7 +448,7 @@ test_a_forwarder_gives_up_a_secondary_that_hangs (void **state)
     assert_int_equal (write_at (0, PIECE, 2), 0);
   while (!query ().error && ++pieces < 1000);
   assert_true (pieces <= MAX_PIECES);
-  assert_string_equal (query ().desc, "forwarding: no answer for 0.3 "
+  assert_string_equal (query ().desc, "forwarding: no answer for 2.0 "
                        "seconds");
   assert_int_equal (messages.nr, 1);
   assert_requests (-1, 0, 0);
@@ -488,7 +497,7 @@ hang_sometimes (struct unit_thread *t)
     const unsigned before = atomic_load (&disk.changes);
 
     atomic_store (&disk.hang, true);
-    usleep (200000);
+    usleep (300000);
     atomic_store (&disk.hang, false);
     while (atomic_load (&disk.changes) < before + 20)
       usleep (1000);
@@ -503,7 +512,7 @@ test_a_forwarder_bears_a_slow_secondary (void **state)
   struct unit_thread thread;
 
   (void) state;
-  begin_primary (NULL, NULL, 1500);
+  begin_primary (NULL, NULL, GIVE_UP);
   assert_done (primary_start (primary, false, &refusal));
   start_threads (&thread, 1, hang_sometimes, &end);
   while (!atomic_load (&end))
@@ -529,8 +538,27 @@ test_a_forwarder_cuts_long_requests (void **state)
   assert_in_range (atomic_load (&disk.longest), 1, 1024 * 1024);
 }
 
+/* Milliseconds for which the guest waits that writes when nothing else is
+ * under way, while this does not return.
+ */
+static int64_t
+time_of_a_lonely_write (void)
+{
+  const int64_t begin = clock_ms ();
+  int64_t end;
+
+  atomic_store (&disk.hang, true);
+  assert_int_equal (write_at (300, 512, 1), 0);
+  end = clock_ms ();
+  atomic_store (&disk.hang, false);
+  assert_int_equal (node_flush (node), 0);
+  return end - begin;
+}
+
 /* Who does one thing after the other mostly finds it done, unless the
- * machine has other things to do.
+ * machine has other things to do.  A wait that was in vain is not the last
+ * one: there are others when the secondary is fast again, which it need not
+ * be at once on a busy machine.
  */
 static void
 test_a_forwarder_waits_for_a_moment (void **state)
@@ -540,13 +568,18 @@ test_a_forwarder_waits_for_a_moment (void **state)
   (void) state;
   begin_primary (NULL, NULL, 0);
   assert_done (primary_start (primary, false, &refusal));
+  assert_true (time_of_a_lonely_write () >= 20);
+  while (time_of_a_lonely_write () < 20)
+    ;
+
   atomic_store (&disk.dawdle, true);
-  for (unsigned i = 1; i <= 100; ++i) {
-    assert_int_equal (write_at (300, 512, i), 0);
-    found += atomic_load (&disk.changes) == i;
+  while (found < 50) {
+    const unsigned before = atomic_load (&disk.changes);
+
+    assert_int_equal (write_at (300, 512, before), 0);
+    found += atomic_load (&disk.changes) > before;
     assert_int_equal (node_flush (node), 0);
   }
-  assert_true (found > 50);
 }
 
 static void
@@ -554,7 +587,7 @@ answer_later (struct unit_thread *t)
 {
   (void) t;
   wait_for (atomic_load (&disk.hanging) > 0);
-  usleep (2000000);
+  usleep ((GIVE_UP + 500) * 1000);
   atomic_store (&disk.hang, false);
 }
 
@@ -565,7 +598,7 @@ test_a_forwarder_bears_a_slow_flush (void **state)
   struct unit_thread thread;
 
   (void) state;
-  begin_primary (NULL, NULL, 1500);
+  begin_primary (NULL, NULL, GIVE_UP);
   assert_done (primary_start (primary, false, &refusal));
   assert_int_equal (write_at (0, 512, 1), 0);
   assert_int_equal (node_flush (node), 0);
@@ -639,6 +672,7 @@ test_nothing_arrives_after_a_failover (void **state)
   atomic_store (&disk.hang, true);
   for (unsigned i = 0; i < 100; ++i)
     assert_int_equal (write_at (i * 512, 512, i), 0);
+  wait_for (atomic_load (&disk.hanging) > 0);
   start_threads (&thread, 1, answer_soon, NULL);
   assert_done (primary_stop (primary, true, &refusal));
   sent = atomic_load (&disk.changes);
@@ -905,7 +939,7 @@ test_a_remote_that_does_not_fit_is_refused (void **state)
   char uri[160];
 
   (void) state;
-  begin_primary (server.uri, NULL, 500);
+  begin_primary (server.uri, NULL, GIVE_UP);
   assert_refused (primary_start (primary, false, &refusal),
                   "No such file or directory");
   assert_int_equal (query ().stage, REPLICATION_NONE);
@@ -1115,7 +1149,7 @@ test_the_remote_hangs (void **state)
 
   (void) state;
   start_remote ();
-  begin_primary (server.uri, NULL, 500);
+  begin_primary (server.uri, NULL, GIVE_UP);
   assert_done (primary_start (primary, false, &refusal));
   server_hold (&server);
 
@@ -1302,7 +1336,7 @@ test_the_end_does_not_wait_for_a_remote_that_hangs (void **state)
 {
   (void) state;
   start_remote ();
-  begin_primary (server.uri, bitmap_file, 500);
+  begin_primary (server.uri, bitmap_file, GIVE_UP);
   assert_done (primary_start (primary, false, &refusal));
   server_hold (&server);
   assert_int_equal (write_at (3 * AREA, 5000, 5), 0);
