@@ -257,7 +257,8 @@ EOF
   assert_equal "${lines[-1]}" "2 passed, 1 failed"
   suite "silent.sh" 1
   assert_equal "${lines[-1]}" "0 passed, 1 failed"
-  TEST_FILE_TIMEOUT=1 suite "good.bats hangs.sh" 1
+  # Enough for the good one, also on a busy machine.
+  TEST_FILE_TIMEOUT=15 suite "good.bats hangs.sh" 1
   assert_equal "${lines[-1]}" "3 passed, 2 failed"
   suite "" 1
   assert_equal "${lines[-1]}" "0 passed, 0 failed"
