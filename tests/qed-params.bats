@@ -292,25 +292,22 @@ for at in range(0, 512 << 20, 65536):
 }
 
 @test "-D qed.io=1 traces requests and -D qed.meta=1 updates of metadata" {
-  create 4M
-  start_nbdkit -v qed disk.qed
-  qemu_io "$uri" "write -P 1 1M 4k"
-  stop_nbdkit
-  local quiet
-  quiet=$(wc -l <"$log")
-  local trace
-  for trace in io meta; do
+  local io="qed: write count=4096 offset=1048576"
+  local meta="qed: header features=0x2" trace
+  for trace in none io meta; do
     create 4M
-    start_nbdkit -v -D "qed.$trace=1" qed disk.qed
+    if [ $trace = none ]; then
+      start_nbdkit -v qed disk.qed
+    else
+      start_nbdkit -v -D "qed.$trace=1" qed disk.qed
+    fi
     qemu_io "$uri" "write -P 1 1M 4k"
     stop_nbdkit
-    [ "$(wc -l <"$log")" -gt "$quiet" ]
-    run cat "$log"
-    if [ $trace = io ]; then
-      assert_output --regexp "1048576|0x100000"
-    else
-      assert_output --regexp "NEED_CHECK|need.check|[Ll]2"
-    fi
+    # What nbdkit itself says is not always the same.
+    run grep -c "$io" "$log"
+    assert_output "$([ $trace = io ] && echo 1 || echo 0)"
+    run grep -c "$meta" "$log"
+    assert_output "$([ $trace = meta ] && echo 1 || echo 0)"
   done
 }
 

@@ -357,9 +357,10 @@ absent_at_launch ()
   start_primary "nbd+unix:///?socket=$tmp/remote.sock" replication-start=true \
                 "$@"
   primary_uri=$uri primary_pid=$pid
+  # nbdkit is ready before its filters are; commands wait for this one.
+  assert_equal "$(status_of primary.ctl stage)" none
   run cat "$log"
   assert_output --regexp "replication-start: .*remote.sock.*$command"
-  assert_equal "$(status_of primary.ctl stage)" none
   qemu_io "$uri" "write -P 4 1M 64k" "read -P 4 1M 64k"
 
   disk
