@@ -105,7 +105,8 @@ struct control {
   bool accept_failed;           /* the last time */
   time_t accept_again;          /* not before; CLOCK_MONOTONIC */
 
-  pthread_mutex_t lock;         /* protects the rest; a leaf lock */
+  pthread_mutex_t lock;         /* protects the rest; taken before those
+                                   that is_urgent takes */
   pthread_cond_t work;          /* there is some, or it is time to end */
   struct control_client *first, *last; /* the queue */
   bool ending;
@@ -364,12 +365,16 @@ enqueue (struct control_client *client)
 {
   struct control *const control = client->control;
   const struct control_command *const command = client->command;
-  const bool urgent = command->is_urgent &&
-    command->is_urgent (control->callbacks.opaque, client->arguments);
 
   client->busy = true;
 
+  /* Asked with the lock, or the worker might take another one when an
+   * urgent one has made the one that runs end.
+   */
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&control->lock);
+  const bool urgent = command->is_urgent &&
+    command->is_urgent (control->callbacks.opaque, client->arguments);
+
   client->done = false;
   client->next = urgent ? control->first : NULL;
   if (urgent || control->first == NULL)

@@ -54,7 +54,8 @@ struct control_command {
   /* The command has come, and its arguments are right: is it urgent?  Then
    * it overtakes those that wait; this function has made the one that runs
    * (if one does) come to its end soon, and run takes that back.  It is not
-   * run only if the socket is closed before.  NULL: it is not.
+   * run only if the socket is closed before.  It must not wait; no other
+   * command begins meanwhile.  NULL: it is not.
    */
   bool (*is_urgent) (void *opaque, json_t *arguments);
 };

@@ -80,12 +80,17 @@ run_block (void *opaque, struct control_client *client, json_t *arguments)
   return json_object ();
 }
 
-/* Makes "block" end, and takes that back. */
+/* Makes "block" end, and is still at it when the next command could
+ * begin.
+ */
 static bool
 urge (void *opaque, json_t *arguments)
 {
   CHECK (opaque == &seen && json_is_object (arguments));
   sem_post (&seen.released);
+  while (!atomic_load (&seen.left))
+    usleep (1000);
+  usleep (50000);
   return true;
 }
 
