@@ -626,8 +626,6 @@ test_nobody_answers (void **state)
 }
 
 /* Requests of all kinds, which meet the end of their server. */
-static atomic_uint nr_waiting;
-
 static void
 doomed_request (struct unit_thread *t)
 {
@@ -636,7 +634,6 @@ doomed_request (struct unit_thread *t)
   struct extent e;
   int r;
 
-  atomic_fetch_add (&nr_waiting, 1);
   switch (t->nr % 4) {
   case 0:
     r = node_pread (n, buf, sizeof buf, 512);
@@ -661,11 +658,9 @@ kill_server_in_flight (struct node *n)
 {
   struct unit_thread threads[12];
 
-  atomic_store (&nr_waiting, 0);
   start_threads (threads, 12, doomed_request, n);
-  while (atomic_load (&nr_waiting) < 12)
-    pause_a_moment ();
-  for (int i = 0; i < 20; ++i)
+  while (nr_requests ("Read") + nr_requests ("Write") +
+         nr_requests ("Zero") + nr_requests ("Extents") < 12)
     pause_a_moment ();
   end_server (SIGKILL);
   join_threads (threads, 12);
@@ -674,8 +669,9 @@ kill_server_in_flight (struct node *n)
 static void
 start_slow_server (const char *size)
 {
-  start_server ("--filter=delay", "memory", size, "delay-read=60",
-                "delay-write=60", "delay-zero=60", "delay-extents=60", NULL);
+  start_server ("--filter=log", "--filter=delay", "memory", size, log_option,
+                "delay-read=60", "delay-write=60", "delay-zero=60",
+                "delay-extents=60", NULL);
 }
 
 /* Processor time of this process, in ms. */
