@@ -1411,6 +1411,20 @@ crash_while_changing (uint64_t seed)
   kill (getpid (), SIGKILL);
 }
 
+/* A fault of nbdkit 1.32: it may abort when a client goes away with requests
+ * in flight.  That is as if it had been killed.
+ */
+static bool
+remote_has_aborted (void)
+{
+  pause_a_moment ();
+  if (waitpid (server.pid, NULL, WNOHANG) == 0)
+    return false;
+  server.pid = 0;
+  start_forgetful_remote ();
+  return true;
+}
+
 static void
 test_the_bitmap_survives_a_crash (void **state)
 {
@@ -1435,6 +1449,9 @@ test_the_bitmap_survives_a_crash (void **state)
       crash_while_changing (child_seed);
     }
     assert_int_equal (waitpid (pid, &status, 0), pid);
+    /* It may have aborted so late that this one could not start. */
+    if (remote_has_aborted () && WIFEXITED (status))
+      continue;
     assert_true (WIFSIGNALED (status) && WTERMSIG (status) == SIGKILL);
     if (i % 3 == 0) {
       server_end (&server, SIGKILL);
