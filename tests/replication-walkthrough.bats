@@ -40,6 +40,10 @@ teardown ()
       remember "$(cat "$tmp/$name.pid")"
     fi
   done
+  # Why there were no more of them, if the test waited in vain.
+  if [ -s "$tmp/checkpoints.log" ]; then
+    tail "$tmp/checkpoints.log"
+  fi
   teardown_test
 }
 
