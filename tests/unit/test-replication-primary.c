@@ -1254,13 +1254,12 @@ test_a_remote_that_flushes_slowly (void **state)
   assert_int_equal (first_difference (), -1);
 }
 
-/* Nothing that was sent arrives when a failover is done. */
+/* Fail over when a write has come to a remote that takes its time. */
 static void
-test_a_failover_waits_for_what_was_sent (void **state)
+fail_over_while_sending (void)
 {
   char wait[160];
 
-  (void) state;
   snprintf (wait, sizeof wait, "touch %s; sleep 0.1", gate_file);
   start_scripted_remote (wait, "exit 0");
   begin_primary (server.uri, NULL, 0);
@@ -1268,9 +1267,28 @@ test_a_failover_waits_for_what_was_sent (void **state)
   assert_int_equal (write_at (0, 5000, 7), 0);
   wait_for (access (gate_file, F_OK) == 0);
   assert_done (primary_stop (primary, true, &refusal));
+}
+
+/* Nothing that was sent arrives when a failover is done.  On a busy machine
+ * it may take longer than the failover waits, which is told; but not always.
+ */
+static void
+test_a_failover_waits_for_what_was_sent (void **state)
+{
+  (void) state;
+  fail_over_while_sending ();
+  for (unsigned i = 0; i < 10 && nr_messages () > 0; ++i) {
+    assert_messages (1, "may arrive there later");
+    end_primary ();
+    server_end (&server, SIGKILL);
+    unlink (gate_file);
+    make_remote (DISK_SIZE);
+    forget_messages ();
+    fail_over_while_sending ();
+  }
+  assert_int_equal (nr_messages (), 0);
   assert_int_equal (first_difference (), -1);
   assert_false (query ().remote_connected);
-  assert_int_equal (nr_messages (), 0);
 }
 
 static void
