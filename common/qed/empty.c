@@ -195,8 +195,6 @@ reclaim (struct qed *s, uint64_t from)
   const uint64_t bytes = qed_table_bytes (&s->header);
   bool all_zero;
 
-  s->end = from + bytes;
-  s->tail_cut = false;
   if (home + bytes > from)      /* too near to move */
     return 0;
   if (give_back (s, home, from, &all_zero) == -1 || flush (s) == -1 ||
@@ -231,6 +229,8 @@ empty_layer (struct qed *s)
       empty_switch_table (s, place, true) == -1)
     return -1;
   empty_forget (s);
+  s->end = place + qed_table_bytes (&s->header);
+  s->tail_cut = false;
   if (flush (s) == -1 || reclaim (s, place) == -1)
     return -1;
   return mark_clean (s);

@@ -1111,6 +1111,18 @@ test_the_remote_loses_what_it_has_not_flushed (void **state)
   come_and_go (start_forgetful_remote);
 }
 
+/* The remote is killed, and comes back with an empty disk when the primary
+ * has noticed.
+ */
+static void
+exchange_remote (void)
+{
+  server_end (&server, SIGKILL);
+  wait_for (!query ().remote_connected);
+  make_remote (DISK_SIZE);
+  start_remote ();
+}
+
 /* A server that goes down loses what it has not flushed, all of it or
  * not.
  */
@@ -1126,16 +1138,12 @@ test_what_was_not_flushed_is_sent_again (void **state)
   wait_for (query ().dirty_bytes == 0);
   assert_int_equal (first_difference (), -1);
 
-  server_end (&server, SIGKILL);
-  make_remote (DISK_SIZE);
-  start_remote ();
+  exchange_remote ();
   assert_done (primary_checkpoint (primary, &refusal));
   assert_int_equal (first_difference (), -1);
 
   /* But what was flushed is not. */
-  server_end (&server, SIGKILL);
-  make_remote (DISK_SIZE);
-  start_remote ();
+  exchange_remote ();
   assert_done (primary_checkpoint (primary, &refusal));
   assert_int_equal (first_difference (), 100);
 }
@@ -1279,6 +1287,7 @@ test_a_failover_waits_for_what_was_sent (void **state)
   fail_over_while_sending ();
   for (unsigned i = 0; i < 10 && nr_messages () > 0; ++i) {
     assert_messages (1, "may arrive there later");
+    wait_for (first_difference () == -1);
     end_primary ();
     server_end (&server, SIGKILL);
     unlink (gate_file);
@@ -1324,6 +1333,9 @@ test_a_failover_says_what_was_not_answered (void **state)
     join_threads (&thread, killed);
     assert_messages (1, "may arrive there later");
     unlink (gate_file);
+    /* Or the shell would write when the next test has begun. */
+    wait_for (first_difference () == -1);
+    make_remote (DISK_SIZE);
     unlink (began_file);
     forget_messages ();
     end_primary ();
