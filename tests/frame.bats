@@ -258,7 +258,7 @@ EOF
   suite "silent.sh" 1
   assert_equal "${lines[-1]}" "0 passed, 1 failed"
   # Enough for the good one, also on a busy machine.
-  TEST_FILE_TIMEOUT=15 suite "good.bats hangs.sh" 1
+  TEST_FILE_TIMEOUT=8 suite "good.bats hangs.sh" 1
   assert_equal "${lines[-1]}" "3 passed, 2 failed"
   suite "" 1
   assert_equal "${lines[-1]}" "0 passed, 0 failed"

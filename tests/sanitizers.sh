@@ -35,10 +35,20 @@ without_randomisation ()
   fi
 }
 
-# Build the tree of sources with these sanitizers and run its unit tests.
+# run_test TEST: leaves TEST.out, and TEST.ok if it passes.
+run_test ()
+{
+  if ( cd "$dir" && without_randomisation timeout 900 "$1" ) >"$1.out" 2>&1
+  then
+    touch "$1.ok"
+  fi
+}
+
+# Build the tree of sources with these sanitizers and run its unit tests, two
+# at a time: many wait for something most of the time.
 check_with ()
 {
-  local sanitizers=$1 dir=$tmp/$1 log=$tmp/$1.log test
+  local sanitizers=$1 dir=$tmp/$1 log=$tmp/$1.log test tests=()
   mkdir "$dir"
   if ( cd "$dir" &&
          "$tmp/source/configure" --enable-sanitizers="$sanitizers" \
@@ -52,15 +62,18 @@ check_with ()
   fi
 
   for test in "$dir"/tests/unit/test-*; do
-    if ! [ -f "$test" ] || ! [ -x "$test" ]; then
-      continue
-    fi
-    if ( cd "$dir" && without_randomisation timeout 900 "$test" ) \
-         >"$log" 2>&1
-    then
+    if [ -f "$test" ] && [ -x "$test" ]; then tests+=("$test"); fi
+  done
+  for test in "${tests[@]}"; do
+    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+    run_test "$test" &
+  done
+  wait
+  for test in "${tests[@]}"; do
+    if [ -e "$test.ok" ]; then
       report ok "$sanitizers: ${test##*/}"
     else
-      report "not ok" "$sanitizers: ${test##*/}" "$log"
+      report "not ok" "$sanitizers: ${test##*/}" "$test.out"
     fi
   done
 }
