@@ -840,6 +840,13 @@ test_hanging_up (void **state)
 
 /* ---- A command that takes long */
 
+static void
+wait_until_entered (void)
+{
+  while (sem_wait (&seen.entered) == -1)
+    CHECK (errno == EINTR);
+}
+
 /* A client whose command runs until released. */
 static struct peer
 begin_long_command (void)
@@ -847,8 +854,7 @@ begin_long_command (void)
   struct peer p = connect_peer ();
 
   put (&p, "{\"execute\": \"block\"}{\"execute\": \"quick\"}");
-  while (sem_wait (&seen.entered) == -1)
-    CHECK (errno == EINTR);
+  wait_until_entered ();
   return p;
 }
 
@@ -887,9 +893,10 @@ test_what_does_not_wait_is_run_meanwhile (void **state)
 static void
 test_what_is_urgent_overtakes (void **state)
 {
-  struct peer slow = begin_long_command ();
-  struct peer p = connect_peer (), q = connect_peer ();
+  struct peer slow = connect_peer (), p = connect_peer (), q = connect_peer ();
 
+  put (&slow, "{\"execute\": \"block\"}");
+  wait_until_entered ();
   put (&p, "{\"execute\": \"count\"}");
   CHECK (is_waiting (&p));
   put (&q, "{\"execute\": \"urgent\"}");
