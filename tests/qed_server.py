@@ -60,6 +60,15 @@ class Server:
         with open(self.log_name, encoding="utf-8", errors="replace") as f:
             return f.read()
 
+    def wait_for_message(self, text, limit=60):
+        """A server may say something after it has done it."""
+        deadline = time.monotonic() + limit
+        while text not in self.log():
+            if time.monotonic() > deadline:
+                raise ServerError(f"did not say \"{text}\" in {limit} s\n"
+                                  f"{self.log()}")
+            time.sleep(0.005)
+
     def alive(self):
         return self.process.poll() is None
 

@@ -125,14 +125,6 @@ class Write:
         self.handle.shutdown()
 
 
-def wait_for_message(server, text):
-    """A server may say something after it has done it."""
-    deadline = time.monotonic() + 60
-    while text not in server.log():
-        check(time.monotonic() < deadline, f"it does not say: {text}")
-        time.sleep(0.01)
-
-
 def blkctl(*arguments, **keys):
     return subprocess.run(["blkctl", *arguments], capture_output=True,
                           text=True, timeout=120, check=False, **keys)
@@ -257,7 +249,7 @@ def late_commit(desk):
     write.must_end()
     refused(server, COMMIT, "not prepared")
     check(server.query()["checkpoints"] == 0, "a checkpoint was made")
-    wait_for_message(server, "given up")
+    server.wait_for_message("given up")
     server.command(PREPARE)
     server.command(COMMIT)
 
@@ -345,7 +337,7 @@ def slow_disk(desk):
     checkpoint.start()
     try:
         # The first has been held for as long as it may be.
-        wait_for_message(pairs[0][0], "given up")
+        pairs[0][0].wait_for_message("given up")
     finally:
         slow.send_signal(signal.SIGCONT)
         checkpoint.join()

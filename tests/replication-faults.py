@@ -339,11 +339,7 @@ class Hung(Forward):
     def end_of(self, server):
         """The remote comes back when it has been given up: too late."""
         server.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while "still no answer at the end" not in server.log():
-            if time.monotonic() > deadline:
-                raise TimeoutError("it does not end")
-            time.sleep(0.005)
+        server.wait_for_message("still no answer at the end")
         self.remote.go_on()
         server.stop()
 

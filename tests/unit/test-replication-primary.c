@@ -1205,6 +1205,20 @@ start_scripted_remote (const char *before_write, const char *flush)
                 "thread_model=echo parallel", NULL);
 }
 
+/* One that takes writes when the gate is gone; it makes another file when
+ * the first of them has come.
+ */
+static void
+start_gated_remote (void)
+{
+  char wait[256];
+
+  close (open (gate_file, O_WRONLY | O_CREAT, 0600));
+  snprintf (wait, sizeof wait, "touch %s; while [ -e %s ]; do sleep 0.05; "
+            "done", began_file, gate_file);
+  start_scripted_remote (wait, "exit 0");
+}
+
 /* All in one area, of which only one copy is under way at a time. */
 static void
 write_until_finished (struct unit_thread *t)
@@ -1224,13 +1238,9 @@ static void
 test_the_remote_hangs_while_writes_are_held (void **state)
 {
   struct unit_thread threads[2];
-  char wait[192];
 
   (void) state;
-  close (open (gate_file, O_WRONLY | O_CREAT, 0600));
-  snprintf (wait, sizeof wait, "while [ -e %s ]; do sleep 0.05; done",
-            gate_file);
-  start_scripted_remote (wait, "exit 0");
+  start_gated_remote ();
   begin_primary (server.uri, NULL, 3600 * 1000);
   assert_done (primary_start (primary, false, &refusal));
   assert_int_equal (write_at (0, 5000, 7), 0);
@@ -1314,16 +1324,11 @@ kill_the_server (struct unit_thread *t)
 static void
 test_a_failover_says_what_was_not_answered (void **state)
 {
-  char wait[256];
-
   (void) state;
-  snprintf (wait, sizeof wait, "touch %s; while [ -e %s ]; do sleep 0.05; "
-            "done", began_file, gate_file);
   for (unsigned killed = 0; killed < 2; ++killed) {
     struct unit_thread thread;
 
-    close (open (gate_file, O_WRONLY | O_CREAT, 0600));
-    start_scripted_remote (wait, "exit 0");
+    start_gated_remote ();
     begin_primary (server.uri, NULL, 3600 * 1000);
     assert_done (primary_start (primary, false, &refusal));
     assert_int_equal (write_at (0, 5000, 7), 0);
