@@ -27,10 +27,12 @@ filled up by a file "ballast".  SEED and ROUNDS are taken from the
 environment.
 """
 
+import ctypes
 import errno
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 
@@ -58,6 +60,26 @@ GUEST = [(("guest", "read"), 25), (("guest", "write"), 15),
 def read_file(name):
     with open(name, "rb") as f:
         return f.read()
+
+
+def trace_slowly(pid, call, seconds):
+    """Let a system call of a process's main thread take longer to return.
+    The tracer ends with the process."""
+    tracer = subprocess.Popen(
+        ["strace", "-p", str(pid), "-e", f"trace={call}",
+         "-e", f"inject={call}:delay_exit={int(seconds * 1e6)}"],
+        stderr=subprocess.PIPE, encoding="utf-8")
+    line = tracer.stderr.readline()
+    if "attached" not in line:
+        raise OSError(f"strace: {line}")
+    return tracer
+
+
+def end_by_main_thread(pid):
+    """SIGTERM, but for no other thread, as it happens when the main one is
+    traced: nbdkit's nbd plugin bears no signals."""
+    if ctypes.CDLL(None).tgkill(pid, pid, signal.SIGTERM) == -1:
+        raise OSError("tgkill")
 
 
 class Round:
@@ -337,11 +359,15 @@ class Hung(Forward):
         self.end_of(server)
 
     def end_of(self, server):
-        """The remote comes back when it has been given up: too late."""
-        server.process.send_signal(signal.SIGTERM)
+        """The remote comes back when it has been given up: too late, and
+        the server is in the middle of unloading what would get the
+        answers, for which it takes its time."""
+        tracer = trace_slowly(server.process.pid, "munmap", 0.2)
+        end_by_main_thread(server.process.pid)
         server.wait_for_message("still no answer at the end")
         self.remote.go_on()
         server.stop()
+        tracer.wait(60)
 
     def end(self):
         self.remote.go_on()

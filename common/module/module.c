@@ -7,6 +7,8 @@
 
 #include <config.h>
 
+#include <dlfcn.h>
+#include <link.h>
 #include <signal.h>
 #include <string.h>
 
@@ -34,6 +36,23 @@ module_load (void)
 {
   msg_set_handler (to_nbdkit);
   signal (SIGXFSZ, SIG_IGN);
+}
+
+void
+module_keep_all (void)
+{
+  void *const program = dlopen (NULL, RTLD_LAZY);
+  const struct link_map *m;
+
+  if (program == NULL || dlinfo (program, RTLD_DI_LINKMAP, &m) == -1) {
+    nbdkit_error ("modules may be unloaded while they are in use: %s",
+                  dlerror ());
+    return;
+  }
+  /* The program itself has no name. */
+  for (; m; m = m->l_next)
+    if (*m->l_name)
+      dlopen (m->l_name, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 static int

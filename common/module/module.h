@@ -22,6 +22,11 @@ struct nbdkit_extents;
  */
 extern void module_load (void);
 
+/* Let the server unload no module any more, when a thread may still be in
+ * one below that hangs: what it waits for could come after all.
+ */
+extern void module_keep_all (void);
+
 /* The value of a parameter that names a file, or where URIs make sense
  * an NBD export.  A name is made absolute, since nbdkit changes its
  * folder when it goes into the background.  *name must be NULL, or the

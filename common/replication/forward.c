@@ -767,8 +767,8 @@ forward_open (struct node *node, unsigned limit,
 }
 
 /* Let the workers do what is left, if they get on with it.  Have all
- * ended?  The second time nobody waits for them: the code that they are in,
- * of the layer below, may have been unloaded, so the process should end.
+ * ended?  The second time nobody waits for them: the layer below, which
+ * they are in, has ended, so the process should too.
  */
 static bool
 end_workers (struct forward *f)

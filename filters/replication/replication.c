@@ -40,7 +40,8 @@ end (void)
   commands = NULL;
   if (side_close (&side))
     node_close (disk);          /* it has said what failed, if anything */
-  /* Otherwise it hangs, and is left to the end of the process. */
+  else
+    module_keep_all ();         /* it hangs until the process ends */
   disk = NULL;
 }
 
