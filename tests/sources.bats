@@ -165,3 +165,16 @@ modules ()
     assert_file_exist "$tmp/source/$file"
   done
 }
+
+# A program that was committed by mistake is of one machine, and make may
+# take it for its own.
+@test "git ignores the programs that are built" {
+  local name git=(git -c safe.directory='*' -C "$srcdir")
+  if [ -e "$srcdir/.git" ]; then
+    require_tool git
+    for name in $(sed -n 's/^bin_PROGRAMS += //p' "$srcdir"/*/local.mk); do
+      run "${git[@]}" check-ignore "$name"
+      assert_success
+    done
+  fi
+}
