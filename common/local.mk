@@ -34,6 +34,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/nbd.c \
 	common/node/node.c \
 	common/node/node.h \
+	common/node/uri.c \
 	common/request/align.c \
 	common/request/align.h \
 	common/request/claim.c \

@@ -214,3 +214,17 @@ stop_nbdkit ()
 {
   end_process "${1:-$pid}"
 }
+
+# start_daemon [ARGUMENT...]: as start_nbdkit, but it goes into the
+# background by itself, where "/" is its current directory and what it
+# prints goes nowhere.  One at a time.
+start_daemon ()
+{
+  sock=$tmp/daemon.sock
+  uri="nbd+unix:///?socket=$sock"
+  rm -f "$sock" "$tmp/daemon.pid"
+  nbdkit -U "$sock" -P "$tmp/daemon.pid" "$@" </dev/null 3>&-
+  wait_until 120 test -s "$tmp/daemon.pid"
+  pid=$(cat "$tmp/daemon.pid")
+  remember "$pid"
+}

@@ -209,6 +209,52 @@ EOF
   assert_same base.raw served.raw
 }
 
+# start_storage [OPTION...]: serve base.raw at ./storage.sock.
+start_storage ()
+{
+  rm -f storage.sock storage.pid
+  nbdkit -f -r -U storage.sock -P storage.pid "$@" file base.raw \
+         </dev/null 3>&- &
+  storage_pid=$!
+  remember "$storage_pid"
+  wait_until 120 test -s storage.pid
+}
+
+# comes_back PARAMETER...: what a server in the background was told about
+# storage.sock is still right when that has ended and was started again.
+comes_back ()
+{
+  start_daemon qed disk.qed "$@"
+  qemu_io "$uri" "read -P 4 1M 64k"
+  # It would wait for its clients if it were asked to end.
+  kill -KILL "$storage_pid"
+  run -1 qemu_io "$uri" "read -P 4 1M 64k"
+  start_storage "${options[@]}"
+  wait_until 30 qemu_io "$uri" "read -P 4 1M 64k"
+  # A daemon is no child, so it has no exit status.
+  stop_nbdkit || true
+}
+
+# In the background the current directory is another one.
+@test "relative paths in a URI hold in the background, too" {
+  local storage_pid options=()
+  truncate -s 8M base.raw
+  qemu_io base.raw "write -P 4 1M 64k"
+  mkdir 'a b&c'
+  cd 'a b&c'
+  cp ../base.raw .
+  start_storage
+  create 8M -b "nbd+unix:///?socket=storage.sock" -F raw
+  comes_back
+  end_process "$storage_pid"
+
+  (printf guest: && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n') >keys
+  options=(--tls=require --tls-psk=keys)
+  start_storage "${options[@]}"
+  comes_back \
+    backing='nbds+unix://guest@/?tls-psk-file=keys&socket=storage.sock'
+}
+
 @test "a URI with a key file is for the command line, not for a header" {
   (printf guest: && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n') >keys
   truncate -s 16M storage.img

@@ -412,6 +412,23 @@ print(s.getsockname()[1])')
   stop_nbdkit
 }
 
+# In the background the current directory is another one.
+@test "the remote may be at a relative path of a socket" {
+  disk
+  start_secondary replication-start=true
+  ln -s "$sock" remote.sock
+  truncate -s 4M primary.img
+  start_daemon --filter=replication file primary.img \
+               replication-mode=primary replication-start=true \
+               replication-remote="nbd+unix:///?socket=remote.sock" \
+               replication-control=primary.ctl
+  qemu_io "$uri" "write -P 6 1M 1M"
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  qemu_io "$guest_uri" "read -P 6 1M 1M"
+  # Its clients go first.
+  stop_nbdkit || true
+}
+
 @test "with -r nobody can write, and both exports can be read" {
   disk
   start_nbdkit -r --filter=replication file disk.img "${secondary[@]}" \

@@ -78,12 +78,11 @@ module_set_path (char **name, const char *key, const char *value)
   return *name ? 0 : -1;
 }
 
-int
-module_set_socket (char **name, const char *key, const char *value)
+/* Take over a new copy of a name, which is NULL if there is no memory. */
+static int
+set_copy (char **name, const char *key, char *copy)
 {
-  if (check_name (*name, key, value) == -1)
-    return -1;
-  *name = strdup (value);
+  *name = copy;
   if (*name == NULL) {
     nbdkit_error ("%s: %m", key);
     return -1;
@@ -92,10 +91,21 @@ module_set_socket (char **name, const char *key, const char *value)
 }
 
 int
+module_set_socket (char **name, const char *key, const char *value)
+{
+  if (check_name (*name, key, value) == -1)
+    return -1;
+  return set_copy (name, key, strdup (value));
+}
+
+int
 module_set_image (char **name, const char *key, const char *value)
 {
-  return node_is_uri (value) ? module_set_socket (name, key, value)
-    : module_set_path (name, key, value);
+  if (!node_is_uri (value))
+    return module_set_path (name, key, value);
+  if (check_name (*name, key, value) == -1)
+    return -1;
+  return set_copy (name, key, node_absolute_uri (value));
 }
 
 int

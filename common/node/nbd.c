@@ -126,6 +126,7 @@ struct status {
 
 struct nbd_node {
   struct node node;
+  char *uri;                    /* to connect to; node.name is as given */
   bool from_file;
   unsigned timeout;             /* as in struct node_open_options */
   int cancel;
@@ -362,7 +363,7 @@ watch_peer (int fd, unsigned timeout)
 static void
 linger (const struct nbd_node *n, int fd)
 {
-  struct lingering *l = malloc (sizeof *l + strlen (n->node.name) + 1);
+  struct lingering *l = malloc (sizeof *l + strlen (n->uri) + 1);
 
   if (l == NULL) {
     close (fd);
@@ -370,7 +371,7 @@ linger (const struct nbd_node *n, int fd)
   }
   watch_peer (fd, n->timeout);
   l->fd = fd;
-  strcpy (l->uri, n->node.name);
+  strcpy (l->uri, n->uri);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lingering_lock);
   l->next = all_lingering;
@@ -424,7 +425,7 @@ wait_for_lingering (const struct nbd_node *n, int64_t deadline)
 {
   int fd;
 
-  while ((fd = find_lingering (n->node.name)) >= 0) {
+  while ((fd = find_lingering (n->uri)) >= 0) {
     struct pollfd fds[2] = {
       { .fd = fd, .events = POLLIN }, { .fd = n->cancel, .events = POLLIN },
     };
@@ -511,7 +512,7 @@ connect_handle (struct nbd_node *n, char cause[CAUSE_LEN])
       nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
       nbd_set_uri_allow_local_file (nbd, !n->from_file) == -1 ||
       nbd_set_full_info (nbd, true) == -1 || /* for the description */
-      nbd_aio_connect_uri (nbd, n->node.name) == -1) {
+      nbd_aio_connect_uri (nbd, n->uri) == -1) {
     err = libnbd_errno ();
     snprintf (cause, CAUSE_LEN, "%s", libnbd_cause ());
   }
@@ -1294,6 +1295,7 @@ nbd_node_close (struct node *node)
   free (n->status);
   free (node->description);
   free (node->name);
+  free (n->uri);
   free (n);
   return 0;
 }
@@ -1449,8 +1451,11 @@ nbd_node_open (const char *uri, const struct node_open_options *options)
 {
   struct nbd_node *n = calloc (1, sizeof *n);
 
-  if (n == NULL || (n->node.name = strdup (uri)) == NULL) {
+  if (n == NULL || (n->node.name = strdup (uri)) == NULL ||
+      (n->uri = node_absolute_uri (uri)) == NULL) {
     msg_error ("%s: open: %m", uri);
+    if (n)
+      free (n->node.name);
     free (n);
     return NULL;
   }

@@ -14,7 +14,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,20 +24,6 @@
 
 /* Zeroes are written out in pieces of this size. */
 #define ZERO_PIECE ((uint64_t) 1024 * 1024)
-
-bool
-node_is_uri (const char *name)
-{
-  static const char *const schemes[] = {
-    "nbd://", "nbds://", "nbd+unix://", "nbds+unix://",
-    "nbd+vsock://", "nbds+vsock://",
-  };
-
-  for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; ++i)
-    if (strncasecmp (name, schemes[i], strlen (schemes[i])) == 0)
-      return true;
-  return false;
-}
 
 struct node *
 node_open (const char *name, const struct node_open_options *options)

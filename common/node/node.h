@@ -146,6 +146,12 @@ struct node_open_options {
  */
 extern bool node_is_uri (const char *name);
 
+/* The URI with the paths in it, of a socket and of files with keys, made
+ * absolute: it means the same wherever the process is later.  Returns
+ * NULL with errno, without a message.
+ */
+extern char *node_absolute_uri (const char *uri);
+
 /* Open a local file, block device or NBD URI, which must exist.
  * Returns NULL with errno after a message.
  */
