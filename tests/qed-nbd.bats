@@ -124,6 +124,21 @@ for offset, count in [(0, 262144), (100, 262144), (65536, 200000),
   qemu_io "$uri" "read -P 1 100k 3M"
 }
 
+@test "an image on a read-only block device is read and not written" {
+  create 4M
+  qemu_io_qed disk.qed "write -P 1 100k 3M"
+  local device
+  device=$(losetup -r -f --show "$tmp/disk.qed")
+  refused "$device: open for writing: the block device is read-only" -- \
+          "$device"
+  run -1 qed-img check -r all "$device"
+  assert_output --partial "is read-only"
+  run -1 qed-img create "$device" 1M
+  assert_output --partial "is read-only"
+  start_nbdkit -r qed "$device"
+  qemu_io "$uri" "read -P 1 100k 3M"
+}
+
 @test "an NBD server that dies costs errors, not the server and no hang" {
   # storage_pid is killed while requests are in flight.
   truncate -s 64M storage

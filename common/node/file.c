@@ -318,13 +318,37 @@ static const struct node_ops file_ops = {
   .allocated_size = file_allocated_size,
 };
 
+/* The size of a block device, and what else it says of itself. */
+static int
+identify_device (struct file_node *f, uint64_t *size)
+{
+  int read_only, sector_size;
+
+  f->is_block_device = true;
+  f->node.fixed_size = true;
+  if (ioctl (f->fd, BLKGETSIZE64, size) == -1) {
+    msg_error ("%s: size of the block device: %m", f->node.name);
+    return -1;
+  }
+  /* The kernel lets root open it for writing, and refuses each write. */
+  if (!f->node.read_only &&
+      ioctl (f->fd, BLKROGET, &read_only) == 0 && read_only) {
+    errno = EROFS;
+    msg_error ("%s: open for writing: the block device is read-only",
+               f->node.name);
+    return -1;
+  }
+  if (ioctl (f->fd, BLKSSZGET, &sector_size) == 0 && sector_size > 0)
+    f->node.zero_align = sector_size;
+  return 0;
+}
+
 /* Find out kind, size and identity. */
 static int
 identify (struct file_node *f)
 {
   struct stat st;
   uint64_t size;
-  int sector_size;
 
   if (fstat (f->fd, &st) == -1) {
     msg_error ("%s: fstat: %m", f->node.name);
@@ -333,14 +357,8 @@ identify (struct file_node *f)
   if (S_ISREG (st.st_mode))
     size = st.st_size;
   else if (S_ISBLK (st.st_mode)) {
-    f->is_block_device = true;
-    f->node.fixed_size = true;
-    if (ioctl (f->fd, BLKGETSIZE64, &size) == -1) {
-      msg_error ("%s: size of the block device: %m", f->node.name);
+    if (identify_device (f, &size) == -1)
       return -1;
-    }
-    if (ioctl (f->fd, BLKSSZGET, &sector_size) == 0 && sector_size > 0)
-      f->node.zero_align = sector_size;
   }
   else {
     errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;
