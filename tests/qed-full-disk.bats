@@ -71,6 +71,22 @@ fill_and_free ()
   fill_and_free
 }
 
+# Small clusters, so that the run that does not fit has thousands of them.
+@test "clusters of a write that did not fit are not leaked" {
+  head -c 1M /dev/zero >ballast
+  create 64M -o cluster_size=4096,table_size=2
+  start_nbdkit qed disk.qed
+  qemu_io "$uri" "write -P 1 0 1M"
+  run -1 qemu_io "$uri" "write -P 2 1M 30M"
+  assert_output --partial "No space left on device"
+  rm ballast
+  qemu_io "$uri" "write -P 3 32M 1M" "write -P 4 40M 4k"
+  run -1 qemu_io "$uri" "write -P 2 1M 30M"
+  qemu_io "$uri" "read -P 1 0 1M" "read -P 3 32M 1M" "read -P 4 40M 4k"
+  stop_nbdkit
+  run -0 qemu-img check -f qed disk.qed
+}
+
 @test "a server that is killed with a full disk leaves a good image" {
   create 16M
   start_nbdkit qed disk.qed

@@ -131,6 +131,24 @@ space_reserve (struct qed *s, uint64_t n, uint64_t *offset)
   return 0;
 }
 
+/* Let the end come back over clusters that were given back: what stands
+ * behind it is used again in runs of any length, and cut off on close.
+ * Under space_lock.
+ */
+static void
+draw_end_back (struct qed *s)
+{
+  for (size_t i = 0; i < s->nr_freed;) {
+    if (s->freed[i] + s->cluster_size == s->end) {
+      s->end = s->freed[i];
+      s->freed[i] = s->freed[--s->nr_freed];
+      i = 0;
+    }
+    else
+      i++;
+  }
+}
+
 void
 space_give_back (struct qed *s, uint64_t n, uint64_t offset)
 {
@@ -141,6 +159,12 @@ space_give_back (struct qed *s, uint64_t n, uint64_t offset)
     return;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
+  /* A buffer counts on what it has taken up to its end. */
+  if (!s->buffer && offset + (n << s->cluster_bits) == s->end) {
+    s->end = offset;
+    draw_end_back (s);
+    return;
+  }
   if (s->freed == NULL)
     s->freed = malloc (MAX_FREED * sizeof *s->freed);
   while (s->freed && n > 0 && s->nr_freed < MAX_FREED)
