@@ -95,6 +95,24 @@ set_need_check ()
   assert_equal "$(hash_of disk.qed)" "$before"
 }
 
+# nbdkit takes its options from anywhere on the command line.
+@test "a server is read-only wherever its command line says so" {
+  create 4M
+  qemu_io_qed disk.qed "write -P 1 0 1M"
+  set_need_check
+  local before option
+  before=$(hash_of disk.qed)
+  for option in -r --readonly --read-only --filter=cow; do
+    run -0 nbdkit -U - "$option" qed disk.qed --run true
+    run -0 nbdkit -U - qed "$option" disk.qed --run true
+    run -0 nbdkit qed disk.qed --run true -U - "$option"
+    assert_equal "$(hash_of disk.qed)" "$before"
+  done
+  # Here it is the argument of another option.
+  run -0 nbdkit qed disk.qed -U - -e -r --run true
+  assert [ "$(hash_of disk.qed)" != "$before" ]
+}
+
 @test "repair=auto checks an image that asks for it, and clears the flag" {
   create 4M
   qemu_io_qed disk.qed "write -P 1 0 1M"

@@ -28,9 +28,10 @@
 enum { FILTER = 256 };
 
 /* Options of nbdkit 1.32 that take an argument, and those we look for;
- * the others need no entry, since unknown ones are skipped.
+ * the others need no entry, since unknown ones are skipped.  As there,
+ * options may stand behind the plugin's name, too.
  */
-static const char short_options[] = "+:D:e:g:i:P:p:rt:U:u:";
+static const char short_options[] = ":D:e:g:i:P:p:rt:U:u:";
 static const struct option long_options[] = {
   { "debug", required_argument, NULL, 0 },
   { "export", required_argument, NULL, 0 },
