@@ -387,7 +387,7 @@ static void
 fail_at_locked (struct writelog *log, int err, const struct pending *p,
                 const char *what)
 {
-  char reason[REASON_LEN];
+  char reason[REASON_LEN / 2];  /* the error must fit behind it */
 
   snprintf (reason, sizeof reason, "entry %" PRIu64 " at offset %" PRIu64
             " %s", p->number, p->offset, what);
