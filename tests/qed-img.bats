@@ -832,6 +832,8 @@ with open("disk.qed", "r+b") as f:
   assert_output --partial "standard output: No space"
   run -1 bash -c 'qed-img commit -p files/over-raw.qed >/dev/full'
   assert_output --partial "standard output: No space"
+  run -1 bash -c 'qed-img create new.qed 1M >/dev/full'
+  assert_output --partial "standard output: No space"
 }
 
 @test "the tool: with streams closed, nothing is printed into the image" {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "progress.h"
+#include "tool.h"
 
 /* Only progress_report changes these while an operation runs, and it is called
  * from one thread at a time.
@@ -38,7 +39,8 @@ static void
 print (FILE *fp, double percent, char end)
 {
   fprintf (fp, "    (%3.2f/100%%)%c", percent, end);
-  fflush (fp);
+  if (fp == stdout)
+    tool_flush_output ();
 }
 
 void

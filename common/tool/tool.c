@@ -90,11 +90,23 @@ print_command_help (const struct tool_command *command)
   print_options (command->options);
 }
 
+/* Why standard output could not be written, or 0. */
+static int output_error;
+
+void
+tool_flush_output (void)
+{
+  if (fflush (stdout) == EOF && output_error == 0)
+    output_error = errno;
+}
+
 /* What was printed must have arrived where it should go. */
 static int
 close_stdout (void)
 {
-  if (fflush (stdout) == EOF || ferror (stdout)) {
+  tool_flush_output ();
+  if (output_error || ferror (stdout)) {
+    errno = output_error ? output_error : EIO;
     msg_error ("cannot write to standard output: %m");
     return -1;
   }

@@ -84,6 +84,11 @@ extern bool tool_is_word_of (const char *words, const char *word);
 /* The value of --output: is it JSON?  Does not return for mistakes. */
 extern bool tool_parse_output (const char *format);
 
+/* Bring what was printed before something that comes another way.  Should
+ * that fail, the tool says so, with the cause, when it ends.
+ */
+extern void tool_flush_output (void);
+
 /* Print the value to standard output as qemu-img does, and release it.
  * NULL is what jansson returns when out of memory.  Returns -1 after a
  * message.

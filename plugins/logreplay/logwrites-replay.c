@@ -369,7 +369,7 @@ run_fsck (const struct replay *r, const struct writelog_item *item)
 {
   int status;
 
-  fflush (stdout);
+  tool_flush_output ();
   status = system (r->wish->fsck);
   if (status == 0)
     return 0;
