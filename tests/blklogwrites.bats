@@ -12,6 +12,7 @@ export PYTHONPATH=$tests
 teardown ()
 {
   end_servers
+  end_devices
   if [ -d "$tmp/small" ]; then
     umount "$tmp/small" || true
   fi

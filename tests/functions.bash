@@ -49,6 +49,18 @@ end_servers ()
   done
 }
 
+# A test that failed, or was ended by force, may have left block devices
+# behind.
+end_devices ()
+{
+  local device file
+  while read -r device file; do
+    if [[ $file == "$tmp"/* ]]; then
+      losetup -d "$device"
+    fi
+  done < <(losetup -n -O NAME,BACK-FILE)
+}
+
 # Called also when setup failed.  Prints what the servers said, which bats
 # shows if the test failed.
 teardown_test ()

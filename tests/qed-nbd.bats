@@ -7,16 +7,10 @@
 
 load qed-functions
 
-# A test that was ended by force may have left a block device behind.
 teardown ()
 {
   end_servers
-  local device file
-  while read -r device file; do
-    if [[ $file == "$tmp"/* ]]; then
-      losetup -d "$device"
-    fi
-  done < <(losetup -n -O NAME,BACK-FILE)
+  end_devices
   teardown_test
 }
 
