@@ -15,8 +15,10 @@
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "align.h"
+#include "cleanup.h"
 #include "node.h"
 #include "rounding.h"
 #include "server.h"
@@ -1106,6 +1108,48 @@ test_key_files (void **state)
   assert_messages (1, "local file access");
 }
 
+static void
+becomes (const char *uri, const char *expected)
+{
+  CLEANUP_FREE char *absolute = node_absolute_uri (uri);
+
+  assert_string_equal (absolute, expected);
+}
+
+/* Paths in a URI are made absolute, and nothing else. */
+static void
+test_absolute_uri (void **state)
+{
+  char folder[128], expected[512], longer[256];
+  const int cwd = open (".", O_RDONLY | O_DIRECTORY);
+
+  (void) state;
+  snprintf (folder, sizeof folder, "%s/a b&c", dir);
+  assert_int_equal (mkdir (folder, 0700), 0);
+  assert_int_equal (chdir (folder), 0);
+
+  snprintf (expected, sizeof expected, "nbds+unix://u@/x?tls-psk-file="
+            "%s/a%%20b%%26c/k&y=z&socket=%s/a%%20b%%26c/s%%20t#f", dir, dir);
+  becomes ("nbds+unix://u@/x?tls-psk-file=k&y=z&socket=s%20t#f", expected);
+  snprintf (expected, sizeof expected, "nbd+unix:///?socket="
+            "%s/a%%20b%%26c/../s", dir);
+  becomes ("nbd+unix:///?socket=../s", expected);
+
+  becomes ("nbd://host/socket=s", "nbd://host/socket=s");
+  becomes ("nbd+unix:///?socket=", "nbd+unix:///?socket=");
+  becomes ("nbd+unix:///?socket=/s", "nbd+unix:///?socket=/s");
+  becomes ("nbd+unix:///?socket=%2fs", "nbd+unix:///?socket=%2fs");
+  becomes ("nbd+unix:///?mysocket=s", "nbd+unix:///?mysocket=s");
+
+  /* As an absolute one this would not fit into an address. */
+  snprintf (longer, sizeof longer, "nbd+unix:///?socket=%0100d", 0);
+  becomes (longer, longer);
+
+  assert_int_equal (fchdir (cwd), 0);
+  close (cwd);
+  rmdir (folder);
+}
+
 static int
 make_folder (void **state)
 {
@@ -1163,6 +1207,7 @@ main (void)
     TEST (test_close_without_an_answer),
     TEST (test_connecting_has_a_limit),
     TEST (test_key_files),
+    TEST (test_absolute_uri),
   };
 
   return cmocka_run_group_tests_name ("nbd-node", tests, make_folder,
