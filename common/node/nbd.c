@@ -810,8 +810,12 @@ end_request (struct request *r)
     err = ENOTSUP;
   else if (err) {
     report (r, strerror (err));
-    if (err == ESHUTDOWN && r->n->node.read_only)
-      hang_up (r->n);
+    if (err == ESHUTDOWN) {
+      /* To our own clients it would say that we end. */
+      err = EIO;
+      if (r->n->node.read_only)
+        hang_up (r->n);
+    }
   }
 
   put_conn (r);
