@@ -327,11 +327,17 @@ END
   find_is 103 --next-fua --next-flush --start-entry 93
   find_is 231 --start-mark mkfs --end-mark step-10
   find_is 92 --next-fua --limit 93
+  # The limit is met first.
+  find_is 91 --next-fua --limit 92
+  find_is 49 --end-mark mkfs --limit 50
+  find_is 104 --limit 5 --start-entry 100
   run -0 replay --log kernel.log --find --end-mark mkfs --output=json
   assert_equal "$(jq -c . <<<"$output")" '{"entry":91,"offset":6716416}'
 
-  refused "no FUA write from entry 0 on" \
-          --log kernel.log --find --next-fua --limit 92
+  refused "no FUA write from entry 634 on" \
+          --log kernel.log --find --next-fua --start-entry 634
+  refused "no 5 entries from entry 632 on" \
+          --log kernel.log --find --start-entry 632 --limit 5
   refused "no mark 'mkfs' from entry 92 on" \
           --log kernel.log --find --start-entry 92 --end-mark mkfs
   refused "no mark 'mkfs' from entry 92 on" \
@@ -452,6 +458,7 @@ sys.exit(pty.spawn(sys.argv[1:]))' \
   misused "one of --replay, --find and" \
           replay --log kernel.log --find --next-fua --num-entries
   misused "--find needs" replay --log kernel.log --find
+  misused "--limit 0" replay --log kernel.log --find --next-fua --limit 0
   misused "need each other" \
           replay --log kernel.log --replay disk.img --fsck true
   misused "need each other" \

@@ -98,8 +98,7 @@ struct part {
   uint64_t disk_end;            /* sectors that they need */
   uint64_t disk_end_entry;      /* the first one that needs them all, */
   uint64_t disk_end_offset;     /* and where in the log it is */
-  bool hit;                     /* a mark or flag ended it: the entry */
-  uint64_t hit_offset;          /* end - 1, at this offset */
+  uint64_t last_offset;         /* of the last one in the log, bytes */
 };
 
 /* ---- The first walk */
@@ -186,9 +185,9 @@ find_end (struct writelog_reader *log, const struct wish *w, struct part *p)
     if (stopped)
       continue;
     add_to_part (p, w, log, &item);
-    p->hit = at_mark || (item.entry.flags & w->stop_flags);
-    p->hit_offset = item.offset;
-    stopped = p->hit || (w->has_limit && p->end - p->first == w->limit);
+    p->last_offset = item.offset;
+    stopped = at_mark || (item.entry.flags & w->stop_flags) ||
+      (w->has_limit && p->end - p->first == w->limit);
   }
   if (!mark_met)
     return refuse (log, "mark", w->end_mark, p->first);
@@ -220,9 +219,9 @@ find_part (struct writelog_reader *log, const struct wish *w, struct part *p)
   stopped = find_end (log, w, p);
   if (stopped == -1)
     return -1;
-  if (w->find ? !p->hit : w->stop_flags && !stopped)
+  if (w->stop_flags && !stopped)
     return refuse (log, flags_name (w->stop_flags), NULL, p->first);
-  if (!stopped && w->has_limit && !w->find) {
+  if (!stopped && w->has_limit) {
     msg_error ("%s: there are no %" PRIu64 " entries from entry %" PRIu64
                " on: the log has %" PRIu64, log->node->name, w->limit,
                p->first, log->super.nr_entries);
@@ -454,13 +453,13 @@ print_number_of_entries (struct writelog_reader *log, bool json)
 }
 
 static int
-print_hit (const struct part *p, bool json)
+print_last (const struct part *p, bool json)
 {
   if (json)
     return tool_print_json (json_pack ("{s:I, s:I}", "entry",
                                        (json_int_t) (p->end - 1), "offset",
-                                       (json_int_t) p->hit_offset));
-  printf ("%" PRIu64 "@%" PRIu64 "\n", p->end - 1, p->hit_offset);
+                                       (json_int_t) p->last_offset));
+  printf ("%" PRIu64 "@%" PRIu64 "\n", p->end - 1, p->last_offset);
   return 0;
 }
 
@@ -480,7 +479,7 @@ run_on_log (const struct wish *w)
   else {
     r = find_part (log, w, &p);
     if (r == 0)
-      r = w->find ? print_hit (&p, w->json) : replay (log, w, &p);
+      r = w->find ? print_last (&p, w->json) : replay (log, w, &p);
   }
   writelog_reader_close (log);
   return r;
@@ -561,8 +560,11 @@ check_wish (const struct wish *w)
     tool_usage_error ("--log is missing");
   if (w->find + w->num_entries + (w->target != NULL) != 1)
     tool_usage_error ("Expecting one of --replay, --find and --num-entries");
-  if (w->find && !w->stop_flags && !w->end_mark)
-    tool_usage_error ("--find needs --end-mark, --next-flush or --next-fua");
+  if (w->find && !w->stop_flags && !w->end_mark && !w->has_limit)
+    tool_usage_error ("--find needs --end-mark, --next-flush, --next-fua or "
+                      "--limit");
+  if (w->find && w->has_limit && w->limit == 0)
+    tool_usage_error ("--find: with --limit 0 there is no entry to be found");
   if ((w->fsck != NULL) != (w->check_flags || w->check_every))
     tool_usage_error ("--fsck and --check need each other");
 }
