@@ -801,6 +801,14 @@ EOF
   assert_failure
   stop_nbdkit
   cmp log old
+
+  # Or has no partitions, which a layer finds after it was opened.
+  start_nbdkit --filter=blklogwrites --filter=partition file disk \
+               partition=1 log=log
+  run nbdinfo "$uri"
+  assert_failure
+  stop_nbdkit
+  cmp log old
 }
 
 @test "a log is started anew when a connection is accepted, or at the end" {

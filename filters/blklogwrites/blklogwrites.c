@@ -56,7 +56,7 @@ static struct writelog *writelog;
 static struct recorder *recorder;
 static struct control *control;
 static bool started;            /* the log is, by after_fork */
-static atomic_bool refused;     /* a connection has been */
+static atomic_bool asked;       /* a connection has been asked for */
 
 static pthread_mutex_t export_lock = PTHREAD_MUTEX_INITIALIZER;
 static char *recorded_export;   /* the one that is recorded, NULL while
@@ -79,11 +79,11 @@ end (void)
   /* These have said what failed, if anything. */
   control_close (control);
   recorder_close (recorder);
-  /* Also a run without a connection leaves a log of its own, but one in
-   * which the log did not suit the disk, or the disk was not there, leaves
-   * the log as it was.
+  /* Also a run without a connection leaves a log of its own.  But one that
+   * has refused all of them, since the log did not suit the disk or the
+   * disk was not there, leaves the log as it was.
    */
-  if (started && !atomic_load (&refused))
+  if (started && !atomic_load (&asked))
     writelog_begin (writelog);
   writelog_close (writelog);
   started = false;
@@ -416,8 +416,9 @@ blklogwrites_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
+  /* From here on a layer may refuse it without this one being told. */
+  atomic_store (&asked, true);
   if (next (context, readonly, exportname) == -1) {
-    atomic_store (&refused, true);
     blklogwrites_close (h);
     return NULL;
   }
@@ -449,11 +450,8 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 
   if (size == -1 || can_extents == -1 || can_write == -1 ||
       next->block_size (next, &minimum, &preferred, &maximum) == -1 ||
-      check_block_size (minimum) == -1) {
-    atomic_store (&refused, true);
-    return -1;
-  }
-  if (writelog_begin (writelog) == -1)
+      check_block_size (minimum) == -1 ||
+      writelog_begin (writelog) == -1)
     return -1;
   h->writable = can_write;
   h->disk = (struct recorded_disk) {
