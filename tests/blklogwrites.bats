@@ -811,6 +811,21 @@ EOF
   cmp log old
 }
 
+@test "a start that is refused leaves no new log behind" {
+  truncate -s 1M disk
+  run -1 nbdkit -U - --filter=blklogwrites file disk log=log \
+                log-control=none/control --run true
+  [ ! -e log ]
+  TMPDIR=$tmp/none run -1 nbdkit -U - --filter=blklogwrites file disk \
+                log=log log-order=durability --run true
+  [ ! -e log ]
+  # A log that is there stays.
+  old_log
+  run -1 nbdkit -U - --filter=blklogwrites file disk log=log \
+                log-control=none/control --run true
+  cmp log old
+}
+
 @test "a log is started anew when a connection is accepted, or at the end" {
   truncate -s 1M disk
   old_log

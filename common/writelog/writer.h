@@ -54,8 +54,9 @@ extern int writelog_begin (struct writelog *log);
 
 /* Make durable and count all that was appended, cut a local file to the
  * length that its entries say, close and free.  A log that was not
- * begun is closed as it is.  NULL is ignored.  The log is gone also
- * when -1 is returned.
+ * begun is closed as it is; a file that was created for one that was not
+ * even started is removed.  NULL is ignored.  The log is gone also when
+ * -1 is returned.
  */
 extern int writelog_close (struct writelog *log);
 

@@ -72,7 +72,7 @@ struct handle {
                                    known yet */
 };
 
-/* Also called in unload, after a start that failed. */
+/* Also called after a start that failed. */
 static void
 end (void)
 {
@@ -243,7 +243,7 @@ blklogwrites_config_complete (nbdkit_next_config_complete *next,
 /* ---- Start and end */
 
 static int
-blklogwrites_get_ready (int thread_model)
+open_all (void)
 {
   const struct writelog_options options = {
     .append = append, .sector_size = sector_size, .interval = interval,
@@ -259,6 +259,17 @@ blklogwrites_get_ready (int thread_model)
     control = commands_open (control_name, writelog);
     if (control == NULL)
       return -1;
+  }
+  return 0;
+}
+
+/* If this fails nbdkit exits without another call. */
+static int
+blklogwrites_get_ready (int thread_model)
+{
+  if (open_all () == -1) {
+    end ();
+    return -1;
   }
   return 0;
 }
