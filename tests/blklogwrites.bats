@@ -826,6 +826,19 @@ EOF
   cmp log old
 }
 
+@test "the largest disk there is, whose last sector is padded" {
+  start_nbdkit --filter=blklogwrites memory $((0x7fffffffffffffff)) log=log
+  client "$uri" 'size = h.get_size()
+h.pwrite(b"last", size - 4)
+h.trim(65536, size - 65536 - 4)'
+  stop_nbdkit
+  [ "$(nr_entries)" -ge 2 ]
+  logwrites info log
+  start_nbdkit logreplay log
+  client "$uri" 'assert h.get_size() == 2 ** 63 - 1
+assert h.pread(6, h.get_size() - 6) == b"\0\0last"'
+}
+
 @test "a log is started anew when a connection is accepted, or at the end" {
   truncate -s 1M disk
   old_log

@@ -75,7 +75,7 @@ const char *
 writelog_entry_problem (const struct writelog_entry *entry,
                         uint32_t sector_size)
 {
-  const uint64_t max_sectors = INT64_MAX / sector_size;
+  const uint64_t max_sectors = (UINT64_C (1) << 63) / sector_size;
 
   if ((entry->sector | entry->nr_sectors | entry->flags |
        entry->data_len) == 0)

@@ -73,8 +73,9 @@ extern void writelog_entry_decode (const uint8_t *buf,
                                    struct writelog_entry *entry);
 
 /* Does an entry keep the rules: known flags, a range that has byte
- * offsets below 2^63, a mark whose text fits in its sector and that has
- * no data?  Returns NULL, or a string constant that says what is wrong.
+ * offsets below 2^63 (it may end there, since the last sector of a disk of
+ * 2^63 - 1 bytes is padded), a mark whose text fits in its sector and that
+ * has no data?  Returns NULL, or a string constant that says what is wrong.
  *
  * All zeroes is no entry either: it would say that nothing happened, and
  * is what one finds where a log was counted further than it was written,

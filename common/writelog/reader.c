@@ -174,7 +174,7 @@ read_mark (struct writelog_reader *r, size_t len)
 }
 
 /* Does the entry with its data lie inside the log?  The range of an
- * entry without a problem is below 2^63 bytes, so nothing overflows.
+ * entry without a problem ends at 2^63 bytes at most, so nothing overflows.
  */
 static bool
 fits (const struct writelog_reader *r, const struct writelog_entry *entry)

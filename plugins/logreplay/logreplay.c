@@ -126,7 +126,8 @@ open_base (void)
 static int
 find_size (void)
 {
-  const uint64_t base_size = base ? node_size (base) : totals.end;
+  const uint64_t base_size = base ? node_size (base)
+                                  : MIN (totals.end, (uint64_t) INT64_MAX);
 
   if (totals.end > round_up (base_size, totals.sector_size)) {
     nbdkit_error ("%s: the base has %" PRIu64 " bytes, but entry %" PRIu64

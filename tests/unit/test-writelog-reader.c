@@ -188,7 +188,7 @@ entry_length (const uint8_t *log, size_t len, uint64_t offset, uint32_t size)
   u128 length = size;
 
   if ((sector | nr | flags | data_len) == 0 || flags > 31 ||
-      (sector + nr) * size > INT64_MAX)
+      (sector + nr) * size > (u128) 1 << 63)
     return 0;
   if ((flags & 8) && (nr > 0 || data_len > size - 32))
     return 0;
@@ -395,7 +395,7 @@ logs_cut_at_any_byte (void **state)
 static uint64_t
 extreme_value (unsigned i, uint32_t sector_size)
 {
-  const uint64_t limit = INT64_MAX / sector_size;
+  const uint64_t limit = (UINT64_C (1) << 63) / sector_size;
   const uint64_t values[] = {
     0, 1, 2, 3, 4, 8, 9, 12, 16, 31, 32, 33, 512 - 32, 512 - 31,
     UINT64_C (1) << 31,
