@@ -450,6 +450,16 @@ sys.exit(pty.spawn(sys.argv[1:]))' \
          cut -d' ' -f1)"
 }
 
+@test "output that cannot be written is one message" {
+  local command
+  for command in "info" "list" "list --output=json" "info --output=json"; do
+    # shellcheck disable=SC2016 # the inner shell's
+    run -1 bash -c 'logwrites $1 kernel.log >/dev/full' - "$command"
+    assert_output \
+      "logwrites: cannot write to standard output: No space left on device"
+  done
+}
+
 @test "mistakes in the command line" {
   misused "--log is missing" replay --replay disk.img
   misused "one of --replay, --find and" replay --log kernel.log

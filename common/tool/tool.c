@@ -259,6 +259,13 @@ tool_parse_output (const char *format)
 
 /* ---- JSON */
 
+void
+tool_json_error (void)
+{
+  if (!ferror (stdout))
+    msg_error ("cannot print JSON: %m");
+}
+
 int
 tool_print_json (json_t *value)
 {
@@ -268,7 +275,7 @@ tool_print_json (json_t *value)
     msg_error ("cannot make JSON: out of memory");
   else if (json_dumpf (value, stdout, JSON_INDENT (4) | JSON_ENSURE_ASCII)
            == -1)
-    msg_error ("cannot print JSON: %m");
+    tool_json_error ();
   else {
     putchar ('\n');
     r = 0;

@@ -95,4 +95,9 @@ extern void tool_flush_output (void);
  */
 extern int tool_print_json (json_t *value);
 
+/* The message when json_dumpf to standard output has failed; but for a
+ * failure of standard output itself there is one at the end.
+ */
+extern void tool_json_error (void);
+
 #endif /* BLOCKDRIVERS_TOOL_H */

@@ -91,7 +91,7 @@ print_json_value (json_t *value)
   if (value)
     r = json_dumpf (value, stdout, JSON_ENSURE_ASCII | JSON_ENCODE_ANY);
   if (r == -1)
-    msg_error ("cannot print JSON: %m");
+    tool_json_error ();
   json_decref (value);
   return r;
 }

@@ -23,7 +23,6 @@
 #include <string.h>
 
 #include "img.h"
-#include "message.h"
 #include "node.h"
 #include "rounding.h"
 
@@ -119,7 +118,7 @@ print_json (struct map *map)
   fputs (map->printed ? ",\n" : "[", stdout);
   map->printed = true;
   if (o == NULL || result == -1 || json_dumpf (o, stdout, 0) == -1) {
-    msg_error ("cannot print JSON: %m");
+    tool_json_error ();
     result = -1;
   }
   json_decref (o);
