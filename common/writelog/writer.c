@@ -437,6 +437,24 @@ writelog_check (struct writelog *log)
 
 /* ---- The super block */
 
+/* An entry that failed half-way has left what it got of a full file system.
+ * One that never writes in place, such as btrfs, needs some for the super
+ * block.
+ */
+static void
+give_space_back (struct writelog *log)
+{
+  uint64_t end = UINT64_MAX;
+
+  pthread_mutex_lock (&log->lock);
+  /* Nobody writes behind the end, nor ever will. */
+  if (log->stopped && log->first == NULL)
+    end = log->complete_end;
+  pthread_mutex_unlock (&log->lock);
+  if (can_grow (log) && end < node_size (log->node))
+    (void) !node_resize (log->node, end);
+}
+
 /* The flusher's round, see the notes above. */
 static int
 make_durable (void *opaque)
@@ -444,6 +462,7 @@ make_durable (void *opaque)
   struct writelog *log = opaque;
   uint64_t entries;
 
+  give_space_back (log);
   pthread_mutex_lock (&log->lock);
   entries = log->complete;
   pthread_mutex_unlock (&log->lock);

@@ -56,6 +56,9 @@ struct medium {
   uint64_t must_count;          /* entries, whatever happens */
   unsigned requests;            /* that change it, so far */
   unsigned fail_at;             /* this request and all later ones, or 0 */
+  uint64_t space;               /* a write behind it fails, and then all do
+                                   until the node is made shorter, or 0 */
+  bool full;
 };
 
 static void play_power_loss (struct medium *m);
@@ -113,6 +116,11 @@ medium_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
   CHECK (offset + count <= CAPACITY);
   if (event (m) == -1)
     return -1;
+  m->full |= m->space && offset + count > m->space;
+  if (m->full) {
+    errno = ENOSPC;
+    return -1;
+  }
   for (int i = 0; i < iovcnt; ++i) {
     memcpy (m->now + at, iov[i].iov_base, iov[i].iov_len);
     at += iov[i].iov_len;
@@ -159,6 +167,7 @@ medium_resize (struct node *n, uint64_t size)
     return -1;
   if (size < CAPACITY)
     memset (m->now + size, 0, CAPACITY - size);
+  m->full &= size > m->space;
   atomic_store (&n->size, size);
   return 0;
 }
@@ -398,7 +407,8 @@ appender (struct unit_thread *t)
                      load->promises && i % 2) == 0)
       atomic_fetch_add (&load->appended, 1);
     else
-      CHECK (load->medium->fail_at || load->medium->node.fixed_size);
+      CHECK (load->medium->fail_at || load->medium->space ||
+             load->medium->node.fixed_size);
     if (random_below (&t->seed, 10) == 0)
       flush_one (load);
   }
@@ -568,6 +578,30 @@ test_full (void **state)
   assert_int_equal (writelog_close (load.log), 0);
 }
 
+/* The file system is full, and takes space also for what is written in
+ * place: all that was appended is counted by a flush nevertheless, if
+ * nobody is writing meanwhile.
+ */
+static void
+test_full_without_writing_in_place (void **state)
+{
+  struct medium *m = new_medium (false, 0);
+  struct load load;
+  CLEANUP_FREE uint8_t *data = malloc (CAPACITY);
+
+  forget_messages ();
+  start_load (&load, m, 512);
+  m->space = 20 * 1024;
+  run_threads (1, appender, &load);
+  assert_messages (1, "could not be written: No space left on device");
+  assert_int_equal (writelog_flush (load.log), 0);
+  memcpy (data, m->now, CAPACITY);
+  assert_int_equal (check_log (&copy_medium (m, data,
+                                             node_size (&m->node))->node),
+                    load.appended);
+  assert_int_equal (writelog_close (load.log), 0);
+}
+
 /* ---- Marks */
 
 static void
@@ -614,6 +648,7 @@ main (void)
     cmocka_unit_test (test_interval_of_one),
     cmocka_unit_test (test_medium_fails),
     cmocka_unit_test (test_full),
+    cmocka_unit_test (test_full_without_writing_in_place),
     cmocka_unit_test (test_marks),
   };
 
