@@ -628,6 +628,29 @@ END
                      ours.json)" "[1,3,0,null,null]"
 }
 
+# ends_within WHAT LENGTH CLUSTER=VALUE: an image with one L2 table at offset
+# 12288, behind it its cluster, is cut to that length.
+ends_within ()
+{
+  image build cut.qed 1048576 4096 2 "$3"
+  truncate -s "$2" cut.qed
+  run -2 --separate-stderr qed-img check cut.qed
+  [[ $stderr == *"ends within the $1 there"* ]]
+  run -0 --separate-stderr qed-img check -r all --output=json cut.qed
+  [[ $stderr == *"ends within the $1 there"* ]]
+  assert_equal "$(jq '.["corruptions-fixed"]' <<<"$output")" 1
+  assert_clean cut.qed
+  run -0 --separate-stderr qed-img check -r all --output=json cut.qed
+  assert_equal "$(jq '.["corruptions-fixed"]' <<<"$output")" null
+}
+
+@test "check -r all: tells and counts what the file has lost at its end" {
+  ends_within "data cluster" 24000 1=7
+  qemu_io_qed cut.qed "read -P 7 4k 2k" >/dev/null
+  ends_within "L2 table" 16384 1=zero
+  ends_within "L2 table" 13000 1=zero
+}
+
 @test "check: findings name places, on standard error" {
   make_files
   make_damaged_files

@@ -601,14 +601,47 @@ repair_image (struct qed *s, enum qed_fix fix, bool thorough,
   return r;
 }
 
-/* Where the file ends within a table, the entries that are left of it
- * are worth keeping: give it the clusters that it lacks.
+/* What becomes whole when the file is made longer. */
+struct extension {
+  struct qed *s;
+  uint64_t end;                 /* how long */
+  uint64_t nr;                  /* entries that point to the cut */
+  void (*report) (void *opaque, const char *line);
+  void *opaque;
+};
+
+static void
+note_extended (void *opaque, const struct finding *f)
+{
+  struct extension *ext = opaque;
+  const struct qed *s = ext->s;
+  const uint64_t bytes = f->kind == TABLE_OUTSIDE
+    ? qed_table_bytes (&s->header) : s->cluster_size;
+  char line[FINDING_LEN];
+
+  if (!f->cut || bytes > ext->end - f->entry)
+    return;
+  ext->nr++;
+  if (ext->report)
+    ext->report (ext->opaque, finding_text (f, line));
+}
+
+/* Where the file ends within a table or a data cluster, what is left of it
+ * is worth keeping: give it the clusters, or the rest of one, that it
+ * lacks.  *fixed goes up by the entries that are right then.
  */
 static int
-extend_last_table (struct qed *s)
+extend_last_cluster (struct qed *s,
+                     void (*report) (void *opaque, const char *line),
+                     void *opaque, uint64_t *fixed)
 {
   const uint64_t size = node_size (s->file);
-  uint64_t end = round_up (size, s->cluster_size);
+  struct extension ext = {
+    .s = s, .end = round_up (size, s->cluster_size),
+    .report = report, .opaque = opaque
+  };
+  struct scan scan = { .found = note_extended, .opaque = &ext };
+  int r;
 
   if (s->file->fixed_size)
     return 0;
@@ -617,9 +650,16 @@ extend_last_table (struct qed *s)
 
     if (is_aligned (table, s->cluster_size) && table < size &&
         table >= qed_header_bytes (&s->header))
-      end = MAX (end, table + qed_table_bytes (&s->header));
+      ext.end = MAX (ext.end, table + qed_table_bytes (&s->header));
   }
-  return end == size ? 0 : node_resize (s->file, end);
+  if (ext.end == size)
+    return 0;
+  r = scan_image (s, &scan);
+  scan_free (&scan);
+  if (r == -1 || node_resize (s->file, ext.end) == -1)
+    return -1;
+  *fixed += ext.nr;
+  return 0;
 }
 
 /* A name that nobody can read makes the image as useless as any other
@@ -633,11 +673,13 @@ check_backing_name (struct qed *s)
   return qed_backing_name (s->file, &s->header, &name);
 }
 
-/* *mended is how many faults of the header have been corrected. */
+/* *fixed is how many faults have been corrected: those of the header, and
+ * what the file has lost at its end.
+ */
 static struct qed *
 open_for_check (const char *name, enum qed_fix fix, bool no_lock,
                 void (*report) (void *opaque, const char *line),
-                void *opaque, int *mended)
+                void *opaque, uint64_t *fixed)
 {
   const struct node_open_options options = {
     .read_only = fix == QED_FIX_NONE,
@@ -645,20 +687,23 @@ open_for_check (const char *name, enum qed_fix fix, bool no_lock,
   };
   struct node *file = align_open (name, &options);
   struct qed *s;
+  int mended;
 
   if (file == NULL)
     return NULL;
-  *mended = plan_resume (file);
-  if (*mended == 0 && fix == QED_FIX_ALL)
-    *mended = mend_header (file, report, opaque);
-  if (*mended == -1) {
+  mended = plan_resume (file);
+  if (mended == 0 && fix == QED_FIX_ALL)
+    mended = mend_header (file, report, opaque);
+  if (mended == -1) {
     node_close (file);
     return NULL;
   }
+  *fixed = mended;
   s = qed_open_bare_file (file);
   if (s && (check_backing_name (s) == -1 ||
             (fix != QED_FIX_NONE && qed_clear_unknown_bits (s) == -1) ||
-            (fix == QED_FIX_ALL && extend_last_table (s) == -1))) {
+            (fix == QED_FIX_ALL &&
+             extend_last_cluster (s, report, opaque, fixed) == -1))) {
     qed_free_bare (s);
     return NULL;
   }
@@ -670,14 +715,14 @@ qed_check (const char *name, enum qed_fix fix, bool no_lock,
            void (*report) (void *opaque, const char *line),
            void *opaque, struct qed_check_result *result)
 {
-  int mended, r;
-  struct qed *s = open_for_check (name, fix, no_lock, report, opaque,
-                                  &mended);
+  uint64_t fixed = 0;
+  struct qed *s = open_for_check (name, fix, no_lock, report, opaque, &fixed);
+  int r;
 
   if (s == NULL)
     return -1;
   r = repair_image (s, fix, true, report, opaque, result);
-  result->corruptions_fixed += mended;
+  result->corruptions_fixed += fixed;
   qed_free_bare (s);
   return r;
 }

@@ -43,7 +43,12 @@ finding_text (const struct finding *f, char buf[FINDING_LEN])
     [DATA_SHARED] = "the cluster there is mapped at another place too",
   };
   const bool is_data = f->kind >= DATA_OUTSIDE;
+  const char *why = what[f->kind];
   int n;
+
+  if (f->cut)
+    why = is_data ? "the file ends within the data cluster there"
+      : "the file ends within the L2 table there";
 
   n = snprintf (buf, FINDING_LEN, "L1 entry %" PRIu64, f->l1_index);
   if (is_data)
@@ -52,8 +57,8 @@ finding_text (const struct finding *f, char buf[FINDING_LEN])
   n += snprintf (buf + n, FINDING_LEN - n,
                  " points to offset %" PRIu64 " (0x%" PRIx64 ") of the "
                  "file: %s; it maps %" PRIu64 " bytes at offset %" PRIu64
-                 " of the disk", f->entry, f->entry, what[f->kind],
-                 f->length, f->offset);
+                 " of the disk", f->entry, f->entry, why, f->length,
+                 f->offset);
   if (f->kind == DATA_SHARED && f->other != SCAN_UNKNOWN)
     snprintf (buf + n, FINDING_LEN - n, ", and so it does at offset %" PRIu64,
               f->other);
@@ -201,6 +206,17 @@ is_there (struct scan *scan, uint64_t l1_index, uint64_t l2_index,
     scan->is_there (scan->opaque, l1_index, l2_index, offset, bytes);
 }
 
+/* Does the file have the beginning of it only? */
+static bool
+is_cut (const struct qed *s, uint64_t offset, uint64_t bytes)
+{
+  const uint64_t size = node_size (s->file);
+
+  return is_aligned (offset, s->cluster_size) &&
+    offset >= qed_header_bytes (&s->header) &&
+    offset < size && bytes > size - offset;
+}
+
 /* What overlaps the L1 table itself is no table at all, so what else is
  * on its clusters need not share the blame.
  */
@@ -219,6 +235,7 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
 {
   struct finding f = table_finding (s, TABLE_OUTSIDE, index, entry);
 
+  f.cut = is_cut (s, entry, qed_table_bytes (&s->header));
   if (qed_table_offset_ok (s, entry) && overlaps_l1 (s, entry))
     f.kind = TABLE_OVERLAPS;
   else if (qed_table_offset_ok (s, entry) &&
@@ -245,7 +262,7 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
   struct finding f = {
     .kind = DATA_OUTSIDE, .l1_index = l1_index, .l2_index = index,
     .entry = entry, .length = s->cluster_size, .corruptions = 1,
-    .other = SCAN_UNKNOWN,
+    .cut = is_cut (s, entry, s->cluster_size), .other = SCAN_UNKNOWN,
     .offset = ((l1_index << s->table_bits) + index) << s->cluster_bits
   };
   int r;

@@ -33,6 +33,8 @@ struct finding {
   uint64_t entry;               /* what the entry says */
   uint64_t offset, length;      /* of the disk, in bytes: what it maps */
   uint64_t corruptions;         /* as qemu-img counts them */
+  bool cut;                     /* ..._OUTSIDE: the file ends within what is
+                                   there */
   uint64_t other;               /* DATA_SHARED: offset of the disk that the
                                    cluster is mapped at too, or
                                    SCAN_UNKNOWN */
