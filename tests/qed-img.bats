@@ -855,8 +855,21 @@ with open("disk.qed", "r+b") as f:
   assert_output --partial "standard output: No space"
   run -1 bash -c 'qed-img commit -p files/over-raw.qed >/dev/full'
   assert_output --partial "standard output: No space"
+  run -1 bash -c 'qed-img rebase -p -b "" files/over-raw.qed >/dev/full'
+  assert_output --partial "standard output: No space"
   run -1 bash -c 'qed-img create new.qed 1M >/dev/full'
   assert_output --partial "standard output: No space"
+
+  # More than a buffer of it, and still one message.
+  local command
+  qemu-img create -q -f qed -u -b "$(printf '%04000d' 0)" -F raw info.qed 1M
+  # shellcheck disable=SC2046
+  image build map.qed 4194304 4096 2 $(seq -f '%g=zero' 0 2 200)
+  for command in info map; do
+    run -1 bash -c "qed-img $command --output=json $command.qed >/dev/full"
+    assert_output "qed-img: cannot write to standard output: No space left \
+on device"
+  done
 }
 
 @test "the tool: with streams closed, nothing is printed into the image" {

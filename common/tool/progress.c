@@ -40,7 +40,9 @@ print (FILE *fp, double percent, char end)
 {
   fprintf (fp, "    (%3.2f/100%%)%c", percent, end);
   if (fp == stdout)
-    tool_flush_output ();
+    tool_flush ();
+  else
+    fflush (fp);
 }
 
 void

@@ -24,6 +24,9 @@
 /* The one that this program is; set by tool_main. */
 static const struct tool *tool;
 
+/* Why standard output could not be written to, the first time. */
+static int output_errno;
+
 static const struct tool_option global_options[] = {
   TOOL_OPTION_HELP,
   { 'V', "version", NULL, "print the version and exit" },
@@ -90,23 +93,27 @@ print_command_help (const struct tool_command *command)
   print_options (command->options);
 }
 
-/* Why standard output could not be written, or 0. */
-static int output_error;
+static void
+note_output_errno (void)
+{
+  if (output_errno == 0)
+    output_errno = errno;
+}
 
 void
-tool_flush_output (void)
+tool_flush (void)
 {
-  if (fflush (stdout) == EOF && output_error == 0)
-    output_error = errno;
+  if (fflush (stdout) == EOF)
+    note_output_errno ();
 }
 
 /* What was printed must have arrived where it should go. */
 static int
 close_stdout (void)
 {
-  tool_flush_output ();
-  if (output_error || ferror (stdout)) {
-    errno = output_error ? output_error : EIO;
+  tool_flush ();
+  if (ferror (stdout)) {
+    errno = output_errno ? output_errno : EIO;
     msg_error ("cannot write to standard output: %m");
     return -1;
   }
@@ -259,29 +266,31 @@ tool_parse_output (const char *format)
 
 /* ---- JSON */
 
-void
-tool_json_error (void)
-{
-  if (!ferror (stdout))
-    msg_error ("cannot print JSON: %m");
-}
-
 int
-tool_print_json (json_t *value)
+tool_dump_json (json_t *value, size_t flags)
 {
   int r = -1;
 
   if (value == NULL)
     msg_error ("cannot make JSON: out of memory");
-  else if (json_dumpf (value, stdout, JSON_INDENT (4) | JSON_ENSURE_ASCII)
-           == -1)
-    tool_json_error ();
-  else {
-    putchar ('\n');
-    r = 0;
+  else
+    r = json_dumpf (value, stdout, flags);
+  if (value && r == -1) {
+    note_output_errno ();
+    if (!ferror (stdout))       /* or close_stdout tells */
+      msg_error ("cannot print JSON: %m");
   }
   json_decref (value);
   return r;
+}
+
+int
+tool_print_json (json_t *value)
+{
+  if (tool_dump_json (value, JSON_INDENT (4) | JSON_ENSURE_ASCII) == -1)
+    return -1;
+  putchar ('\n');
+  return 0;
 }
 
 /* ---- Main */

@@ -84,10 +84,10 @@ extern bool tool_is_word_of (const char *words, const char *word);
 /* The value of --output: is it JSON?  Does not return for mistakes. */
 extern bool tool_parse_output (const char *format);
 
-/* Bring what was printed before something that comes another way.  Should
- * that fail, the tool says so, with the cause, when it ends.
+/* Print what has been put to standard output so far.  If that fails, the
+ * message comes at the end, and with the reason that there was now.
  */
-extern void tool_flush_output (void);
+extern void tool_flush (void);
 
 /* Print the value to standard output as qemu-img does, and release it.
  * NULL is what jansson returns when out of memory.  Returns -1 after a
@@ -95,9 +95,7 @@ extern void tool_flush_output (void);
  */
 extern int tool_print_json (json_t *value);
 
-/* The message when json_dumpf to standard output has failed; but for a
- * failure of standard output itself there is one at the end.
- */
-extern void tool_json_error (void);
+/* The same in the form that jansson's flags say, without a line's end. */
+extern int tool_dump_json (json_t *value, size_t flags);
 
 #endif /* BLOCKDRIVERS_TOOL_H */

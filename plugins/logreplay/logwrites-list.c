@@ -86,14 +86,7 @@ flags_to_json (uint64_t flags)
 static int
 print_json_value (json_t *value)
 {
-  int r = -1;
-
-  if (value)
-    r = json_dumpf (value, stdout, JSON_ENSURE_ASCII | JSON_ENCODE_ANY);
-  if (r == -1)
-    tool_json_error ();
-  json_decref (value);
-  return r;
+  return tool_dump_json (value, JSON_ENSURE_ASCII | JSON_ENCODE_ANY);
 }
 
 /* The numbers are any 64 bits, of which jansson's integers have 63. */

@@ -368,7 +368,7 @@ run_fsck (const struct replay *r, const struct writelog_item *item)
 {
   int status;
 
-  tool_flush_output ();
+  tool_flush ();
   status = system (r->wish->fsck);
   if (status == 0)
     return 0;

@@ -66,7 +66,7 @@ print_repaired (const struct qed_check_result *r)
           "    %" PRIu64 " corruptions\n\n"
           "Double checking the fixed image now...\n",
           r->leaks_fixed, r->corruptions_fixed);
-  tool_flush_output ();         /* before the findings that follow */
+  tool_flush ();                /* before the findings that follow */
 }
 
 static double

@@ -214,7 +214,7 @@ announce (const struct request *r)
   if (r->new.table_size != -1)
     printf (" table_size=%" PRId64, r->new.table_size);
   printf ("\n");
-  tool_flush_output ();         /* before messages about failures */
+  tool_flush ();                /* before messages about failures */
 }
 
 static int

@@ -111,18 +111,15 @@ print_json (struct map *map)
                          "depth", (int) r->depth,
                          "present", (int) r->present,
                          "zero", (int) r->zero, "data", (int) r->data);
-  int result = 0;
 
-  if (o && r->mapped)
-    result = json_object_set_new (o, "offset", json_integer (r->offset));
+  if (o && r->mapped &&
+      json_object_set_new (o, "offset", json_integer (r->offset)) == -1) {
+    json_decref (o);
+    o = NULL;
+  }
   fputs (map->printed ? ",\n" : "[", stdout);
   map->printed = true;
-  if (o == NULL || result == -1 || json_dumpf (o, stdout, 0) == -1) {
-    tool_json_error ();
-    result = -1;
-  }
-  json_decref (o);
-  return result;
+  return tool_dump_json (o, 0);
 }
 
 static int
