@@ -454,6 +454,24 @@ reads | commit -b "$PWD/mid.qed" upper.qed
 TABLE
 }
 
+@test "commit: a base is found under any name, relative to the image too" {
+  make_files
+  cd files/d
+  qemu-img create -q -f qed base.qed 1M
+  ln -s base.qed link.qed
+  qemu-img create -q -f qed -b ./base.qed -F qed mid.qed
+  qemu-img create -q -f qed -b mid.qed -F qed top.qed
+  qemu_io_qed top.qed "write -P 1 0 100k" >/dev/null
+  cd ../..
+  cases <<'TABLE'
+reads | commit -b base.qed d/mid.qed
+reads | commit -b base.qed d/top.qed
+reads | commit -b link.qed d/top.qed
+reads | commit -b ../d/mid.qed d/top.qed
+0, not 1: QEMU takes no names relative to the current folder | commit -b d/base.qed d/top.qed
+TABLE
+}
+
 @test "commit: mistakes" {
   make_files
   make_chain

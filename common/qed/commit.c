@@ -99,20 +99,33 @@ reopen_top (struct commit *c, const char *name,
   return -1;
 }
 
-/* Is this backing image the one that the user named? */
 static bool
-is_base (const char *base, const char *name, const char *path)
+same_file (const char *a, const char *b)
 {
-  CLEANUP_FREE char *real_base = NULL;
-  CLEANUP_FREE char *real_path = NULL;
+  CLEANUP_FREE char *real_a = realpath (a, NULL);
+  CLEANUP_FREE char *real_b = realpath (b, NULL);
 
-  if (base == NULL || strcmp (base, name) == 0 || strcmp (base, path) == 0)
-    return true;
-  if (node_is_uri (base) || node_is_uri (path))
-    return false;
-  real_base = realpath (base, NULL);
-  real_path = realpath (path, NULL);
-  return real_base && real_path && strcmp (real_base, real_path) == 0;
+  return real_a && real_b && strcmp (real_a, real_b) == 0;
+}
+
+/* Is this backing image of an image the one that the user named?  A
+ * relative name is relative to the current folder, or as QEMU has it to
+ * the one that holds the image.
+ */
+static int
+is_base (const char *base, const char *image, const char *name,
+         const char *path, bool *found)
+{
+  CLEANUP_FREE char *beside = NULL;
+
+  *found = base == NULL || strcmp (base, name) == 0 ||
+    strcmp (base, path) == 0;
+  if (*found || node_is_uri (base) || node_is_uri (path))
+    return 0;
+  if (qed_backing_full_name (image, base, &beside) == -1)
+    return -1;
+  *found = same_file (base, path) || (beside && same_file (beside, path));
+  return 0;
 }
 
 static int
@@ -147,9 +160,9 @@ open_below (struct commit *c, const char *base,
   if (name == NULL)
     return no_such_base (c, base);
   path = qed_backing_path (s->node.name, name);
-  if (path == NULL)
+  if (path == NULL ||
+      is_base (base, s->node.name, name, path, &found) == -1)
     return -1;
-  found = is_base (base, name, path);
   below.read_only = !found;
   below.backing = found ? NULL : "none";
   n = chain_open_layer (s->node.name, name, true, format, &below,
