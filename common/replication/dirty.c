@@ -345,5 +345,5 @@ dirty_bytes (struct dirty *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
 
-  return (d->nr_dirty + d->nr_taken) * DIRTY_BLOCK;
+  return MIN ((d->nr_dirty + d->nr_taken) * DIRTY_BLOCK, d->size);
 }

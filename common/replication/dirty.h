@@ -112,7 +112,10 @@ extern void dirty_lost (struct dirty *d);
 /* Is there something that the next flush would settle? */
 extern bool dirty_is_unsure (struct dirty *d);
 
-/* Bytes that the remote lacks, those being copied among them. */
+/* Bytes that the remote lacks, those being copied among them: not more
+ * than the disk has, though blocks that were changed while they were copied
+ * count twice, and the last one as a whole.
+ */
 extern uint64_t dirty_bytes (struct dirty *d);
 
 #endif /* BLOCKDRIVERS_DIRTY_H */

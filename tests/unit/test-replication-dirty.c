@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "dirty.h"
+#include "rounding.h"
 #include "unit.h"
 
 #define BLOCKS_OF_AREA (DIRTY_AREA / DIRTY_BLOCK)
@@ -202,7 +203,7 @@ check_map (void)
                   (unsigned) area);
     }
   }
-  assert_int_equal (dirty_bytes (&map), nr * DIRTY_BLOCK);
+  assert_int_equal (dirty_bytes (&map), MIN (nr * DIRTY_BLOCK, SIZE));
 }
 
 /* With everything copied and flushed the file is clean. */
@@ -285,6 +286,24 @@ test_passes (void **state)
   assert_true (end);
 }
 
+/* All blocks are being copied, and have changed again meanwhile. */
+static void
+test_bytes_of_all (void **state)
+{
+  uint64_t areas[NR_AREAS];
+  bool end;
+
+  (void) state;
+  assert_int_equal (dirty_bytes (&map), 0);
+  assert_int_equal (dirty_mark (&map, 0, SIZE), 0);
+  assert_int_equal (dirty_bytes (&map), SIZE);
+  assert_int_equal (dirty_take (&map, areas, NR_AREAS, &end), NR_AREAS);
+  for (int i = 0; i < NR_AREAS; ++i)
+    dirty_begin_copy (&map, areas[i]);
+  assert_int_equal (dirty_mark (&map, 0, SIZE), 0);
+  assert_int_equal (dirty_bytes (&map), SIZE);
+}
+
 static int
 setup (void **state)
 {
@@ -318,6 +337,7 @@ main (void)
 {
   const struct CMUnitTest tests[] = {
     TEST (test_passes),
+    TEST (test_bytes_of_all),
     TEST (test_whatever_differs_is_dirty),
   };
 
