@@ -501,6 +501,25 @@ damage ()
   qemu_io "$uri" "read -P 0x41 0 4M"
 }
 
+@test "a hidden buffer that was in use is not taken for the active one" {
+  local how
+  disk
+  leave_buffers
+  mv active.qed was-active.qed
+  mv hidden.qed active.qed
+  mv was-active.qed hidden.qed
+  sha256sum active.qed hidden.qed disk.img >before
+  for how in fail rollback discard; do
+    refused_in_front "active.qed: this file was in use as a hidden buffer" -- \
+                     replication-recover="$how"
+  done
+  mv hidden.qed was-active.qed
+  mv active.qed hidden.qed
+  mv was-active.qed active.qed
+  start_secondary replication-recover=rollback
+  qemu_io "$uri" "read -P 0x41 0 4M"
+}
+
 @test "a damaged buffer is refused, with its place, and can be discarded" {
   local how name
   for name in active hidden; do

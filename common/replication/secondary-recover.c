@@ -249,6 +249,29 @@ refuse_without_active (struct secondary *s)
   return -1;
 }
 
+/* Only hidden buffers have notes.  With the two files exchanged, or that of
+ * another disk, discard would drop the data of a failover, and a rollback
+ * later take what a guest wrote for old content.
+ */
+static int
+check_active (const struct secondary *s)
+{
+  uint8_t note[QED_NOTE_LEN];
+
+  if (s->active == NULL)
+    return 0;
+  if (qed_buffer_get_note (s->active, note) == -1)
+    return -1;
+  if (memcmp (note, NOTE_MAGIC, sizeof NOTE_MAGIC) != 0 ||
+      get_le32 (note + NOTE_STATE) == BUFFERS_UNUSED)
+    return 0;
+  errno = EINVAL;
+  msg_error ("%s: this file was in use as a hidden buffer, so it cannot be "
+             "the active one: are replication-active and replication-hidden "
+             "exchanged?", s->active_name);
+  return -1;
+}
+
 static bool
 are_empty (const struct secondary *s)
 {
@@ -262,7 +285,8 @@ secondary_check_buffers (struct secondary *s)
   const bool damaged = is_damaged (s->active) || is_damaged (s->hidden);
   bool same_boot;
 
-  if (get_state (s, &s->left, &same_boot) == -1)
+  if (check_active (s) == -1 ||
+      get_state (s, &s->left, &same_boot) == -1)
     return -1;
   if (damaged &&
       (s->recover != RECOVER_DISCARD || s->left == BUFFERS_FAILOVER))
