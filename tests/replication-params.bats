@@ -238,6 +238,14 @@ buffer ()
   refused "hidden.qed" -- file disk.img "${secondary[@]}" \
           replication-control=secondary.ctl
   assert_not_exists secondary.ctl
+
+  local primary=(replication-mode=primary replication-remote=nbd://localhost
+                 replication-bitmap=map)
+  refused "disk.img: this file is not a socket" -- file disk.img \
+          "${primary[@]}" replication-control=disk.img
+  assert_not_exists map
+  refused "read-only" -- pattern 4M "${primary[@]}"
+  assert_not_exists map
 }
 
 @test "a secondary cannot work over a plugin that serves one connection" {

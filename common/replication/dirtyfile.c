@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "byteorder.h"
 #include "cleanup.h"
@@ -32,6 +33,7 @@
 
 struct dirty_file {
   struct node *node;
+  bool created;                 /* by us, so there was none */
   uint8_t header[HEADER_SIZE];
   bool begun;                   /* header is in the file */
   bool failed;                  /* the file lacks something */
@@ -91,14 +93,13 @@ struct dirty_file *
 dirty_file_open (const char *name)
 {
   struct dirty_file *f = calloc (1, sizeof *f);
-  bool created;
   int err;
 
   if (f == NULL) {
     msg_error ("%s: open: %m", name);
     return NULL;
   }
-  f->node = node_create_file (name, &created);
+  f->node = node_create_file (name, &f->created);
   if (f->node == NULL)
     goto error;
   if (node_size (f->node) == 0)
@@ -256,6 +257,14 @@ dirty_file_write (struct dirty_file *f, const uint64_t *map,
   return 0;
 }
 
+/* A server that is refused leaves nothing behind. */
+static void
+remove_unused (const struct dirty_file *f)
+{
+  if (f->created && !f->begun)
+    unlink (f->node->name);
+}
+
 int
 dirty_file_end (struct dirty_file *f)
 {
@@ -272,6 +281,7 @@ dirty_file_end (struct dirty_file *f)
       spoil (f);
     }
   }
+  remove_unused (f);
   if (node_close (f->node) == -1) {
     r = -1;
     err = errno;
@@ -286,6 +296,7 @@ dirty_file_abandon (struct dirty_file *f)
 {
   if (f->begun)
     spoil (f);
+  remove_unused (f);
   node_close (f->node);
   free (f);
 }

@@ -68,7 +68,9 @@ extern int dirty_file_put_history (struct dirty_file *f,
 extern int dirty_file_write (struct dirty_file *f, const uint64_t *map,
                              uint64_t first, uint64_t last);
 
-/* A clean end, if all calls before succeeded; closes and frees. */
+/* A clean end, if all calls before succeeded; closes and frees.  A file
+ * that was made, but not begun, is removed again.
+ */
 extern int dirty_file_end (struct dirty_file *f);
 
 /* Close and free; all areas count as dirty when it is used again. */

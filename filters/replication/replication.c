@@ -95,8 +95,10 @@ replication_get_ready (int thread_model)
     return -1;
   if (params.control) {
     commands = commands_open (params.control, &side);
-    if (commands == NULL)
+    if (commands == NULL) {
+      end ();                   /* nbdkit exits without calling unload */
       return -1;
+    }
   }
   return 0;
 }
