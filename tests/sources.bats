@@ -172,7 +172,8 @@ modules ()
   local name git=(git -c safe.directory='*' -C "$srcdir")
   if [ -e "$srcdir/.git" ]; then
     require_tool git
-    for name in $(sed -n 's/^bin_PROGRAMS += //p' "$srcdir"/*/local.mk); do
+    for name in $(sed -nE 's/^(bin|check)_PROGRAMS \+= //p' \
+                      "$srcdir"/*/local.mk | sed 's/\$([a-z_]*)//g'); do
       run "${git[@]}" check-ignore "$name"
       assert_success
     done
