@@ -235,7 +235,6 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
 {
   struct finding f = table_finding (s, TABLE_OUTSIDE, index, entry);
 
-  f.cut = is_cut (s, entry, qed_table_bytes (&s->header));
   if (qed_table_offset_ok (s, entry) && overlaps_l1 (s, entry))
     f.kind = TABLE_OVERLAPS;
   else if (qed_table_offset_ok (s, entry) &&
@@ -250,6 +249,7 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
     f.kind = TABLE_OVERLAPS;
     f.corruptions = r;
   }
+  f.cut = is_cut (s, entry, qed_table_bytes (&s->header));
   found (scan, &f);
   return bitmap_add (&scan->bad_l1, index) == -1 ? out_of_memory (s) : 0;
 }
@@ -262,7 +262,7 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
   struct finding f = {
     .kind = DATA_OUTSIDE, .l1_index = l1_index, .l2_index = index,
     .entry = entry, .length = s->cluster_size, .corruptions = 1,
-    .cut = is_cut (s, entry, s->cluster_size), .other = SCAN_UNKNOWN,
+    .other = SCAN_UNKNOWN,
     .offset = ((l1_index << s->table_bits) + index) << s->cluster_bits
   };
   int r;
@@ -294,6 +294,7 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
         return out_of_memory (s);
     }
   }
+  f.cut = is_cut (s, entry, s->cluster_size);
   found (scan, &f);
   return 0;
 }
