@@ -104,21 +104,14 @@ set_recover (enum secondary_recover *recover, const char *key,
   return r == -1 ? -1 : 0;
 }
 
-/* Take over a new copy of a value, which is NULL if there is no memory. */
 static int
-set_copy (char **string, const char *key, char *copy)
+set_string (char **string, const char *key, const char *value)
 {
-  *string = copy;
+  *string = strdup (value);
   if (*string)
     return 0;
   nbdkit_error ("%s: %m", key);
   return -1;
-}
-
-static int
-set_string (char **string, const char *key, const char *value)
-{
-  return set_copy (string, key, strdup (value));
 }
 
 static int
@@ -129,7 +122,7 @@ set_uri (char **uri, const char *key, const char *value)
                   "nbd+unix:///EXPORT?socket=PATH", key, value);
     return -1;
   }
-  return set_copy (uri, key, node_absolute_uri (value));
+  return module_set_image (uri, key, value);
 }
 
 static int
