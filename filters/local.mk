@@ -2,8 +2,7 @@
 # Copyright the nbdkit-blockdrivers authors
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Filters, and the tool for their control sockets.  A folder filters/NAME
-# holds nbdkit-NAME-filter, which `run` finds there by its name.
+# Filters.  A folder filters/NAME holds nbdkit-NAME-filter, which `run` finds there by its name.
 
 if !SANITIZERS
 filter_LTLIBRARIES += filters/blklogwrites/nbdkit-blklogwrites-filter.la
@@ -17,22 +16,13 @@ filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
 	filters/blklogwrites/commands.c \
 	filters/blklogwrites/commands.h
 
-bin_PROGRAMS += filters/blkctl/blkctl
-filters_blkctl_blkctl_LDADD = $(tool_libs)
-filters_blkctl_blkctl_SOURCES = \
-	filters/blkctl/blkctl.c \
-	filters/blkctl/blkctl.h \
-	filters/blkctl/checkpoint.c \
-	filters/blkctl/client.c \
-	filters/blkctl/client.h
-
 if !SANITIZERS
 filter_LTLIBRARIES += filters/replication/nbdkit-replication-filter.la
 endif
 filters_replication_nbdkit_replication_filter_la_CFLAGS = $(module_cflags)
 filters_replication_nbdkit_replication_filter_la_LDFLAGS = $(module_ldflags)
 filters_replication_nbdkit_replication_filter_la_LIBADD = \
-	$(module_libs) $(JANSSON_LIBS)
+	filters/replication/libreplication.la $(module_libs) $(JANSSON_LIBS)
 filters_replication_nbdkit_replication_filter_la_SOURCES = \
 	$(module_sources) \
 	$(next_node_sources) \
@@ -45,3 +35,27 @@ filters_replication_nbdkit_replication_filter_la_SOURCES = \
 	filters/replication/requests.h \
 	filters/replication/side.c \
 	filters/replication/side.h
+
+# What does not need nbdkit, so that unit tests can link it, too.
+noinst_LTLIBRARIES += filters/replication/libreplication.la
+filters_replication_libreplication_la_SOURCES = \
+	filters/replication/history.c \
+	filters/replication/history.h \
+	filters/replication/primary/dirty.c \
+	filters/replication/primary/dirty.h \
+	filters/replication/primary/dirtyfile.c \
+	filters/replication/primary/dirtyfile.h \
+	filters/replication/primary/forward.c \
+	filters/replication/primary/forward.h \
+	filters/replication/primary/mirror.c \
+	filters/replication/primary/mirror.h \
+	filters/replication/primary/primary.c \
+	filters/replication/primary/primary.h \
+	filters/replication/secondary/commit.c \
+	filters/replication/secondary/export.c \
+	filters/replication/secondary/recover.c \
+	filters/replication/secondary/secondary.c \
+	filters/replication/secondary/secondary.h \
+	filters/replication/secondary/state.h \
+	filters/replication/status.c \
+	filters/replication/status.h

@@ -132,9 +132,9 @@ EOF
 
 @test "run finds in-tree tools and manual pages" {
   make_tree
-  mkdir -p tree/man/man1
-  printf '#!/bin/sh\necho "the tool: $*"\n' >tree/plugins/qed/qed-tool
-  chmod +x tree/plugins/qed/qed-tool
+  mkdir -p tree/man/man1 tree/tools/qed-tool
+  printf '#!/bin/sh\necho "the tool: $*"\n' >tree/tools/qed-tool/qed-tool
+  chmod +x tree/tools/qed-tool/qed-tool
   run tree/run qed-tool 1 2
   assert_output "the tool: 1 2"
   run env MANPATH=/man tree/run sh -c 'echo "$MANPATH"'

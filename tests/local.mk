@@ -82,7 +82,10 @@ endif
 # Each unit test is linked with the library.  The others are run by tests.
 check_PROGRAMS += $(unit_tests) tests/unit/control-server
 AM_CPPFLAGS += $(CMOCKA_CFLAGS)
-LDADD = common/libblockdrivers.la $(CMOCKA_LIBS)
+LDADD = \
+	filters/replication/libreplication.la \
+	common/libblockdrivers.la \
+	$(CMOCKA_LIBS)
 
 # One driver and one way to run them all, whatever the extension.
 TEST_EXTENSIONS = .bats .sh

@@ -45,13 +45,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "control.h"
-#include "job.h"
-#include "message.h"
-#include "qmp.h"
-#include "socket.h"
-#include "stream.h"
+#include "utils/cleanup.h"
+#include "control/control.h"
+#include "request/job.h"
+#include "utils/message.h"
+#include "control/qmp.h"
+#include "control/socket.h"
+#include "control/stream.h"
 
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 #define MAX_REQUEST 1048576     /* bytes */

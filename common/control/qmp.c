@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "jsontext.h"
-#include "qmp.h"
+#include "utils/jsontext.h"
+#include "control/qmp.h"
 
 static int __attribute__ ((format (printf, 2, 3)))
 set_error (char **error, const char *fs, ...)

@@ -12,7 +12,7 @@
 
 #include <jansson.h>
 
-#include "control.h"
+#include "control/control.h"
 
 /* Classes of errors. */
 #define QMP_GENERIC_ERROR "GenericError"

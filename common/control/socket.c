@@ -26,9 +26,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "message.h"
-#include "socket.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "control/socket.h"
 
 #define BACKLOG 128
 

@@ -27,8 +27,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "rounding.h"
-#include "stream.h"
+#include "utils/rounding.h"
+#include "control/stream.h"
 
 #define MAX_DEPTH 256
 

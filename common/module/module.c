@@ -16,8 +16,8 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "message.h"
-#include "module.h"
+#include "utils/message.h"
+#include "module/module.h"
 
 /* Extents that one reply is made of at most. */
 #define MAX_EXTENTS 4096

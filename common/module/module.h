@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#include "node.h"
+#include "node/node.h"
 
 struct nbdkit_extents;
 

@@ -23,11 +23,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "lock.h"
-#include "message.h"
-#include "node.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "node/lock.h"
+#include "utils/message.h"
+#include "node/node.h"
+#include "utils/rounding.h"
 
 struct file_node {
   struct node node;

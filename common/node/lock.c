@@ -25,8 +25,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "lock.h"
-#include "message.h"
+#include "node/lock.h"
+#include "utils/message.h"
 
 enum permission { CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE,
                   NR_PERMISSIONS };

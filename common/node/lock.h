@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 
-#include "node.h"
+#include "node/node.h"
 
 /* Take the locks for this role on an open file.  They belong to the
  * open file description: they survive fork and end with the last close.

@@ -62,10 +62,10 @@
 
 #include <libnbd.h>
 
-#include "cleanup.h"
-#include "message.h"
-#include "node.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "node/node.h"
+#include "utils/rounding.h"
 
 /* Connections, if the server allows several. */
 #define MAX_CONNS 4

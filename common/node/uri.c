@@ -23,9 +23,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "node.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "node/node.h"
+#include "utils/rounding.h"
 
 bool
 node_is_uri (const char *name)

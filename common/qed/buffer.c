@@ -44,11 +44,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "cleanup.h"
-#include "clock.h"
-#include "image.h"
-#include "message.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "utils/clock.h"
+#include "qed/image/image.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 /* Clusters of new buffers are small, since the first write to a cluster
  * copies all of it, and tables are long.

@@ -14,11 +14,11 @@
 #include <string.h>
 #include <strings.h>
 
-#include "../request/align.h"
-#include "chain.h"
-#include "cleanup.h"
-#include "message.h"
-#include "rounding.h"
+#include "node/align.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 /* ---- Formats */
 

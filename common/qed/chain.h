@@ -8,7 +8,7 @@
 #ifndef BLOCKDRIVERS_QED_CHAIN_H
 #define BLOCKDRIVERS_QED_CHAIN_H
 
-#include "image.h"
+#include "qed/image/image.h"
 
 /* The images above one that is being opened, from there upwards. */
 struct chain_link {

@@ -24,12 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain.h"
-#include "cleanup.h"
-#include "iszero.h"
-#include "message.h"
-#include "parallel.h"
-#include "rounding.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "qed/parallel.h"
+#include "utils/rounding.h"
 
 /* Zeroes take no buffer, but must not keep a thread for ever. */
 #define ZERO_PIECE ((uint64_t) 64 * 1024 * 1024)

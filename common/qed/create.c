@@ -18,12 +18,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../request/align.h"
-#include "chain.h"
-#include "cleanup.h"
-#include "iszero.h"
-#include "message.h"
-#include "rounding.h"
+#include "node/align.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 /* Storage of fixed size that begins with this many zeroes is taken to be
  * empty: to read all of a disk would take too long, and one that was

@@ -37,12 +37,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "chain.h"
-#include "cleanup.h"
-#include "image.h"
-#include "message.h"
-#include "rounding.h"
-#include "scan.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "qed/image/image.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+#include "qed/image/scan.h"
 
 static int
 flush (struct qed *s)

@@ -10,10 +10,10 @@
 #include <errno.h>
 #include <inttypes.h>
 
-#include "byteorder.h"
-#include "format.h"
-#include "message.h"
-#include "rounding.h"
+#include "utils/byteorder.h"
+#include "qed/format.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 static const uint8_t magic[4] = { 'Q', 'E', 'D', 0 };
 

@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "byteorder.h"
+#include "utils/byteorder.h"
 
 #define QED_HEADER_LEN 64       /* bytes */
 #define QED_MAX_BACKING_LEN 4095 /* bytes */

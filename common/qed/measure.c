@@ -11,8 +11,8 @@
 
 #include <inttypes.h>
 
-#include "image.h"
-#include "rounding.h"
+#include "qed/image/image.h"
+#include "utils/rounding.h"
 
 /* Clusters of data in source; *tables is how many L2 tables they need. */
 static int

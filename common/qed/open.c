@@ -25,13 +25,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../request/align.h"
-#include "chain.h"
-#include "cleanup.h"
-#include "message.h"
-#include "plan.h"
-#include "rounding.h"
-#include "scan.h"
+#include "node/align.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "qed/repair/journal.h"
+#include "utils/rounding.h"
+#include "qed/image/scan.h"
 
 /* Places of damage that are named when an image is opened. */
 #define MAX_NAMED 20

@@ -14,10 +14,10 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-#include "cleanup.h"
-#include "message.h"
-#include "parallel.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "qed/parallel.h"
+#include "utils/rounding.h"
 
 #define THREADS 4
 

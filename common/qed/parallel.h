@@ -12,8 +12,8 @@
 
 #include <stdint.h>
 
-#include "../node/node.h"
-#include "qed.h"
+#include "node/node.h"
+#include "qed/qed.h"
 
 /* Length of the buffers that each thread has. */
 #define PARALLEL_BUFFER (512 * 1024)

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "../node/node.h"
+#include "node/node.h"
 
 enum qed_format { QED_FORMAT_PROBE, QED_FORMAT_RAW, QED_FORMAT_QED };
 enum qed_repair { QED_REPAIR_AUTO, QED_REPAIR_ALWAYS, QED_REPAIR_NEVER };

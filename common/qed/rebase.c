@@ -27,11 +27,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain.h"
-#include "cleanup.h"
-#include "message.h"
-#include "parallel.h"
-#include "rounding.h"
+#include "qed/chain.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "qed/parallel.h"
+#include "utils/rounding.h"
 
 /* ---- The header */
 

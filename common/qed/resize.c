@@ -27,11 +27,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "cleanup.h"
-#include "image.h"
-#include "iszero.h"
-#include "message.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "qed/image/image.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 #define PIECE ((uint64_t) 256 * 1024)
 

@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "claim.h"
+#include "request/claim.h"
 
 void
 claims_init (struct claims *claims)

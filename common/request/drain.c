@@ -17,8 +17,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "cleanup.h"
-#include "drain.h"
+#include "utils/cleanup.h"
+#include "request/drain.h"
 
 #define DRAINING 1
 #define ONE_REQUEST 2

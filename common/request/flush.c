@@ -26,8 +26,8 @@
 #include <errno.h>
 #include <stddef.h>
 
-#include "cleanup.h"
-#include "flush.h"
+#include "utils/cleanup.h"
+#include "request/flush.h"
 
 void
 flusher_init (struct flusher *f, int (*flush) (void *), void *opaque)

@@ -14,10 +14,10 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "cleanup.h"
-#include "job.h"
-#include "message.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "request/job.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
 
 struct job {
   job_function run;

@@ -10,9 +10,9 @@
 #include <errno.h>
 #include <stddef.h>
 
-#include "cleanup.h"
-#include "job.h"
-#include "serial.h"
+#include "utils/cleanup.h"
+#include "request/job.h"
+#include "request/serial.h"
 
 /* Work that waits, on the stack of its caller. */
 struct serial_work {

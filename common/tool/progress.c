@@ -17,8 +17,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "progress.h"
-#include "tool.h"
+#include "tool/progress.h"
+#include "tool/tool.h"
 
 /* Only progress_report changes these while an operation runs, and it is called
  * from one thread at a time.

@@ -17,9 +17,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "message.h"
-#include "tool.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "tool/tool.h"
 
 /* The one that this program is; set by tool_main. */
 static const struct tool *tool;

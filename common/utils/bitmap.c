@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-#include "bitmap.h"
+#include "utils/bitmap.h"
 
 #define PAGE_BITS 32768
 #define WORD_BITS 64

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
-#include "jsontext.h"
+#include "utils/cleanup.h"
+#include "utils/jsontext.h"
 
 /* The bytes of the character at the start of str, or 0 if they are none.
  * jansson knows characters.

@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdarg.h>
 
-#include "message.h"
+#include "utils/message.h"
 
 static void
 to_stderr (enum msg_level level, const char *fs, va_list args)

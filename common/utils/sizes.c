@@ -24,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sizes.h"
+#include "utils/sizes.h"
 
 /* Parse ".DIGITS", which may lack digits.  Anything else that strtod
  * would take (exponents, "nan") is left as trailing text.

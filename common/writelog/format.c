@@ -7,10 +7,10 @@
 
 #include <config.h>
 
-#include "byteorder.h"
-#include "format.h"
-#include "iszero.h"
-#include "rounding.h"
+#include "utils/byteorder.h"
+#include "writelog/format.h"
+#include "utils/iszero.h"
+#include "utils/rounding.h"
 
 #define LOG_MAGIC UINT64_C (0x6a736677736872)
 #define LOG_VERSION 1

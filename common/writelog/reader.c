@@ -12,11 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "align.h"
-#include "cleanup.h"
-#include "message.h"
-#include "reader.h"
-#include "rounding.h"
+#include "node/align.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "writelog/reader.h"
+#include "utils/rounding.h"
 
 /* Entries that stand close together are read in pieces of up to MAX, so
  * that a log of small writes costs few system calls.  Where long data

@@ -15,8 +15,8 @@
 
 #include <stdint.h>
 
-#include "node.h"
-#include "format.h"
+#include "node/node.h"
+#include "writelog/format.h"
 
 struct writelog_reader {
   struct node *node;            /* the log; data may be read from it by

@@ -26,14 +26,14 @@
 
 #include <nbdkit-filter.h>
 
-#include "cleanup.h"
-#include "commands.h"
-#include "message.h"
-#include "module.h"
-#include "node.h"
-#include "record.h"
-#include "rounding.h"
-#include "writer.h"
+#include "utils/cleanup.h"
+#include "filters/blklogwrites/commands.h"
+#include "utils/message.h"
+#include "module/module.h"
+#include "node/node.h"
+#include "writelog/record/recorder.h"
+#include "utils/rounding.h"
+#include "writelog/record/writer.h"
 
 /* Reads of a layer that states no limit are at most this long. */
 #define MAX_READ (UINT32_C (32) * 1024 * 1024)

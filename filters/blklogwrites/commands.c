@@ -16,10 +16,10 @@
 
 #include <jansson.h>
 
-#include "cleanup.h"
-#include "commands.h"
-#include "format.h"
-#include "jsontext.h"
+#include "utils/cleanup.h"
+#include "filters/blklogwrites/commands.h"
+#include "writelog/format.h"
+#include "utils/jsontext.h"
 
 /* Returns when the mark is on the log's medium and counted. */
 static json_t *

@@ -8,8 +8,8 @@
 #ifndef BLOCKDRIVERS_BLKLOGWRITES_COMMANDS_H
 #define BLOCKDRIVERS_BLKLOGWRITES_COMMANDS_H
 
-#include "control.h"
-#include "writer.h"
+#include "control/control.h"
+#include "writelog/record/writer.h"
 
 /* A control socket for this log, which is borrowed; see control_open. */
 extern struct control *commands_open (const char *path,

@@ -31,12 +31,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
-#include "commands.h"
-#include "control.h"
-#include "job.h"
-#include "jsontext.h"
-#include "message.h"
+#include "utils/cleanup.h"
+#include "filters/replication/commands.h"
+#include "control/control.h"
+#include "request/job.h"
+#include "utils/jsontext.h"
+#include "utils/message.h"
 
 /* Seconds that a guest may be held by a prepared checkpoint: less than
  * the 30 after which Linux gives up a request to a SCSI disk.

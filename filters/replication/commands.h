@@ -10,7 +10,7 @@
 #ifndef BLOCKDRIVERS_REPLICATION_COMMANDS_H
 #define BLOCKDRIVERS_REPLICATION_COMMANDS_H
 
-#include "side.h"
+#include "filters/replication/side.h"
 
 struct commands;
 

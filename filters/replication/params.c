@@ -13,9 +13,9 @@
 
 #include <nbdkit-filter.h>
 
-#include "module.h"
-#include "node.h"
-#include "params.h"
+#include "module/module.h"
+#include "node/node.h"
+#include "filters/replication/params.h"
 
 /* All of our parameters begin like this. */
 #define PREFIX "replication-"

@@ -12,7 +12,7 @@
 
 #include <stdbool.h>
 
-#include "secondary.h"
+#include "filters/replication/secondary/secondary.h"
 
 enum replication_mode { MODE_MISSING, MODE_PRIMARY, MODE_SECONDARY };
 

@@ -19,12 +19,12 @@
 
 #include <nbdkit-filter.h>
 
-#include "commands.h"
-#include "module.h"
-#include "next.h"
-#include "params.h"
-#include "requests.h"
-#include "side.h"
+#include "filters/replication/commands.h"
+#include "module/module.h"
+#include "module/next.h"
+#include "filters/replication/params.h"
+#include "filters/replication/requests.h"
+#include "filters/replication/side.h"
 
 static struct params params;
 static int server_thread_model;

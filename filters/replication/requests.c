@@ -11,9 +11,9 @@
 
 #include <errno.h>
 
-#include "module.h"
-#include "node.h"
-#include "requests.h"
+#include "module/module.h"
+#include "node/node.h"
+#include "filters/replication/requests.h"
 
 int64_t
 request_get_size (nbdkit_next *next, void *handle)

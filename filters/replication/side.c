@@ -11,7 +11,7 @@
 
 #include <stdio.h>
 
-#include "side.h"
+#include "filters/replication/side.h"
 
 int
 side_open (struct side *side, const struct params *params)

@@ -10,9 +10,9 @@
 #ifndef BLOCKDRIVERS_REPLICATION_SIDE_H
 #define BLOCKDRIVERS_REPLICATION_SIDE_H
 
-#include "params.h"
-#include "primary.h"
-#include "secondary.h"
+#include "filters/replication/params.h"
+#include "filters/replication/primary/primary.h"
+#include "filters/replication/secondary/secondary.h"
 
 struct side {
   enum replication_mode mode;

@@ -23,13 +23,13 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "align.h"
-#include "cleanup.h"
-#include "index.h"
-#include "message.h"
-#include "module.h"
-#include "node.h"
-#include "rounding.h"
+#include "node/align.h"
+#include "utils/cleanup.h"
+#include "writelog/moments/index.h"
+#include "utils/message.h"
+#include "module/module.h"
+#include "node/node.h"
+#include "utils/rounding.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 

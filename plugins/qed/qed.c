@@ -20,12 +20,12 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "message.h"
-#include "module.h"
-#include "node.h"
-#include "qed.h"
-#include "rounding.h"
-#include "server.h"
+#include "utils/message.h"
+#include "module/module.h"
+#include "node/node.h"
+#include "qed/qed.h"
+#include "utils/rounding.h"
+#include "plugins/qed/server.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 

@@ -22,8 +22,8 @@
 
 #include <nbdkit-plugin.h>
 
-#include "cleanup.h"
-#include "server.h"
+#include "utils/cleanup.h"
+#include "plugins/qed/server.h"
 
 enum { FILTER = 256 };
 

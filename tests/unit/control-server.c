@@ -24,8 +24,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "control.h"
-#include "message.h"
+#include "control/control.h"
+#include "utils/message.h"
 
 static const char *path, *record = "/dev/null", *how = "", *which = "";
 static struct control_client *prepared_by;

@@ -15,11 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
-#include "iszero.h"
-#include "message.h"
-#include "node.h"
-#include "rounding.h"
+#include "utils/cleanup.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "node/node.h"
+#include "utils/rounding.h"
 
 enum memory_op { MEMORY_READ, MEMORY_WRITE, MEMORY_FLUSH, MEMORY_OPS };
 

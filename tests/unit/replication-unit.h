@@ -8,11 +8,11 @@
 #ifndef BLOCKDRIVERS_REPLICATION_UNIT_H
 #define BLOCKDRIVERS_REPLICATION_UNIT_H
 
-#include "memory-node.h"
-#include "unit.h"
+#include "tests/unit/memory-node.h"
+#include "tests/unit/unit.h"
 
-#include "../../common/qed/qed.h"
-#include "../../common/replication/secondary.h"
+#include "qed/qed.h"
+#include "filters/replication/secondary/secondary.h"
 
 #define ACTIVE "active.qed"
 #define HIDDEN "hidden.qed"

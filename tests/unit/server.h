@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "unit.h"
+#include "tests/unit/unit.h"
 
 struct server {
   char sock[96], uri[128], pidfile[96];

@@ -15,9 +15,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "align.h"
-#include "rounding.h"
-#include "unit.h"
+#include "node/align.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define BLOCK 512
 #define SIZE UINT64_C (262144)

@@ -14,9 +14,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "claim.h"
-#include "rounding.h"
-#include "unit.h"
+#include "request/claim.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 static struct claims claims;
 

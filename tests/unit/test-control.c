@@ -22,10 +22,10 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "control.h"
-#include "socket.h"
-#include "stream.h"
-#include "unit.h"
+#include "control/control.h"
+#include "control/socket.h"
+#include "control/stream.h"
+#include "tests/unit/unit.h"
 
 #define CAPABILITIES "{\"execute\": \"qmp_capabilities\"}"
 #define MEBIBYTE 1048576

@@ -13,8 +13,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "drain.h"
-#include "unit.h"
+#include "request/drain.h"
+#include "tests/unit/unit.h"
 
 static struct drain drain;
 static atomic_int inside, draining;

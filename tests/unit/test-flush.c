@@ -14,8 +14,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "flush.h"
-#include "unit.h"
+#include "request/flush.h"
+#include "tests/unit/unit.h"
 
 #define NR_WRITERS 12
 

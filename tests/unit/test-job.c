@@ -11,8 +11,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "job.h"
-#include "unit.h"
+#include "request/job.h"
+#include "tests/unit/unit.h"
 
 static int
 succeed (struct job *job, void *opaque)

@@ -17,12 +17,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "align.h"
-#include "cleanup.h"
-#include "node.h"
-#include "rounding.h"
-#include "server.h"
-#include "unit.h"
+#include "node/align.h"
+#include "utils/cleanup.h"
+#include "node/node.h"
+#include "utils/rounding.h"
+#include "tests/unit/server.h"
+#include "tests/unit/unit.h"
 
 #define MIB (UINT64_C (1024) * 1024)
 #define GIB (1024 * MIB)

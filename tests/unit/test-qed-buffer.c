@@ -14,10 +14,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "memory-node.h"
-#include "qed.h"
-#include "rounding.h"
-#include "unit.h"
+#include "tests/unit/memory-node.h"
+#include "qed/qed.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (8) * 1024 * 1024)
 #define CLUSTER UINT64_C (16384)

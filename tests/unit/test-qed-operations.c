@@ -15,13 +15,13 @@
 #include <stdbool.h>
 #include <sys/stat.h>
 
-#include "cleanup.h"
-#include "rounding.h"
-#include "unit.h"
+#include "utils/cleanup.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
-#include "../../common/node/node.h"
-#include "../../common/qed/format.h"
-#include "../../common/qed/qed.h"
+#include "node/node.h"
+#include "qed/format.h"
+#include "qed/qed.h"
 
 #define CLUSTER 4096
 #define DISK ((uint64_t) 24 * 1024 * 1024)

@@ -31,12 +31,12 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "chain.h"
-#include "image.h"
-#include "qed.h"
-#include "rounding.h"
-#include "scan.h"
-#include "unit.h"
+#include "qed/chain.h"
+#include "qed/image/image.h"
+#include "qed/qed.h"
+#include "utils/rounding.h"
+#include "qed/image/scan.h"
+#include "tests/unit/unit.h"
 
 #define SECTOR 512
 #define FEATURES 16             /* their place in the header */

@@ -16,10 +16,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "image.h"
-#include "qed.h"
-#include "rounding.h"
-#include "unit.h"
+#include "qed/image/image.h"
+#include "qed/qed.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define NR_THREADS 8
 #define CLUSTER UINT64_C (4096)

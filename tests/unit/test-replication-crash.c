@@ -27,9 +27,9 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-#include "rounding.h"
-#include "replication-unit.h"
-#include "unit.h"
+#include "utils/rounding.h"
+#include "tests/unit/replication-unit.h"
+#include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (128) * 1024 + 512)
 #define CLUSTER 4096

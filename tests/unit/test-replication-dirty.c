@@ -16,9 +16,9 @@
 #include <stdbool.h>
 #include <unistd.h>
 
-#include "dirty.h"
-#include "rounding.h"
-#include "unit.h"
+#include "filters/replication/primary/dirty.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define BLOCKS_OF_AREA (DIRTY_AREA / DIRTY_BLOCK)
 #define NR_AREAS 150            /* more than two words of bits */

@@ -15,12 +15,12 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "clock.h"
-#include "node.h"
-#include "primary.h"
-#include "rounding.h"
-#include "server.h"
-#include "unit.h"
+#include "utils/clock.h"
+#include "node/node.h"
+#include "filters/replication/primary/primary.h"
+#include "utils/rounding.h"
+#include "tests/unit/server.h"
+#include "tests/unit/unit.h"
 
 #define AREA 65536
 #define DISK_SIZE (64 * AREA + 12345)

@@ -18,9 +18,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "memory-node.h"
-#include "replication-unit.h"
-#include "unit.h"
+#include "tests/unit/memory-node.h"
+#include "tests/unit/replication-unit.h"
+#include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (1024) * 1024 + 512)
 #define CLUSTER UINT64_C (16384)

@@ -20,8 +20,8 @@
 #include <fcntl.h>
 #include <stdbool.h>
 
-#include "replication-unit.h"
-#include "unit.h"
+#include "tests/unit/replication-unit.h"
+#include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (2) * 1024 * 1024 + 1536)
 #define PER_SIDE 3

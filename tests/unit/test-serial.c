@@ -15,8 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "serial.h"
-#include "unit.h"
+#include "request/serial.h"
+#include "tests/unit/unit.h"
 
 static struct serial_queue queue;
 static atomic_int inside;

@@ -15,12 +15,12 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "bitmap.h"
-#include "iszero.h"
-#include "message.h"
-#include "rounding.h"
-#include "sizes.h"
-#include "unit.h"
+#include "utils/bitmap.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+#include "utils/sizes.h"
+#include "tests/unit/unit.h"
 
 #define NELEMENTS(array) (sizeof (array) / sizeof (array)[0])
 

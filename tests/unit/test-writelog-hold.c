@@ -19,11 +19,11 @@
 
 #include <inttypes.h>
 
-#include "hold.h"
-#include "memory-node.h"
-#include "reader.h"
-#include "stale.h"
-#include "unit.h"
+#include "writelog/record/held.h"
+#include "tests/unit/memory-node.h"
+#include "writelog/reader.h"
+#include "writelog/record/stale.h"
+#include "tests/unit/unit.h"
 
 #define SECTOR 32
 #define SECTORS UINT64_C (200)  /* of the disk */

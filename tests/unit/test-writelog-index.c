@@ -13,10 +13,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "format.h"
-#include "index.h"
-#include "rounding.h"
-#include "unit.h"
+#include "writelog/format.h"
+#include "writelog/moments/index.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 /* ---- A log in memory, and the disk that it is of */
 

@@ -15,10 +15,10 @@
 #include <inttypes.h>
 #include <stdbool.h>
 
-#include "byteorder.h"
-#include "reader.h"
-#include "rounding.h"
-#include "unit.h"
+#include "utils/byteorder.h"
+#include "writelog/reader.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define MIB (UINT64_C (1024) * 1024)
 

@@ -14,13 +14,13 @@
 #include <inttypes.h>
 #include <sys/stat.h>
 
-#include "claim.h"
-#include "hold.h"
-#include "memory-node.h"
-#include "reader.h"
-#include "record.h"
-#include "rounding.h"
-#include "unit.h"
+#include "request/claim.h"
+#include "writelog/record/held.h"
+#include "tests/unit/memory-node.h"
+#include "writelog/reader.h"
+#include "writelog/record/recorder.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
 
 #define DISK_SIZE (200 * 1024 + 77) /* no multiple of a sector */
 #define NR_THREADS 4

@@ -21,10 +21,10 @@
 
 #include <inttypes.h>
 
-#include "reader.h"
-#include "rounding.h"
-#include "unit.h"
-#include "writer.h"
+#include "writelog/reader.h"
+#include "utils/rounding.h"
+#include "tests/unit/unit.h"
+#include "writelog/record/writer.h"
 
 #define SECTOR 512
 #define CAPACITY (4 * 1024 * 1024)

@@ -23,8 +23,8 @@
 
 #include <cmocka.h>
 
-#include "cleanup.h"
-#include "message.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
 
 /* cmocka's assertions jump, which works in the main thread only.  This
  * one works in all of them, and ends the program.

@@ -1,0 +1,242 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Opening nodes by name, and what all drivers have in common: bounds,
+ * and answers for what a driver lacks.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "node/node.h"
+#include "utils/rounding.h"
+
+/* Zeroes are written out in pieces of this size. */
+#define ZERO_PIECE ((uint64_t) 1024 * 1024)
+
+struct node *
+node_open (const char *name, const struct node_open_options *options)
+{
+  return node_is_uri (name) ? nbd_node_open (name, options)
+                            : file_node_open (name, options, 0);
+}
+
+struct node *
+node_create_file (const char *name, bool *created)
+{
+  const struct node_open_options options = { .lock = NODE_LOCK_IMAGE };
+  struct node *n;
+  struct stat st;
+
+  *created = false;
+  if (access (name, F_OK) == 0)
+    return file_node_open (name, &options, 0);
+
+  /* A link that leads to nothing: what it names is made.  It does not
+   * count as new, since to remove it would remove the link.
+   */
+  if (lstat (name, &st) == 0 && S_ISLNK (st.st_mode))
+    return file_node_open (name, &options, O_CREAT);
+  n = file_node_open (name, &options, O_CREAT | O_EXCL);
+  *created = n != NULL;
+  return n;
+}
+
+int
+node_start (struct node *n)
+{
+  return n->ops->start ? n->ops->start (n) : 0;
+}
+
+int
+node_close (struct node *n)
+{
+  return n ? n->ops->close (n) : 0;
+}
+
+static int
+check_bounds (const struct node *n, const char *what, uint64_t count,
+              uint64_t offset)
+{
+  const uint64_t size = node_size (n);
+
+  if (offset <= size && count <= size - offset)
+    return 0;
+  errno = EIO;
+  msg_error ("%s: %s of %" PRIu64 " bytes at offset %" PRIu64 " goes beyond "
+             "the end at %" PRIu64, n->name, what, count, offset, size);
+  return -1;
+}
+
+static int
+check_writable (const struct node *n, const char *what, uint64_t offset)
+{
+  if (!n->read_only)
+    return 0;
+  errno = EROFS;
+  msg_error ("%s: %s at offset %" PRIu64 ": opened read-only",
+             n->name, what, offset);
+  return -1;
+}
+
+int
+node_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  if (check_bounds (n, "read", count, offset) == -1)
+    return -1;
+  return n->ops->pread (n, buf, count, offset);
+}
+
+int
+node_pwrite (struct node *n, const void *buf, size_t count, uint64_t offset)
+{
+  const struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  return node_pwritev (n, &iov, 1, offset);
+}
+
+int
+node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+              uint64_t offset)
+{
+  size_t count = 0;
+
+  for (int i = 0; i < iovcnt; ++i)
+    count += iov[i].iov_len;
+  if (check_writable (n, "write", offset) == -1 ||
+      check_bounds (n, "write", count, offset) == -1)
+    return -1;
+  return n->ops->pwritev (n, iov, iovcnt, count, offset);
+}
+
+int
+node_pwrite_many (struct node *n, const struct node_write *writes, size_t nr)
+{
+  for (size_t i = 0; i < nr; ++i) {
+    if (n->ops->pwrite_many == NULL) {
+      if (node_pwrite (n, writes[i].buf, writes[i].count,
+                       writes[i].offset) == -1)
+        return -1;
+    }
+    else if (check_writable (n, "write", writes[i].offset) == -1 ||
+             check_bounds (n, "write", writes[i].count,
+                           writes[i].offset) == -1)
+      return -1;
+  }
+  return n->ops->pwrite_many ? n->ops->pwrite_many (n, writes, nr) : 0;
+}
+
+static int
+write_zeroes (struct node *n, uint64_t count, uint64_t offset)
+{
+  CLEANUP_FREE char *zeroes = calloc (1, MIN (count, ZERO_PIECE));
+
+  if (zeroes == NULL) {
+    msg_error ("%s: zeroing at offset %" PRIu64 ": %m", n->name, offset);
+    return -1;
+  }
+  while (count > 0) {
+    const size_t len = MIN (count, ZERO_PIECE);
+
+    if (node_pwrite (n, zeroes, len, offset) == -1)
+      return -1;
+    count -= len;
+    offset += len;
+  }
+  return 0;
+}
+
+int
+node_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  if (check_writable (n, "zero", offset) == -1 ||
+      check_bounds (n, "zero", count, offset) == -1)
+    return -1;
+  if (n->ops->zero) {
+    if (n->ops->zero (n, count, offset, flags) == 0)
+      return 0;
+    if (errno != ENOTSUP)
+      return -1;
+  }
+  if (flags & NODE_FAST) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  return write_zeroes (n, count, offset);
+}
+
+int
+node_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  if (check_writable (n, "discard", offset) == -1 ||
+      check_bounds (n, "discard", count, offset) == -1)
+    return -1;
+  return n->ops->discard ? n->ops->discard (n, count, offset) : 0;
+}
+
+int
+node_flush (struct node *n)
+{
+  return n->read_only ? 0 : n->ops->flush (n);
+}
+
+int
+node_extents (struct node *n, uint64_t count, uint64_t offset,
+              struct extent *ret)
+{
+  if (check_bounds (n, "block status", count, offset) == -1)
+    return -1;
+  return n->ops->extents (n, count, offset, ret);
+}
+
+int
+node_cache (struct node *n, uint64_t count, uint64_t offset)
+{
+  if (check_bounds (n, "cache", count, offset) == -1)
+    return -1;
+  return n->ops->cache ? n->ops->cache (n, count, offset) : 0;
+}
+
+int
+node_resize (struct node *n, uint64_t size)
+{
+  if (n->ops->resize == NULL) {
+    errno = ENOTSUP;
+    return -1;
+  }
+  if (check_writable (n, "resize", size) == -1)
+    return -1;
+  return n->ops->resize (n, size);
+}
+
+int64_t
+node_allocated_size (struct node *n)
+{
+  if (n->ops->allocated_size == NULL)
+    return -1;
+  return n->ops->allocated_size (n);
+}
+
+void
+node_cut (struct node *n)
+{
+  if (n->ops->cut)
+    n->ops->cut (n);
+}
+
+bool
+node_is_lost (struct node *n, char *cause, size_t size)
+{
+  return n->ops->is_lost && n->ops->is_lost (n, cause, size);
+}

@@ -1,0 +1,246 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * L2 tables are cached in slices of 512 entries.  The cache is a fixed
+ * array of sets with a few ways each; slice number modulo number of
+ * sets gives the set, so that a working set without gaps never
+ * conflicts.  The memory of a slice is allocated when it is first used
+ * and then kept until the image is closed: a reader may look at it at
+ * any moment, whatever it holds by then.
+ *
+ * A lookup takes no lock.  It finds the way by its key, reads one
+ * entry, and then makes sure by the sequence number that the slice was
+ * not replaced meanwhile; if it was, that is a miss.  The writer's
+ * order (sequence odd, then entries, then key and sequence even) and
+ * the reader's (sequence, key, entry, sequence) are kept by release
+ * stores and acquire loads of each entry, which cost nothing on x86.
+ *
+ * A miss takes cache.lock to choose a victim, by a clock that spares
+ * what was used since its hand last passed, and reads without the lock.
+ * Others who want the same slice wait for it.  A pinned slice is never
+ * replaced.  Who finds all ways of a set pinned waits; those who hold
+ * pins do not wait for other pins, so that ends.
+ */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "utils/cleanup.h"
+#include "qed/image/image.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+
+#define MAX_WAYS 8
+
+int
+cache_init (struct slice_cache *cache, uint64_t max_bytes)
+{
+  const uint64_t nr_slices = MAX (max_bytes / SLICE_LEN, UINT64_C (1));
+
+  cache->nr_ways = MIN (nr_slices, (uint64_t) MAX_WAYS);
+  cache->nr_sets = UINT64_C (1) << log_2 (nr_slices / cache->nr_ways);
+  cache->hand = 0;
+  pthread_mutex_init (&cache->lock, NULL);
+  pthread_cond_init (&cache->changed, NULL);
+  cache->slices = calloc (cache->nr_sets * cache->nr_ways,
+                          sizeof *cache->slices);
+  return cache->slices ? 0 : -1;
+}
+
+void
+cache_destroy (struct slice_cache *cache)
+{
+  if (cache->slices) {
+    for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i)
+      free (atomic_load (&cache->slices[i].entries));
+    free (cache->slices);
+  }
+  pthread_mutex_destroy (&cache->lock);
+  pthread_cond_destroy (&cache->changed);
+}
+
+void
+cache_forget (struct slice_cache *cache)
+{
+  if (cache->slices == NULL)
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
+  for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i) {
+    assert (cache->slices[i].pins == 0);
+    atomic_fetch_add (&cache->slices[i].sequence, 2);
+    atomic_store (&cache->slices[i].key, 0);
+  }
+}
+
+static struct slice *
+set_of (struct slice_cache *cache, uint64_t number)
+{
+  return &cache->slices[(number & (cache->nr_sets - 1)) * cache->nr_ways];
+}
+
+/* Read an entry of a slice if that is, and stays, the one with this
+ * key.
+ */
+static bool
+peek (struct slice *slice, uint64_t key, unsigned index, uint64_t *entry)
+{
+  const uint64_t sequence =
+    atomic_load_explicit (&slice->sequence, memory_order_acquire);
+  _Atomic uint64_t *entries;
+
+  if ((sequence & 1) ||
+      atomic_load_explicit (&slice->key, memory_order_acquire) != key)
+    return false;
+  entries = atomic_load_explicit (&slice->entries, memory_order_acquire);
+  *entry = atomic_load_explicit (&entries[index], memory_order_acquire);
+  if (atomic_load_explicit (&slice->sequence, memory_order_relaxed)
+      != sequence)
+    return false;
+
+  if (!atomic_load_explicit (&slice->used, memory_order_relaxed))
+    atomic_store_explicit (&slice->used, true, memory_order_relaxed);
+  return true;
+}
+
+int
+cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
+              uint64_t *entry)
+{
+  const uint64_t number = cluster >> SLICE_BITS;
+  const unsigned index = cluster & (SLICE_ENTRIES - 1);
+  struct slice *set = set_of (&s->cache, number);
+  struct slice *slice;
+
+  for (unsigned way = 0; way < s->cache.nr_ways; ++way)
+    if (peek (&set[way], number + 1, index, entry))
+      return 0;
+
+  slice = cache_pin (s, cluster, table_offset);
+  if (slice == NULL)
+    return -1;
+  *entry = atomic_load_explicit (&atomic_load (&slice->entries)[index],
+                                 memory_order_acquire);
+  cache_unpin (s, slice);
+  return 0;
+}
+
+/* The slice with this key, loaded or being loaded.  Under cache.lock. */
+static struct slice *
+find (struct slice_cache *cache, struct slice *set, uint64_t key)
+{
+  for (unsigned way = 0; way < cache->nr_ways; ++way)
+    if (set[way].loading == key || atomic_load (&set[way].key) == key)
+      return &set[way];
+  return NULL;
+}
+
+/* A slice that may be replaced, or NULL.  Under cache.lock. */
+static struct slice *
+find_victim (struct slice_cache *cache, struct slice *set)
+{
+  /* The first round may only take away the used marks. */
+  for (unsigned i = 0; i < 2 * cache->nr_ways; ++i) {
+    struct slice *slice = &set[cache->hand++ % cache->nr_ways];
+
+    if (slice->pins == 0 && slice->loading == 0 &&
+        !atomic_exchange (&slice->used, false))
+      return slice;
+  }
+  return NULL;
+}
+
+/* Read a slice from the file into the entries of a victim, which nobody
+ * else touches meanwhile.
+ */
+static int
+load (struct qed *s, struct slice *slice, uint64_t number,
+      uint64_t table_offset)
+{
+  const uint64_t slices_per_table = s->table_entries >> SLICE_BITS;
+  const uint64_t offset =
+    table_offset + (number & (slices_per_table - 1)) * SLICE_LEN;
+  uint8_t buf[SLICE_LEN];
+  _Atomic uint64_t *entries = atomic_load (&slice->entries);
+
+  if (entries == NULL) {
+    entries = malloc (SLICE_ENTRIES * sizeof *entries);
+    if (entries == NULL) {
+      msg_error ("%s: memory for an L2 slice: %m", s->node.name);
+      return -1;
+    }
+    atomic_store (&slice->entries, entries);
+  }
+  if (node_pread (s->file, buf, sizeof buf, offset) == -1)
+    return -1;
+  for (unsigned i = 0; i < SLICE_ENTRIES; ++i)
+    atomic_store_explicit (&entries[i], qed_entry_get (buf, i),
+                           memory_order_release);
+  return 0;
+}
+
+/* Replace a victim.  Called and returns with cache.lock. */
+static int
+replace (struct qed *s, struct slice *slice, uint64_t key,
+         uint64_t table_offset)
+{
+  struct slice_cache *cache = &s->cache;
+  int r, err;
+
+  slice->loading = key;
+  atomic_fetch_add (&slice->sequence, 1);
+  atomic_store (&slice->key, 0);
+  pthread_mutex_unlock (&cache->lock);
+  r = load (s, slice, key - 1, table_offset);
+  err = errno;
+  pthread_mutex_lock (&cache->lock);
+  slice->loading = 0;
+  if (r == 0)
+    atomic_store (&slice->key, key);
+  atomic_fetch_add (&slice->sequence, 1);
+  pthread_cond_broadcast (&cache->changed);
+  errno = err;
+  return r;
+}
+
+struct slice *
+cache_pin (struct qed *s, uint64_t cluster, uint64_t table_offset)
+{
+  struct slice_cache *cache = &s->cache;
+  const uint64_t key = (cluster >> SLICE_BITS) + 1;
+  struct slice *set = set_of (cache, key - 1);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
+  for (;;) {
+    struct slice *slice = find (cache, set, key);
+
+    if (slice == NULL) {
+      slice = find_victim (cache, set);
+      if (slice && replace (s, slice, key, table_offset) == -1)
+        return NULL;
+    }
+    if (slice && slice->loading == 0 && atomic_load (&slice->key) == key) {
+      slice->pins++;
+      atomic_store_explicit (&slice->used, true, memory_order_relaxed);
+      return slice;
+    }
+    pthread_cond_wait (&cache->changed, &cache->lock);
+  }
+}
+
+void
+cache_unpin (struct qed *s, struct slice *slice)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->cache.lock);
+
+  assert (slice->pins > 0);
+  if (--slice->pins == 0)
+    pthread_cond_broadcast (&s->cache.changed);
+}

@@ -1,0 +1,413 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * An entry that cannot be right may have been right but for one bit.
+ * What it meant is then leaked: nothing else refers to it.  So, where
+ * exactly one of the 64 offsets that differ in one bit is that of leaked
+ * clusters, the entry is pointed there instead of being cleared.
+ *
+ * For a table, the clusters must also hold what can be an L2 table of
+ * leaked clusters; that is hardly found by chance, save for tables that an
+ * earlier image has left on storage of fixed size.  So what stands where
+ * the entry points now must look less like a table.  For a data cluster
+ * there is no such test, so tables with many bad entries are left alone:
+ * they are no tables.
+ *
+ * None of this is done while NEED_CHECK is set.  After a crash, entries
+ * may point behind the end of the file, and leaked clusters hold
+ * anything.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+#include "qed/image/scan.h"
+
+/* More bad entries than this, and it is no table. */
+#define MAX_BAD_ENTRIES 16
+
+#define MAX_FINDINGS 4096
+
+#define PIECE ((uint64_t) 256 * 1024)
+#define LINE_LEN 256
+
+struct relink {
+  struct qed *s;
+  void (*report) (void *opaque, const char *line);
+  void *opaque;
+
+  struct scan scan;
+  struct bitmap data_in;        /* clusters of tables that data lies in */
+  struct finding *findings;     /* of L2 entries, in order */
+  size_t nr;
+  bool out_of_memory;
+  uint64_t fixed;
+};
+
+/* Is there nothing that the entry could be right about?  Where a table
+ * and data share a cluster, the table may be wrong.
+ */
+static bool
+is_wrong (const struct qed *s, const struct finding *f)
+{
+  const uint64_t l1 = s->header.l1_table_offset;
+
+  return f->kind == DATA_OUTSIDE ||
+    (f->kind == DATA_IN_TABLE &&
+     (f->entry < qed_header_bytes (&s->header) ||
+      (f->entry >= l1 && f->entry < l1 + qed_table_bytes (&s->header))));
+}
+
+static void
+collect (void *opaque, const struct finding *f)
+{
+  struct relink *rl = opaque;
+
+  if (f->kind == DATA_IN_TABLE &&
+      bitmap_add (&rl->data_in, f->entry >> rl->s->cluster_bits) == -1)
+    rl->out_of_memory = true;
+  if (is_wrong (rl->s, f) && rl->nr < MAX_FINDINGS)
+    rl->findings[rl->nr++] = *f;
+}
+
+static int
+out_of_memory (const struct relink *rl)
+{
+  errno = ENOMEM;
+  msg_error ("%s: repair: %m", rl->s->node.name);
+  return -1;
+}
+
+static int
+scan_again (struct relink *rl)
+{
+  scan_free (&rl->scan);
+  bitmap_free (&rl->data_in);
+  rl->scan = (struct scan) { .found = collect, .opaque = rl };
+  rl->nr = 0;
+  if (scan_image (rl->s, &rl->scan) == -1)
+    return -1;
+  return rl->out_of_memory ? out_of_memory (rl) : 0;
+}
+
+static bool
+is_leaked (const struct relink *rl, uint64_t offset, uint64_t bytes)
+{
+  const struct qed *s = rl->s;
+  const uint64_t size = node_size (s->file);
+
+  if (!is_aligned (offset, s->cluster_size) || offset > size ||
+      bytes > size - offset)
+    return false;
+  for (uint64_t done = 0; done < bytes; done += s->cluster_size)
+    if (bitmap_has (&rl->scan.used, (offset + done) >> s->cluster_bits))
+      return false;
+  return true;
+}
+
+static int
+claim (struct relink *rl, uint64_t offset, uint64_t bytes)
+{
+  const struct qed *s = rl->s;
+
+  for (uint64_t done = 0; done < bytes; done += s->cluster_size)
+    if (bitmap_add (&rl->scan.used,
+                    (offset + done) >> s->cluster_bits) == -1)
+      return out_of_memory (rl);
+  return 0;
+}
+
+static int
+write_entry (struct relink *rl, uint64_t place, uint64_t value)
+{
+  uint8_t buf[QED_ENTRY_LEN];
+
+  TRACE_META ("qed: repair: entry at %" PRIu64 " = %" PRIu64, place, value);
+  qed_entry_put (buf, 0, value);
+  rl->fixed++;
+  return node_pwrite (rl->s->file, buf, sizeof buf, place);
+}
+
+/* ---- Tables */
+
+/* Do these entries refer to leaked clusters only, each to another one?
+ * *nr counts them.
+ */
+static int
+check_entries (struct relink *rl, const uint8_t *buf, uint64_t n,
+               struct bitmap *seen, uint64_t *nr, bool *good)
+{
+  for (uint64_t i = 0; i < n; ++i) {
+    const uint64_t entry = qed_entry_get (buf, i);
+    int r;
+
+    if (entry == QED_UNALLOCATED || entry == QED_ZERO)
+      continue;
+    if (!is_leaked (rl, entry, rl->s->cluster_size)) {
+      *good = false;
+      return 0;
+    }
+    r = bitmap_add (seen, entry >> rl->s->cluster_bits);
+    if (r == -1)
+      return out_of_memory (rl);
+    if (r == 1) {
+      *good = false;
+      return 0;
+    }
+    ++*nr;
+  }
+  return 0;
+}
+
+/* Is this an L2 table that has lost its L1 entry? */
+static int
+is_lost_table (struct relink *rl, uint64_t offset, bool *good)
+{
+  struct qed *s = rl->s;
+  const uint64_t bytes = qed_table_bytes (&s->header);
+  CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
+  struct bitmap seen = BITMAP_EMPTY;
+  uint64_t nr = 0;
+  int r = 0;
+
+  *good = is_leaked (rl, offset, bytes);
+  if (buf == NULL)
+    return out_of_memory (rl);
+  for (uint64_t done = 0; r == 0 && *good && done < bytes; done += PIECE) {
+    const uint64_t length = MIN (bytes - done, PIECE);
+
+    r = node_pread (s->file, buf, length, offset + done);
+    if (r == 0)
+      r = check_entries (rl, buf, length / QED_ENTRY_LEN, &seen, &nr, good);
+  }
+  /* Nor does a table refer to its own clusters. */
+  for (uint64_t i = 0; i < s->header.table_size; ++i)
+    if (bitmap_has (&seen, (offset >> s->cluster_bits) + i))
+      *good = false;
+  if (nr == 0)
+    *good = false;
+  bitmap_free (&seen);
+  return r;
+}
+
+/* May this L1 entry be wrong?  If two are equal, nobody can tell which
+ * of them is.
+ */
+static bool
+is_suspect (const struct relink *rl, uint64_t index)
+{
+  const struct qed *s = rl->s;
+  const uint64_t table = atomic_load (&s->l1[index]);
+  bool suspect = bitmap_has (&rl->scan.bad_l1, index);
+
+  if (table == 0)
+    return false;
+  for (uint64_t i = 0; i < s->header.table_size && !suspect; ++i)
+    suspect = bitmap_has (&rl->data_in, (table >> s->cluster_bits) + i);
+  for (uint64_t i = 0; i < s->nr_l1 && suspect; ++i)
+    if (i != index && atomic_load (&s->l1[i]) == table)
+      suspect = false;
+  return suspect;
+}
+
+/* The one lost table that an L1 entry may have meant, or 0. */
+static int
+find_table (struct relink *rl, uint64_t entry, uint64_t *table)
+{
+  *table = 0;
+  for (unsigned bit = 0; bit < 64; ++bit) {
+    const uint64_t offset = entry ^ UINT64_C (1) << bit;
+    bool good;
+
+    if (offset < qed_header_bytes (&rl->s->header) ||
+        !is_leaked (rl, offset, qed_table_bytes (&rl->s->header)))
+      continue;
+    if (is_lost_table (rl, offset, &good) == -1)
+      return -1;
+    if (good && *table) {
+      *table = 0;
+      return 0;
+    }
+    if (good)
+      *table = offset;
+  }
+  return 0;
+}
+
+/* Do more entries make sense than not, where an L1 entry points? */
+static int
+looks_like_table (struct relink *rl, uint64_t offset, bool *result)
+{
+  struct qed *s = rl->s;
+  const uint64_t bytes = qed_table_bytes (&s->header);
+  CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
+  int64_t more = 0;
+
+  if (buf == NULL)
+    return out_of_memory (rl);
+  for (uint64_t done = 0; done < bytes; done += PIECE) {
+    const uint64_t length = MIN (bytes - done, PIECE);
+
+    if (node_pread (s->file, buf, length, offset + done) == -1)
+      return -1;
+    for (uint64_t i = 0; i < length / QED_ENTRY_LEN; ++i) {
+      const uint64_t entry = qed_entry_get (buf, i);
+
+      if (entry != QED_UNALLOCATED && entry != QED_ZERO)
+        more += qed_cluster_offset_ok (s, entry) &&
+          !bitmap_has (&rl->scan.tables, entry >> s->cluster_bits) ? 1 : -1;
+    }
+  }
+  *result = more > 0;
+  return 0;
+}
+
+static int
+relink_table (struct relink *rl, uint64_t index)
+{
+  struct qed *s = rl->s;
+  const uint64_t entry = atomic_load (&s->l1[index]);
+  bool good = false;
+  char line[LINE_LEN];
+  uint64_t table;
+
+  if (!bitmap_has (&rl->scan.bad_l1, index) &&
+      looks_like_table (rl, entry, &good) == -1)
+    return -1;
+  if (good)
+    return 0;
+  if (find_table (rl, entry, &table) == -1)
+    return -1;
+  if (table == 0)
+    return 0;
+  snprintf (line, sizeof line, "L1 entry %" PRIu64 " points to offset %" PRIu64
+            " (0x%" PRIx64 ") of the file, but for one bit to a lost L2 "
+            "table at %" PRIu64, index, entry, entry, table);
+  if (rl->report)
+    rl->report (rl->opaque, line);
+  atomic_store (&s->l1[index], table);
+  if (claim (rl, table, qed_table_bytes (&s->header)) == -1)
+    return -1;
+  return write_entry (rl, s->header.l1_table_offset + index * QED_ENTRY_LEN,
+                      table);
+}
+
+static int
+relink_tables (struct relink *rl)
+{
+  for (uint64_t i = 0; i < rl->s->nr_l1; ++i)
+    if (is_suspect (rl, i) && relink_table (rl, i) == -1)
+      return -1;
+  return 0;
+}
+
+/* ---- Data */
+
+/* The one leaked cluster that an entry may have meant, or 0.  On storage
+ * of fixed size what stands behind the image was never in it.
+ */
+static uint64_t
+find_cluster (const struct relink *rl, uint64_t entry)
+{
+  const struct qed *s = rl->s;
+  const uint64_t end = s->file->fixed_size ? rl->scan.result.image_end
+    : node_size (s->file);
+  uint64_t found = 0;
+
+  for (unsigned bit = 0; bit < 64; ++bit) {
+    const uint64_t offset = entry ^ UINT64_C (1) << bit;
+
+    if (offset >= qed_header_bytes (&s->header) && offset < end &&
+        is_leaked (rl, offset, s->cluster_size)) {
+      if (found)
+        return 0;
+      found = offset;
+    }
+  }
+  return found;
+}
+
+static int
+relink_cluster (struct relink *rl, const struct finding *f)
+{
+  struct qed *s = rl->s;
+  const uint64_t cluster = find_cluster (rl, f->entry);
+  char line[LINE_LEN];
+
+  if (cluster == 0 || f->l1_index >= s->nr_l1)
+    return 0;
+  snprintf (line, sizeof line, "L1 entry %" PRIu64 ", L2 entry %" PRIu64
+            " points to offset %" PRIu64 " (0x%" PRIx64 ") of the file, but "
+            "for one bit to a lost cluster at %" PRIu64, f->l1_index,
+            f->l2_index, f->entry, f->entry, cluster);
+  if (rl->report)
+    rl->report (rl->opaque, line);
+  if (claim (rl, cluster, s->cluster_size) == -1)
+    return -1;
+  return write_entry (rl, atomic_load (&s->l1[f->l1_index]) +
+                      f->l2_index * QED_ENTRY_LEN, cluster);
+}
+
+static int
+relink_data (struct relink *rl)
+{
+  size_t i, end;
+
+  for (i = 0; i < rl->nr; i = end) {
+    for (end = i; end < rl->nr &&
+           rl->findings[end].l1_index == rl->findings[i].l1_index; ++end)
+      ;
+    if (end - i > MAX_BAD_ENTRIES)
+      continue;
+    for (size_t j = i; j < end; ++j)
+      if (relink_cluster (rl, &rl->findings[j]) == -1)
+        return -1;
+  }
+  return 0;
+}
+
+static int
+relink_all (struct relink *rl)
+{
+  if (scan_again (rl) == -1)
+    return -1;
+  if (rl->scan.result.corruptions == 0)
+    return 0;
+  if (relink_tables (rl) == -1 || node_flush (rl->s->file) == -1 ||
+      scan_again (rl) == -1 || relink_data (rl) == -1)
+    return -1;
+  return node_flush (rl->s->file);
+}
+
+int
+relink_entries (struct qed *s,
+                void (*report) (void *opaque, const char *line),
+                void *opaque, uint64_t *fixed)
+{
+  struct relink rl = { .s = s, .report = report, .opaque = opaque };
+  int r;
+
+  *fixed = 0;
+  if (s->header.features & QED_NEED_CHECK)
+    return 0;
+  rl.findings = malloc (MAX_FINDINGS * sizeof *rl.findings);
+  if (rl.findings == NULL)
+    return out_of_memory (&rl);
+  r = relink_all (&rl);
+  *fixed = rl.fixed;
+  free (rl.findings);
+  scan_free (&rl.scan);
+  bitmap_free (&rl.data_in);
+  return r;
+}

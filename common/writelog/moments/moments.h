@@ -1,0 +1,62 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the files of the index of moments share: index.c builds it,
+ * moment.c finds moments by name, state.c reads the disk at a moment.
+ */
+
+#ifndef BLOCKDRIVERS_WRITELOG_MOMENTS_H
+#define BLOCKDRIVERS_WRITELOG_MOMENTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "writelog/moments/cover.h"
+#include "writelog/moments/index.h"
+
+/* The text of a mark stays in the log. */
+struct mark {
+  uint64_t hash;                /* of the text */
+  uint64_t entry;
+};
+
+/* Numbers of entries, ascending. */
+struct entry_list {
+  uint32_t *numbers;
+  size_t nr, allocated;
+};
+
+struct writelog_index {
+  struct writelog_reader *reader;
+  uint32_t sector_size;
+  size_t nr_entries;
+
+  /* For each entry, its flags, and where its data stand in the log: byte
+   * b of the disk at b + place, modulo 2^64.  For a mark, place is the
+   * offset of its own sector.
+   */
+  uint8_t *flags;
+  uint64_t *place;
+
+  struct cover cover;           /* numbers are those of entries, places
+                                   are sectors of the disk */
+  struct entry_list flushes, fuas;
+  struct mark *marks;           /* in the order of the log */
+  size_t nr_marks;
+  uint64_t end, end_entry;      /* as in struct writelog_totals */
+};
+
+/* The hash of a mark's text, len bytes. */
+extern uint64_t mark_hash (const char *text, size_t len);
+
+/* Does an entry, one of those that are not certain, reach the disk in a
+ * power loss at this sector?  Where writes are whole, ask for sector 0.
+ */
+extern bool moment_has (const struct writelog_index *index,
+                        const struct writelog_moment *moment,
+                        uint64_t entry, uint64_t sector);
+
+#endif /* BLOCKDRIVERS_WRITELOG_MOMENTS_H */

@@ -1,0 +1,491 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * A request claims the sectors (of the log) that it touches, exclusively,
+ * from before it reaches the disk until it stands in the log.  So two
+ * requests on one sector stand in the log in the order in which they
+ * reached the disk, and replaying gives what the disk is.  Requests on
+ * different sectors do not wait for each other, and may stand in either
+ * order.  Reads claim nothing.
+ *
+ * What the client wrote goes to the disk as it is; the entry is widened
+ * to whole sectors by what the disk has around it, which nobody can
+ * change under the claim.  Behind the end of a disk whose size is no
+ * multiple of the sector size are zeroes.
+ *
+ * After a trim nobody knows what the disk has: zeroes, the old data, or
+ * each in places.  The log must know, so it asks the disk: what reads as
+ * zeroes (by block status where the disk has it, else by reading) is
+ * logged as a discard, which gives zeroes when replayed, and everything
+ * else is logged as a write of what is there.  The same is done after a
+ * request that failed on the disk, since part of it may have been done.
+ *
+ * A claim is taken before any lock of the log.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "request/claim.h"
+#include "utils/cleanup.h"
+#include "writelog/record/held.h"
+#include "utils/iszero.h"
+#include "utils/message.h"
+#include "writelog/record/recorder.h"
+#include "utils/rounding.h"
+
+/* What the disk has is read back in pieces of this size, or of a sector
+ * if that is larger.
+ */
+#define READ_BACK ((uint64_t) 256 * 1024)
+
+/* Block status is asked for this much at a time: the window of a request
+ * of 4 GiB may be longer than 32 bits can say.
+ */
+#define MAX_EXTENT (UINT64_C (1) << 30)
+
+/* In the order of durability longer writes make several entries, since
+ * each is read back into memory as a whole; and zeroes from this length
+ * on are logged apart from what the sectors at their ends have, to be
+ * holes.
+ */
+#define HOLD_PIECE ((uint64_t) 4 * 1024 * 1024)
+#define HOLD_ZEROES ((uint64_t) 64 * 1024)
+
+/* What is held back takes this much memory at most, but for notes of a few
+ * MiB.
+ */
+#define HOLD_BOUND ((size_t) 16 * 1024 * 1024)
+
+struct recorder {
+  struct writelog *log;         /* borrowed */
+  struct hold *hold;            /* NULL in the order of completion */
+  uint32_t sector_size;
+  struct claims claims;         /* on sectors of the disk */
+};
+
+struct recorder *
+recorder_new (struct writelog *log, enum record_order order)
+{
+  struct recorder *rec = calloc (1, sizeof *rec);
+
+  if (rec == NULL) {
+    msg_error ("recording: %m");
+    return NULL;
+  }
+  rec->log = log;
+  rec->sector_size = writelog_sector_size (log);
+  if (order == RECORD_DURABILITY) {
+    rec->hold = hold_new (log, HOLD_BOUND, getenv ("TMPDIR") ? : "/var/tmp");
+    if (rec->hold == NULL) {
+      const int err = errno;
+
+      free (rec);
+      errno = err;
+      return NULL;
+    }
+  }
+  claims_init (&rec->claims);
+  return rec;
+}
+
+int
+recorder_close (struct recorder *rec)
+{
+  int r, err;
+
+  if (rec == NULL)
+    return 0;
+  r = hold_close (rec->hold);
+  err = errno;
+  claims_destroy (&rec->claims);
+  free (rec);
+  errno = err;
+  return r;
+}
+
+/* The sectors that a request touches, in bytes. */
+struct window {
+  uint64_t start, end;
+};
+
+static struct window
+window_of (const struct recorder *rec, uint64_t count, uint64_t offset)
+{
+  return (struct window) {
+    .start = round_down (offset, rec->sector_size),
+    .end = round_up (offset + count, rec->sector_size),
+  };
+}
+
+static uint64_t
+log_flags (unsigned flags)
+{
+  return flags & RECORD_FUA ? WRITELOG_FUA : 0;
+}
+
+/* Log what happened to the bytes from start to end, which are whole
+ * sectors.
+ */
+static int
+log_range (struct recorder *rec, uint64_t start, uint64_t end,
+           uint64_t flags, const struct writelog_piece *pieces, unsigned n)
+{
+  const struct writelog_entry entry = {
+    .sector = start / rec->sector_size,
+    .nr_sectors = (end - start) / rec->sector_size,
+    .flags = flags,
+  };
+
+  if (rec->hold == NULL)
+    return writelog_append (rec->log, &entry, pieces, n);
+  if (flags & WRITELOG_FUA)
+    return hold_overtake (rec->hold, &entry, pieces, n);
+  return hold_add (rec->hold, &entry, pieces, n);
+}
+
+/* Make durable what a request with FUA has logged. */
+static int
+finish (struct recorder *rec, unsigned flags)
+{
+  return flags & RECORD_FUA ? writelog_flush (rec->log) : 0;
+}
+
+/* Read from the disk; behind its end are zeroes. */
+static int
+read_disk (struct recorded_disk *disk, uint8_t *buf, uint64_t count,
+           uint64_t offset)
+{
+  const uint64_t inside =
+    offset < disk->size ? MIN (count, disk->size - offset) : 0;
+  uint64_t done, len;
+
+  for (done = 0; done < inside; done += len) {
+    len = MIN (inside - done, disk->max_read);
+    if (disk->ops->pread (disk, buf + done, len, offset + done) == -1)
+      return -1;
+  }
+  memset (buf + inside, 0, count - inside);
+  return 0;
+}
+
+/* ---- What the disk has */
+
+/* How far from start on is the disk known to read as zeroes, or, with
+ * *zero false, may it not?  In whole sectors.  A disk that fails to tell
+ * may still be read.
+ */
+static void
+known_zeroes (struct recorder *rec, struct recorded_disk *disk,
+              uint64_t start, uint64_t end, uint64_t *len, bool *zero)
+{
+  const uint64_t inside = MIN (end, disk->size) - start;
+
+  *len = end - start;
+  *zero = false;
+  if (!disk->can_extents ||
+      disk->ops->extents (disk, MIN (inside, MAX_EXTENT), start, len, zero)
+      == -1)
+    return;
+  if (*len >= inside)
+    *len = end - start;
+  else if (*zero && *len >= rec->sector_size)
+    *len = round_down (*len, rec->sector_size);
+  else {                        /* the rest of its last sector is other */
+    *zero = false;
+    *len = round_up (*len, rec->sector_size);
+  }
+}
+
+/* Look at the sectors from start on, at most to end.  Sets how many of
+ * them are alike; if they are not zero, buf has what is in them.
+ */
+static int
+look_at (struct recorder *rec, struct recorded_disk *disk, uint8_t *buf,
+         uint64_t start, uint64_t end, uint64_t *len, bool *zero)
+{
+  known_zeroes (rec, disk, start, end, len, zero);
+  if (*zero)
+    return 0;
+  *len = MIN (*len, MAX (READ_BACK, rec->sector_size));
+  if (read_disk (disk, buf, *len, start) == -1)
+    return -1;
+  *zero = is_zero (buf, *len);
+  return 0;
+}
+
+/* Log zeroes, if there are any. */
+static int
+log_zeroes (struct recorder *rec, uint64_t start, uint64_t end,
+            uint64_t flags)
+{
+  const struct writelog_piece piece = { .len = end - start };
+
+  if (start == end)
+    return 0;
+  return log_range (rec, start, end, flags, &piece,
+                    flags & WRITELOG_DISCARD ? 0 : 1);
+}
+
+static int
+log_data (struct recorder *rec, uint64_t start, uint64_t end,
+          uint64_t flags, const uint8_t *buf)
+{
+  const struct writelog_piece piece = { .data = buf, .len = end - start };
+
+  return log_range (rec, start, end, flags, &piece, 1);
+}
+
+/* Log what the disk has in some sectors; zero_flags are those of entries
+ * for zeroes.
+ */
+static int
+log_content (struct recorder *rec, struct recorded_disk *disk,
+             struct window w, uint64_t flags, uint64_t zero_flags)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (MAX (READ_BACK, rec->sector_size));
+  uint64_t zero_start = w.start, at, len;
+  bool zero;
+
+  if (buf == NULL) {
+    msg_error ("reading back from the disk: %m");
+    return -1;
+  }
+  for (at = w.start; at < w.end; at += len) {
+    if (look_at (rec, disk, buf, at, w.end, &len, &zero) == -1)
+      return -1;
+    if (zero)
+      continue;
+    if (log_zeroes (rec, zero_start, at, zero_flags) == -1 ||
+        log_data (rec, at, at + len, flags, buf) == -1)
+      return -1;
+    zero_start = at + len;
+  }
+  return log_zeroes (rec, zero_start, w.end, zero_flags);
+}
+
+/* After a request failed on the disk, part of it may have been done: log
+ * what there is now.  Keeps errno.  If that cannot be read either the
+ * log goes on without it; the client knows that it has failed.
+ */
+static int
+log_failed_request (struct recorder *rec, struct recorded_disk *disk,
+                    struct window w)
+{
+  const int err = errno;
+
+  log_content (rec, disk, w, 0, 0);
+  errno = err;
+  return -1;
+}
+
+/* ---- Writes and zeroes */
+
+/* What the disk has in a request's sectors before and after it. */
+struct edges {
+  uint64_t before, after;       /* bytes */
+  uint8_t *buf;                 /* both, one behind the other, or NULL */
+};
+
+static int
+read_edges (struct recorder *rec, struct recorded_disk *disk,
+            struct window w, uint64_t count, uint64_t offset,
+            struct edges *edges)
+{
+  edges->before = offset - w.start;
+  edges->after = w.end - (offset + count);
+  edges->buf = NULL;
+  if (edges->before == 0 && edges->after == 0)
+    return 0;
+
+  edges->buf = malloc (edges->before + edges->after);
+  if (edges->buf == NULL) {
+    msg_error ("reading around a write: %m");
+    return -1;
+  }
+  if (read_disk (disk, edges->buf, edges->before, w.start) == -1)
+    return -1;
+  return read_disk (disk, edges->buf + edges->before, edges->after,
+                    offset + count);
+}
+
+/* The part of some pieces from "skip" on that is "len" bytes long.
+ * Returns how many pieces it has.
+ */
+static unsigned
+part_of (const struct writelog_piece *pieces, unsigned n, uint64_t skip,
+         uint64_t len, struct writelog_piece *part)
+{
+  for (unsigned i = 0; i < n; ++i) {
+    const uint64_t skipped = MIN (skip, pieces[i].len);
+
+    part[i].data = pieces[i].data ?
+      (const uint8_t *) pieces[i].data + skipped : NULL;
+    part[i].len = MIN (len, pieces[i].len - skipped);
+    skip -= skipped;
+    len -= part[i].len;
+  }
+  return n;
+}
+
+/* Where does the entry end that begins at "at"? */
+static uint64_t
+entry_end (const struct recorder *rec, struct window w, uint64_t at,
+           bool zero, uint32_t count, uint64_t offset, unsigned flags)
+{
+  const uint64_t start = round_up (offset, rec->sector_size);
+  const uint64_t end = round_down (offset + count, rec->sector_size);
+
+  if (rec->hold == NULL)
+    return w.end;
+  if (zero)
+    return end < start + HOLD_ZEROES ? w.end :
+      at < start ? start : at < end ? end : w.end;
+  if (flags & RECORD_FUA)
+    return w.end;
+  return MIN (w.end, at + MAX (HOLD_PIECE, rec->sector_size));
+}
+
+/* Write, or zero if buf is NULL, and log it.  The sectors are claimed. */
+static int
+write_claimed (struct recorder *rec, struct recorded_disk *disk,
+               struct window w, const void *buf, uint32_t count,
+               uint64_t offset, unsigned flags)
+{
+  struct edges edges;
+  CLEANUP_FREE uint8_t *edge_buf = NULL;
+  int r;
+
+  r = read_edges (rec, disk, w, count, offset, &edges);
+  edge_buf = edges.buf;
+  if (r == -1)
+    return -1;
+
+  if (buf)
+    r = disk->ops->pwrite (disk, buf, count, offset, flags);
+  else
+    r = disk->ops->zero (disk, count, offset, flags);
+  if (r == -1) {
+    /* A fast zero that would be slow has changed nothing. */
+    if ((flags & RECORD_FAST_ZERO) &&
+        (errno == ENOTSUP || errno == EOPNOTSUPP))
+      return -1;
+    return log_failed_request (rec, disk, w);
+  }
+
+  const struct writelog_piece pieces[] = {
+    { .data = edges.buf, .len = edges.before },
+    { .data = buf, .len = count },
+    { .data = edges.buf ? edges.buf + edges.before : NULL,
+      .len = edges.after },
+  };
+  for (uint64_t at = w.start, end; at < w.end; at = end) {
+    struct writelog_piece part[3];
+
+    end = entry_end (rec, w, at, buf == NULL, count, offset, flags);
+    if (log_range (rec, at, end, log_flags (flags), part,
+                   part_of (pieces, 3, at - w.start, end - at, part)) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+write_or_zero (struct recorder *rec, struct recorded_disk *disk,
+               const void *buf, uint32_t count, uint64_t offset,
+               unsigned flags)
+{
+  const struct window w = window_of (rec, count, offset);
+  struct claim claim;
+  int r;
+
+  if (writelog_check (rec->log) == -1)
+    return -1;
+  claim_acquire (&rec->claims, &claim, w.start, w.end - w.start,
+                 CLAIM_EXCLUSIVE);
+  r = write_claimed (rec, disk, w, buf, count, offset, flags);
+  claim_release (&rec->claims, &claim);
+  return r == 0 ? finish (rec, flags) : -1;
+}
+
+int
+record_write (struct recorder *rec, struct recorded_disk *disk,
+              const void *buf, uint32_t count, uint64_t offset,
+              unsigned flags)
+{
+  return write_or_zero (rec, disk, buf, count, offset, flags);
+}
+
+int
+record_zero (struct recorder *rec, struct recorded_disk *disk,
+             uint32_t count, uint64_t offset, unsigned flags)
+{
+  return write_or_zero (rec, disk, NULL, count, offset, flags);
+}
+
+/* ---- Trims and flushes */
+
+static int
+trim_claimed (struct recorder *rec, struct recorded_disk *disk,
+              struct window w, uint32_t count, uint64_t offset,
+              unsigned flags)
+{
+  if (disk->ops->trim (disk, count, offset, flags) == -1)
+    return log_failed_request (rec, disk, w);
+  return log_content (rec, disk, w, log_flags (flags),
+                      log_flags (flags) | WRITELOG_DISCARD);
+}
+
+int
+record_trim (struct recorder *rec, struct recorded_disk *disk,
+             uint32_t count, uint64_t offset, unsigned flags)
+{
+  const struct window w = window_of (rec, count, offset);
+  struct claim claim;
+  int r;
+
+  if (writelog_check (rec->log) == -1)
+    return -1;
+  claim_acquire (&rec->claims, &claim, w.start, w.end - w.start,
+                 CLAIM_EXCLUSIVE);
+  r = trim_claimed (rec, disk, w, count, offset, flags);
+  claim_release (&rec->claims, &claim);
+  return r == 0 ? finish (rec, flags) : -1;
+}
+
+int
+record_flush (struct recorder *rec, struct recorded_disk *disk)
+{
+  const struct writelog_entry entry = { .flags = WRITELOG_FLUSH };
+  struct hold_mark mark;
+  int r, err;
+
+  if (rec->hold)
+    mark = hold_mark (rec->hold);
+  if (disk->ops->flush (disk) == -1) {
+    err = errno;
+    if (rec->hold)
+      hold_forget (rec->hold, &mark);
+    errno = err;
+    return -1;
+  }
+  if (rec->hold)
+    r = hold_release (rec->hold, &mark);
+  else
+    r = writelog_append (rec->log, &entry, NULL, 0);
+  if (r == 0)
+    return writelog_flush (rec->log);
+
+  /* It fails, but what was acknowledged before may still be saved. */
+  err = errno;
+  writelog_flush (rec->log);
+  errno = err;
+  return -1;
+}

@@ -1,0 +1,56 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See history.h. */
+
+#include <config.h>
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "filters/replication/history.h"
+#include "utils/message.h"
+
+#define DIGITS "0123456789abcdef"
+
+int
+history_make (struct history *h)
+{
+  uint8_t bytes[HISTORY_LEN / 2];
+
+  if (getentropy (bytes, sizeof bytes) == -1) {
+    msg_error ("random number for the history of the disk: %m");
+    return -1;
+  }
+  for (size_t i = 0; i < sizeof bytes; ++i)
+    snprintf (h->text + i * 2, 3, "%02x", bytes[i]);
+  return 0;
+}
+
+void
+history_set (struct history *h, const void *bytes)
+{
+  memcpy (h->text, bytes, HISTORY_LEN);
+  h->text[HISTORY_LEN] = '\0';
+  if (strspn (h->text, DIGITS) != HISTORY_LEN)
+    h->text[0] = '\0';
+}
+
+void
+history_of_description (struct history *h, const char *description)
+{
+  const size_t before = strlen (HISTORY_FORMAT) - strlen ("%s");
+  const size_t len = description ? strlen (description) : 0;
+  const char *end;
+
+  h->text[0] = '\0';
+  if (len < before + HISTORY_LEN)
+    return;
+  end = description + len - HISTORY_LEN;
+  if (strncmp (end - before, HISTORY_FORMAT, before) == 0)
+    history_set (h, end);
+}

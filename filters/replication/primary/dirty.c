@@ -1,0 +1,349 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See dirty.h. */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "utils/cleanup.h"
+#include "filters/replication/primary/dirty.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+
+#define BLOCKS (DIRTY_AREA / DIRTY_BLOCK)
+
+static bool
+has (const uint64_t *map, uint64_t area)
+{
+  return map[area / 64] >> (area % 64) & 1;
+}
+
+static void
+set (uint64_t *map, uint64_t area)
+{
+  map[area / 64] |= UINT64_C (1) << (area % 64);
+}
+
+static void
+clear (uint64_t *map, uint64_t area)
+{
+  map[area / 64] &= ~(UINT64_C (1) << (area % 64));
+}
+
+static uint64_t
+nr_words (const struct dirty *d)
+{
+  return div_round_up (d->nr_areas, 64);
+}
+
+/* The blocks of an area that are on the disk. */
+static uint16_t
+all_blocks (const struct dirty *d, uint64_t area)
+{
+  const uint64_t bytes = MIN (d->size - area * DIRTY_AREA,
+                              (uint64_t) DIRTY_AREA);
+
+  return DIRTY_ALL >> (BLOCKS - div_round_up (bytes, DIRTY_BLOCK));
+}
+
+static void
+add_blocks (struct dirty *d, uint64_t area, uint16_t blocks)
+{
+  const uint16_t new = blocks & ~d->blocks[area];
+
+  if (new == 0)
+    return;
+  set (d->dirty, area);
+  d->blocks[area] |= new;
+  d->nr_dirty += __builtin_popcount (new);
+}
+
+/* Memory that is not touched is not used, so maps may be large. */
+static int
+allocate (struct dirty *d)
+{
+  const uint64_t n = MAX (nr_words (d), UINT64_C (1));
+
+  d->blocks = calloc (n * 64, sizeof *d->blocks);
+  d->dirty = calloc (n, sizeof *d->dirty);
+  d->busy = calloc (n, sizeof *d->busy);
+  d->unsure = calloc (n, sizeof *d->unsure);
+  d->settling = calloc (n, sizeof *d->settling);
+  if (d->file)
+    d->in_file = calloc (n, sizeof *d->in_file);
+  if (d->blocks && d->dirty && d->busy && d->unsure && d->settling &&
+      (d->in_file || !d->file))
+    return 0;
+  errno = ENOMEM;
+  msg_error ("map of dirty areas: %m");
+  return -1;
+}
+
+int
+dirty_init (struct dirty *d, uint64_t size, struct dirty_file *file)
+{
+  *d = (struct dirty) {
+    .size = size, .nr_areas = div_round_up (size, DIRTY_AREA), .file = file,
+  };
+  pthread_mutex_init (&d->lock, NULL);
+  if (allocate (d) == -1)
+    return -1;
+  if (file == NULL)
+    return 0;
+  if (dirty_file_begin (file, size, d->in_file) == -1)
+    return -1;
+  dirty_file_get_history (file, &d->history);
+  for (uint64_t area = 0; area < d->nr_areas; ++area)
+    if (has (d->in_file, area))
+      add_blocks (d, area, all_blocks (d, area));
+  return 0;
+}
+
+void
+dirty_destroy (struct dirty *d)
+{
+  free (d->blocks);
+  free (d->dirty);
+  free (d->busy);
+  free (d->unsure);
+  free (d->settling);
+  free (d->in_file);
+  pthread_mutex_destroy (&d->lock);
+}
+
+/* Write what has changed between two words of the file's map. */
+static int
+write_file (struct dirty *d, uint64_t first, uint64_t last)
+{
+  if (d->file_failed)
+    return 0;
+  if (dirty_file_write (d->file, d->in_file, first, last) == 0)
+    return 0;
+  d->file_failed = true;
+  return -1;
+}
+
+/* Bits first..last of a word. */
+static uint64_t
+word_mask (uint64_t first, uint64_t last)
+{
+  return UINT64_MAX >> (63 - last) & UINT64_MAX << first;
+}
+
+/* See that the file has the bits of areas first..last. */
+static int
+set_in_file (struct dirty *d, uint64_t first, uint64_t last)
+{
+  const uint64_t first_word = first / 64, last_word = last / 64;
+  bool changed = false;
+
+  for (uint64_t w = first_word; w <= last_word; ++w) {
+    const uint64_t mask = word_mask (w == first_word ? first % 64 : 0,
+                                     w == last_word ? last % 64 : 63);
+
+    changed |= (d->in_file[w] & mask) != mask;
+    d->in_file[w] |= mask;
+  }
+  return changed ? write_file (d, first_word, last_word) : 0;
+}
+
+int
+dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
+{
+  const uint64_t first = offset / DIRTY_AREA;
+  const uint64_t last = (offset + count - 1) / DIRTY_AREA;
+  const unsigned skip = offset % DIRTY_AREA / DIRTY_BLOCK;
+  const unsigned end = (offset + count - 1) % DIRTY_AREA / DIRTY_BLOCK;
+
+  if (count == 0)
+    return 0;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  for (uint64_t area = first; area <= last; ++area) {
+    uint16_t blocks = DIRTY_ALL;
+
+    if (area == first)
+      blocks &= DIRTY_ALL << skip;
+    if (area == last)
+      blocks &= DIRTY_ALL >> (BLOCKS - 1 - end);
+    add_blocks (d, area, blocks);
+  }
+  return d->file ? set_in_file (d, first, last) : 0;
+}
+
+void
+dirty_get_history (struct dirty *d, struct history *history)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  *history = d->history;
+}
+
+int
+dirty_set_history (struct dirty *d, const struct history *history)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  d->history = *history;
+  if (d->file == NULL || d->file_failed ||
+      dirty_file_put_history (d->file, history) == 0)
+    return 0;
+  d->file_failed = true;
+  return -1;
+}
+
+/* The next area from this one on that is dirty and not busy, or the
+ * number of areas.
+ */
+static uint64_t
+find_ready (const struct dirty *d, uint64_t from)
+{
+  uint64_t mask = UINT64_MAX << (from % 64);
+
+  if (d->nr_dirty == 0)
+    return d->nr_areas;
+  for (uint64_t w = from / 64; w < nr_words (d); ++w, mask = UINT64_MAX) {
+    const uint64_t ready = d->dirty[w] & ~d->busy[w] & mask;
+
+    if (ready)
+      return w * 64 + __builtin_ctzll (ready);
+  }
+  return d->nr_areas;
+}
+
+size_t
+dirty_take (struct dirty *d, uint64_t *areas, size_t max, bool *end)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  uint64_t area = find_ready (d, d->next);
+  size_t n = 0;
+
+  while (n < max && area < d->nr_areas) {
+    set (d->busy, area);
+    areas[n++] = area;
+    area = find_ready (d, area + 1);
+  }
+  *end = area == d->nr_areas;
+  d->next = *end ? 0 : area;
+  return n;
+}
+
+uint16_t
+dirty_begin_copy (struct dirty *d, uint64_t area)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  const uint16_t blocks = d->blocks[area];
+
+  assert (has (d->busy, area));
+  d->blocks[area] = 0;
+  clear (d->dirty, area);
+  d->nr_dirty -= __builtin_popcount (blocks);
+  d->nr_taken += __builtin_popcount (blocks);
+  return blocks;
+}
+
+void
+dirty_end_copy (struct dirty *d, uint64_t area, uint16_t blocks, bool ok)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  d->nr_taken -= __builtin_popcount (blocks);
+  if (!ok)
+    add_blocks (d, area, blocks);
+  else if (blocks && !has (d->unsure, area)) {
+    set (d->unsure, area);
+    d->nr_unsure++;
+  }
+  clear (d->busy, area);
+}
+
+void
+dirty_begin_flush (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  uint64_t *const empty = d->settling;
+
+  d->settling = d->unsure;
+  d->unsure = empty;
+  d->nr_unsure = 0;
+}
+
+/* The areas that were settling are clean, unless they have changed
+ * again.
+ */
+static int
+clean (struct dirty *d)
+{
+  uint64_t first = UINT64_MAX, last = 0;
+
+  for (uint64_t w = 0; w < nr_words (d); ++w) {
+    const uint64_t settled = d->settling[w] &
+      ~(d->dirty[w] | d->busy[w] | d->unsure[w]);
+
+    if (d->settling[w] == 0)
+      continue;
+    d->settling[w] = 0;
+    if (d->file && (d->in_file[w] & settled)) {
+      d->in_file[w] &= ~settled;
+      first = MIN (first, w);
+      last = w;
+    }
+  }
+  return first <= last ? write_file (d, first, last) : 0;
+}
+
+/* The areas that were settling are dirty again. */
+static void
+unsettle (struct dirty *d, uint64_t *map)
+{
+  for (uint64_t w = 0; w < nr_words (d); ++w) {
+    for (; map[w]; map[w] &= map[w] - 1) {
+      const uint64_t area = w * 64 + __builtin_ctzll (map[w]);
+
+      add_blocks (d, area, all_blocks (d, area));
+    }
+  }
+}
+
+int
+dirty_end_flush (struct dirty *d, bool ok)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  if (ok)
+    return clean (d);
+  unsettle (d, d->settling);
+  return 0;
+}
+
+void
+dirty_lost (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  unsettle (d, d->unsure);
+  d->nr_unsure = 0;
+}
+
+bool
+dirty_is_unsure (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  return d->nr_unsure > 0;
+}
+
+uint64_t
+dirty_bytes (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  return MIN ((d->nr_dirty + d->nr_taken) * DIRTY_BLOCK, d->size);
+}

@@ -1,0 +1,711 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Notes on the design
+ *
+ * A forwarder passes writes on to its disk, which is the way to the
+ * secondary (forward.c, so that a secondary that hangs holds nobody up),
+ * keeps their errors to itself, and has nothing to read.
+ *
+ * With a remote, a write of the guest marks its range dirty and goes to
+ * the disk, under a shared claim of the range; all else is done behind
+ * its back by the mirror (mirror.c).  So the guest never waits for the
+ * remote, except while a checkpoint holds its writes.
+ *
+ * With a bitmap file ranges are marked in all stages, since whatever is
+ * written before the start or after a stop is missing on the remote just
+ * the same.  Without one nobody would remember, and only RUNNING marks.
+ *
+ * A checkpoint first copies while the guest goes on, until little is
+ * left; then it drains the guest's writes, copies that, and has the
+ * remote flush.  At this moment the remote equals the disk.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "request/claim.h"
+#include "utils/cleanup.h"
+#include "filters/replication/primary/dirty.h"
+#include "request/drain.h"
+#include "filters/replication/primary/forward.h"
+#include "utils/message.h"
+#include "filters/replication/primary/mirror.h"
+#include "filters/replication/primary/primary.h"
+#include "utils/rounding.h"
+
+/* Milliseconds that a stop or the end give the remote before writes are
+ * held.
+ */
+#define FAREWELL 5000
+
+/* And for which they wait for answers to what has been sent. */
+#define SETTLE 1000
+
+struct primary {
+  struct node node;             /* the export */
+  char *remote;                 /* or NULL: a forwarder */
+  unsigned timeout;
+  struct node *disk;            /* NULL until primary_begin */
+  struct forward *forward;      /* to it, from primary_begin on; NULL with a
+                                   remote */
+
+  struct dirty_file *file;      /* or NULL */
+  struct dirty dirty;           /* with a remote; it and the mirror exist */
+  struct mirror *mirror;        /* from primary_begin on */
+  struct claims claims;         /* writes and copies, taken inside a
+                                   request, before all locks */
+  struct drain drain;           /* writes of the guest */
+  struct replication_error error;
+
+  /* Changed by commands only; to RUNNING while drained. */
+  _Atomic enum replication_stage stage;
+
+  pthread_mutex_t command_lock; /* commands take turns; taken before all
+                                   other locks; protects the rest */
+  bool prepared;                /* a checkpoint is */
+  bool held;                    /* drained for it */
+
+  _Atomic uint64_t checkpoints; /* since the start */
+};
+
+static enum replication_stage
+stage_of (struct primary *p)
+{
+  return atomic_load (&p->stage);
+}
+
+/* A request that the stage does not allow. */
+static int
+refuse_request (struct primary *p, const char *what, uint64_t offset)
+{
+  errno = EIO;
+  msg_error ("%s: %s at offset %" PRIu64 ": not possible on a replication "
+             "primary without a disk of its own (stage %s)", p->node.name,
+             what, offset, replication_stage_name (stage_of (p)));
+  return -1;
+}
+
+/* A change of the disk by the guest. */
+struct change {
+  const char *what;
+  uint64_t offset;
+  bool tracked;
+  struct claim claim;           /* if tracked */
+};
+
+/* Begin it.  After 0 end it with end_change. */
+static int
+begin_change (struct primary *p, struct change *c, const char *what,
+              uint64_t count, uint64_t offset)
+{
+  enum replication_stage stage;
+
+  request_begin (&p->drain);
+  stage = stage_of (p);
+  *c = (struct change) { .what = what, .offset = offset };
+
+  if (!p->remote && stage != REPLICATION_RUNNING) {
+    refuse_request (p, what, offset);
+    request_end (&p->drain);
+    return -1;
+  }
+  c->tracked = p->remote && count > 0 &&
+    (stage == REPLICATION_RUNNING || p->file);
+  if (c->tracked) {
+    claim_acquire (&p->claims, &c->claim, offset, count, CLAIM_SHARED);
+    if (dirty_mark (&p->dirty, offset, count) == -1)
+      replication_error_set (&p->error, "writing the bitmap: %s",
+                             strerror (errno));
+  }
+  return 0;
+}
+
+/* The change returned r with errno.  Returns what the guest shall see.
+ * Whoever has cut the forwarder off knows it.
+ */
+static int
+end_change (struct primary *p, struct change *c, int r)
+{
+  const int err = errno;
+
+  if (c->tracked)
+    claim_release (&p->claims, &c->claim);
+  if (!p->remote && r == -1 && err != ENOTSUP) {
+    if (err != ECANCELED)
+      replication_error_set (&p->error, "forwarding a %s at offset %" PRIu64
+                             ": %s", c->what, c->offset, strerror (err));
+    r = 0;
+  }
+  request_end (&p->drain);
+  if (c->tracked)
+    mirror_kick (p->mirror);
+  errno = err;
+  return r;
+}
+
+static int
+primary_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  struct primary *p = (struct primary *) n;
+
+  if (!p->remote)
+    return refuse_request (p, "read", offset);
+  return node_pread (p->disk, buf, count, offset);
+}
+
+static int
+primary_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+                 size_t count, uint64_t offset)
+{
+  struct primary *p = (struct primary *) n;
+  struct change c;
+
+  if (begin_change (p, &c, "write", count, offset) == -1)
+    return -1;
+  return end_change (p, &c, p->forward
+                     ? forward_pwritev (p->forward, iov, iovcnt, count,
+                                        offset)
+                     : node_pwritev (p->disk, iov, iovcnt, offset));
+}
+
+static int
+primary_zero (struct node *n, uint64_t count, uint64_t offset,
+              unsigned flags)
+{
+  struct primary *p = (struct primary *) n;
+  struct change c;
+
+  if (begin_change (p, &c, "zero", count, offset) == -1)
+    return -1;
+  return end_change (p, &c, p->forward
+                     ? forward_zero (p->forward, count, offset, flags)
+                     : node_zero (p->disk, count, offset, flags));
+}
+
+static int
+primary_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct primary *p = (struct primary *) n;
+  struct change c;
+
+  if (begin_change (p, &c, "discard", count, offset) == -1)
+    return -1;
+  return end_change (p, &c, p->forward
+                     ? forward_discard (p->forward, count, offset)
+                     : node_discard (p->disk, count, offset));
+}
+
+static int
+primary_flush (struct node *n)
+{
+  struct primary *p = (struct primary *) n;
+  struct change c;
+
+  if (p->remote)
+    return node_flush (p->disk);
+  if (begin_change (p, &c, "flush", 0, 0) == -1)
+    return -1;
+  return end_change (p, &c, forward_flush (p->forward));
+}
+
+static int
+primary_extents (struct node *n, uint64_t count, uint64_t offset,
+                 struct extent *ret)
+{
+  struct primary *p = (struct primary *) n;
+
+  if (!p->remote && stage_of (p) != REPLICATION_RUNNING)
+    return refuse_request (p, "block status", offset);
+  if (!p->remote) {
+    /* Nothing can be said about what cannot be read. */
+    *ret = (struct extent) {
+      .length = count, .flags = EXTENT_MAPPED, .where = n, .offset = offset,
+    };
+    return 0;
+  }
+  return node_extents (p->disk, count, offset, ret);
+}
+
+static int
+primary_cache (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct primary *p = (struct primary *) n;
+
+  if (!p->remote)
+    return refuse_request (p, "cache", offset);
+  return node_cache (p->disk, count, offset);
+}
+
+static int64_t
+primary_allocated_size (struct node *n)
+{
+  return node_allocated_size (((struct primary *) n)->disk);
+}
+
+static int
+primary_node_close (struct node *n)
+{
+  (void) n;                     /* it goes with its primary */
+  return 0;
+}
+
+static const struct node_ops primary_ops = {
+  .type = "replication-primary",
+  .close = primary_node_close,
+  .pread = primary_pread,
+  .pwritev = primary_pwritev,
+  .flush = primary_flush,
+  .extents = primary_extents,
+  .zero = primary_zero,
+  .discard = primary_discard,
+  .cache = primary_cache,
+  .allocated_size = primary_allocated_size,
+};
+
+struct node *
+primary_node (struct primary *p)
+{
+  return &p->node;
+}
+
+static int
+check_options (const struct primary_options *options)
+{
+  errno = EINVAL;
+  if (options->remote && !node_is_uri (options->remote)) {
+    msg_error ("%s: the remote must be given as an NBD URI",
+               options->remote);
+    return -1;
+  }
+  if (options->bitmap && !options->remote) {
+    msg_error ("%s: a bitmap makes sense only with a remote: a primary "
+               "that forwards has no disk to copy from", options->bitmap);
+    return -1;
+  }
+  return 0;
+}
+
+struct primary *
+primary_open (const struct primary_options *options)
+{
+  struct primary *p;
+
+  if (check_options (options) == -1)
+    return NULL;
+  p = calloc (1, sizeof *p);
+  if (p == NULL ||
+      (options->remote && (p->remote = strdup (options->remote)) == NULL)) {
+    msg_error ("replication primary: %m");
+    free (p);
+    return NULL;
+  }
+  if (options->bitmap &&
+      (p->file = dirty_file_open (options->bitmap)) == NULL) {
+    const int err = errno;
+
+    free (p->remote);
+    free (p);
+    errno = err;
+    return NULL;
+  }
+  p->timeout = options->timeout ? options->timeout
+    : p->remote ? PRIMARY_TIMEOUT : FORWARD_TIMEOUT;
+  claims_init (&p->claims);
+  drain_init (&p->drain);
+  replication_error_init (&p->error);
+  pthread_mutex_init (&p->command_lock, NULL);
+  return p;
+}
+
+/* The export looks like the disk. */
+static void
+set_node (struct primary *p, struct node *disk)
+{
+  p->disk = disk;
+  p->node = *disk;
+  p->node.ops = &primary_ops;
+}
+
+static int
+begin_mirror (struct primary *p)
+{
+  const struct mirror_options options = {
+    .uri = p->remote, .timeout = p->timeout, .disk = p->disk,
+    .dirty = &p->dirty, .claims = &p->claims, .error = &p->error,
+  };
+
+  if (dirty_init (&p->dirty, node_size (p->disk), p->file) == -1)
+    return -1;
+  p->mirror = mirror_open (&options);
+  return p->mirror ? 0 : -1;
+}
+
+int
+primary_begin (struct primary *p, struct node *disk)
+{
+  if (disk->read_only) {
+    errno = EROFS;
+    msg_error ("%s: a replication primary cannot be read-only", disk->name);
+    return -1;
+  }
+  set_node (p, disk);
+  if (p->remote)
+    return begin_mirror (p);
+  p->forward = forward_open (disk, p->timeout, &p->error);
+  return p->forward ? 0 : -1;
+}
+
+/* The checkpoint that was prepared is over. */
+static void
+release (struct primary *p)
+{
+  if (p->held)
+    drain_end (&p->drain);
+  p->held = p->prepared = false;
+}
+
+static void
+warn_of_last_writes (const struct primary *p)
+{
+  msg_warning ("%s: no answer to the last writes: they may arrive there "
+               "later", p->remote ? p->remote : p->disk->name);
+}
+
+/* Give the remote what it lacks, if it takes it soon, and leave RUNNING.
+ * Called with the command lock.
+ */
+static void
+stop_mirror (struct primary *p)
+{
+  struct replication_refusal refusal = { "" };
+  int r = mirror_approach (p->mirror, FAREWELL, &refusal);
+
+  drain_begin (&p->drain);
+  if (r == 0)
+    r = mirror_complete (p->mirror, &refusal);
+  atomic_store (&p->stage, REPLICATION_DONE);
+  drain_end (&p->drain);
+  if (r == -1 && dirty_bytes (&p->dirty) > 0)
+    replication_error_set (&p->error, "stopped when the remote lacked "
+                           "%" PRIu64 " bytes: %.150s",
+                           dirty_bytes (&p->dirty), refusal.desc);
+  if (!mirror_disconnect (p->mirror, SETTLE))
+    warn_of_last_writes (p);
+}
+
+/* Let the secondary get what is under way to it, and leave RUNNING.  If it
+ * does not, that has been recorded.
+ */
+static void
+stop_forwarder (struct primary *p)
+{
+  drain_begin (&p->drain);
+  forward_drain (p->forward);
+  atomic_store (&p->stage, REPLICATION_DONE);
+  drain_end (&p->drain);
+}
+
+/* Save what the bitmap's file must know: it promises that the rest is
+ * equal, so the disk must have it.
+ */
+static void
+end_file (struct primary *p)
+{
+  if (p->disk && node_flush (p->disk) == -1) {
+    dirty_file_abandon (p->file);
+    return;
+  }
+  dirty_file_end (p->file);
+}
+
+bool
+primary_close (struct primary *p)
+{
+  if (p == NULL)
+    return true;
+  release (p);
+  if (!forward_close (p->forward))
+    return false;
+  if (p->mirror) {
+    if (stage_of (p) == REPLICATION_RUNNING &&
+        mirror_is_connected (p->mirror))
+      stop_mirror (p);
+    mirror_close (p->mirror);
+  }
+  if (p->file)
+    end_file (p);
+  if (p->remote && p->disk)
+    dirty_destroy (&p->dirty);
+  pthread_mutex_destroy (&p->command_lock);
+  replication_error_destroy (&p->error);
+  drain_destroy (&p->drain);
+  claims_destroy (&p->claims);
+  free (p->remote);
+  free (p);
+  return true;
+}
+
+/* Also begin to record errors: what connecting finds belongs to what
+ * begins now.  If it fails all is as before.
+ */
+static int
+connect_remote (struct primary *p, bool full_sync,
+                struct replication_refusal *refusal)
+{
+  struct replication_status before;
+
+  replication_error_get (&p->error, &before);
+  replication_error_clear (&p->error);
+  if (p->remote == NULL || mirror_connect (p->mirror, full_sync, refusal) == 0)
+    return 0;
+  if (before.error)
+    replication_error_replace (&p->error, "%s", before.desc);
+  return -1;
+}
+
+/* Leave NONE. */
+static int
+start (struct primary *p, bool full_sync,
+       struct replication_refusal *refusal)
+{
+  if (!p->remote && full_sync)
+    return replication_refuse (refusal, "a full copy needs a remote: a "
+                               "primary that forwards has no disk to copy "
+                               "from");
+  if (connect_remote (p, full_sync, refusal) == -1)
+    return -1;
+
+  atomic_store (&p->checkpoints, 0);
+  drain_begin (&p->drain);
+  atomic_store (&p->stage, REPLICATION_RUNNING);
+  drain_end (&p->drain);
+  if (full_sync) {
+    if (dirty_mark (&p->dirty, 0, node_size (p->disk)) == -1)
+      replication_error_set (&p->error, "writing the bitmap: %s",
+                             strerror (errno));
+    mirror_kick (p->mirror);
+  }
+  return 0;
+}
+
+static int
+refuse_prepared (struct replication_refusal *refusal)
+{
+  return replication_refuse (refusal, "a checkpoint has been prepared, and "
+                             "neither committed nor aborted");
+}
+
+int
+primary_start (struct primary *p, bool full_sync,
+               struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  if (p->prepared)
+    return refuse_prepared (refusal);
+  switch (stage_of (p)) {
+  case REPLICATION_NONE:
+    return start (p, full_sync, refusal);
+  case REPLICATION_RUNNING:
+    return replication_refuse (refusal, "Block replication is running or "
+                               "done");
+  default:
+    return 0;
+  }
+}
+
+/* Make what was forwarded durable, and see that nothing got lost. */
+static int
+complete_forwarder (struct primary *p, struct replication_refusal *refusal)
+{
+  struct replication_status status;
+
+  if (forward_flush (p->forward) == -1) {
+    if (errno == ECANCELED)
+      return replication_refuse (refusal, "%.120s: interrupted",
+                                 p->disk->name);
+    replication_error_set (&p->error, "forwarding a flush: %s",
+                           strerror (errno));
+  }
+  replication_error_get (&p->error, &status);
+  if (!status.error)
+    return 0;
+  return replication_refuse (refusal, "the secondary lacks writes: %.200s",
+                             status.desc);
+}
+
+/* Writes are held when this succeeds. */
+static int
+hold_forwarder (struct primary *p, struct replication_refusal *refusal)
+{
+  drain_begin (&p->drain);
+  if (complete_forwarder (p, refusal) == 0)
+    return 0;
+  drain_end (&p->drain);
+  return -1;
+}
+
+/* Make the remote equal.  Writes are held when this succeeds. */
+static int
+hold_mirror (struct primary *p, struct replication_refusal *refusal)
+{
+  if (mirror_approach (p->mirror, 0, refusal) == -1)
+    return -1;
+  drain_begin (&p->drain);
+  if (mirror_complete (p->mirror, refusal) == 0)
+    return 0;
+  drain_end (&p->drain);
+  return -1;
+}
+
+static int
+prepare (struct primary *p, struct replication_refusal *refusal)
+{
+  int r = 0;
+
+  if (p->prepared)
+    return refuse_prepared (refusal);
+  if (stage_of (p) == REPLICATION_RUNNING) {
+    r = p->remote ? hold_mirror (p, refusal) : hold_forwarder (p, refusal);
+    p->held = r == 0;
+  }
+  p->prepared = r == 0;
+  return r;
+}
+
+static int
+commit (struct primary *p, struct replication_refusal *refusal)
+{
+  if (!p->prepared)
+    return replication_refuse (refusal, "no checkpoint has been prepared");
+  atomic_fetch_add (&p->checkpoints, p->held);
+  release (p);
+  return 0;
+}
+
+int
+primary_checkpoint_prepare (struct primary *p,
+                            struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  return prepare (p, refusal);
+}
+
+int
+primary_checkpoint_commit (struct primary *p,
+                           struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  return commit (p, refusal);
+}
+
+void
+primary_checkpoint_abort (struct primary *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  release (p);
+}
+
+int
+primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  return prepare (p, refusal) == -1 ? -1 : commit (p, refusal);
+}
+
+/* See that what was sent to a forwarder's disk has been carried out. */
+static void
+settle_forwarder (struct primary *p)
+{
+  if (!forward_settle (p->forward, SETTLE))
+    warn_of_last_writes (p);
+}
+
+/* The remote is taken for lost, so the guest no longer waits for it.  But
+ * if it is alive, what was sent to it must not arrive after this: the next
+ * thing that happens may be that it is promoted, and not all secondaries
+ * refuse an old primary's writes then.
+ */
+static void
+leave_to_fail_over (struct primary *p)
+{
+  atomic_store (&p->stage, REPLICATION_DONE);
+  if (p->forward) {
+    forward_cut (p->forward);
+    settle_forwarder (p);
+  }
+  else if (!mirror_disconnect (p->mirror, SETTLE))
+    warn_of_last_writes (p);
+}
+
+/* Leave RUNNING. */
+static void
+stop (struct primary *p, bool failover)
+{
+  if (failover)
+    leave_to_fail_over (p);
+  else if (p->mirror)
+    stop_mirror (p);
+  else
+    stop_forwarder (p);
+}
+
+int
+primary_stop (struct primary *p, bool failover,
+              struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  if (stage_of (p) == REPLICATION_NONE)
+    return replication_refuse (refusal, "Block replication is not running");
+  release (p);
+  if (stage_of (p) == REPLICATION_RUNNING)
+    stop (p, failover);
+  else if (failover && p->forward)
+    settle_forwarder (p);       /* of a stop that this one has ended */
+  return 0;
+}
+
+void
+primary_query (struct primary *p, struct replication_status *status)
+{
+  if (p->forward)
+    forward_check (p->forward);
+  *status = (struct replication_status) {
+    .stage = stage_of (p), .checkpoints = atomic_load (&p->checkpoints),
+  };
+  replication_error_get (&p->error, status);
+  if (p->mirror) {
+    status->remote_connected = mirror_is_connected (p->mirror);
+    status->dirty_bytes = dirty_bytes (&p->dirty);
+  }
+  else
+    status->remote_connected = status->stage == REPLICATION_RUNNING &&
+      !status->error;
+}
+
+void
+primary_interrupt (struct primary *p, bool interrupted)
+{
+  if (p->mirror)
+    mirror_interrupt (p->mirror, interrupted);
+}
+
+void
+primary_expect_failover (struct primary *p)
+{
+  if (p->forward && stage_of (p) == REPLICATION_RUNNING)
+    forward_cut (p->forward);
+}

@@ -1,0 +1,87 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The secondary's side of a replication: a disk that takes the
+ * primary's writes, while its own guest sees it as it was at the last
+ * checkpoint.  Specification: replication.md; interfaces.md,
+ * "nbdkit-replication-filter".
+ */
+
+#ifndef BLOCKDRIVERS_REPLICATION_SECONDARY_H
+#define BLOCKDRIVERS_REPLICATION_SECONDARY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "filters/replication/history.h"
+#include "node/node.h"
+#include "filters/replication/status.h"
+
+struct secondary;
+
+enum secondary_recover { RECOVER_FAIL, RECOVER_ROLLBACK, RECOVER_DISCARD };
+
+struct secondary_options {
+  const char *active, *hidden;  /* the buffers' files */
+  enum secondary_recover recover;
+};
+
+/* Check the options and open the buffers as far as that is possible
+ * before the fork and without the disk: those that exist are opened and
+ * locked, and what a crash has left in them must be something that
+ * recover allows; the folders of others must be there.  Nothing is
+ * changed.  Strings are copied.  NULL with errno after a message.
+ */
+extern struct secondary *
+secondary_open (const struct secondary_options *options);
+
+/* Begin to serve disk (borrowed until secondary_close; started, requests
+ * from any thread): check sizes, make missing buffers, recover (which
+ * takes time in proportion to what the buffers hold; after a failover
+ * that has been finished so the stage is DONE).  Once, after the fork.
+ * The other functions may be called from then on, from any thread; after
+ * -1 only secondary_close.
+ */
+extern int secondary_begin (struct secondary *s, struct node *disk);
+
+/* A clean end, when no requests are in flight any more.  While RUNNING it
+ * is a stop without failover; a failover that is on its way is waited
+ * for; one that has failed is left to be finished by the next begin.
+ * NULL is ignored.
+ */
+extern void secondary_close (struct secondary *s);
+
+/* The two exports: nodes that belong to s, whose requests keep the stage
+ * table.  Their alignment is the disk's.
+ */
+extern struct node *secondary_guest_node (struct secondary *s);
+extern struct node *secondary_replication_node (struct secondary *s);
+
+/* What a primary must know of the disk (history.h). */
+extern void secondary_history (struct secondary *s, struct history *history);
+
+/* The commands of replication.md. */
+extern int secondary_start (struct secondary *s,
+                            struct replication_refusal *refusal);
+extern int secondary_checkpoint (struct secondary *s,
+                                 struct replication_refusal *refusal);
+extern int secondary_stop (struct secondary *s, bool failover,
+                           struct replication_refusal *refusal);
+extern void secondary_query (struct secondary *s,
+                             struct replication_status *status);
+
+/* A checkpoint of several disks at one moment.  Prepare does all that
+ * may fail and leaves requests waiting; commit or abort must follow, from
+ * any thread, and lets them go on.  Meanwhile other commands are refused,
+ * except for a failover, which aborts it.  Abort does nothing if nothing
+ * is prepared.  Where a checkpoint is ignored all of this is, too.
+ */
+extern int secondary_checkpoint_prepare (struct secondary *s,
+                                         struct replication_refusal *refusal);
+extern int secondary_checkpoint_commit (struct secondary *s,
+                                        struct replication_refusal *refusal);
+extern void secondary_checkpoint_abort (struct secondary *s);
+
+#endif /* BLOCKDRIVERS_REPLICATION_SECONDARY_H */

@@ -1,0 +1,99 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Stages, the error that stays, and refusals. */
+
+#include <config.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "utils/cleanup.h"
+#include "filters/replication/status.h"
+
+void
+replication_error_init (struct replication_error *error)
+{
+  pthread_mutex_init (&error->lock, NULL);
+  error->set = false;
+  error->desc[0] = '\0';
+}
+
+void
+replication_error_destroy (struct replication_error *error)
+{
+  pthread_mutex_destroy (&error->lock);
+}
+
+void
+replication_error_clear (struct replication_error *error)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+
+  error->set = false;
+  error->desc[0] = '\0';
+}
+
+void
+replication_error_set (struct replication_error *error, const char *fs, ...)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+  va_list args;
+
+  if (error->set)
+    return;
+  error->set = true;
+  va_start (args, fs);
+  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  va_end (args);
+}
+
+void
+replication_error_replace (struct replication_error *error,
+                           const char *fs, ...)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+  va_list args;
+
+  error->set = true;
+  va_start (args, fs);
+  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  va_end (args);
+}
+
+void
+replication_error_get (struct replication_error *error,
+                       struct replication_status *status)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+
+  status->error = error->set;
+  memcpy (status->desc, error->desc, sizeof status->desc);
+}
+
+const char *
+replication_stage_name (enum replication_stage stage)
+{
+  static const char *const names[] = {
+    [REPLICATION_NONE] = "none",
+    [REPLICATION_RUNNING] = "running",
+    [REPLICATION_FAILOVER] = "failover",
+    [REPLICATION_FAILOVER_FAILED] = "failover-failed",
+    [REPLICATION_DONE] = "done",
+  };
+
+  return names[stage];
+}
+
+int
+replication_refuse (struct replication_refusal *refusal, const char *fs, ...)
+{
+  va_list args;
+
+  va_start (args, fs);
+  vsnprintf (refusal->desc, sizeof refusal->desc, fs, args);
+  va_end (args);
+  return -1;
+}

@@ -1,0 +1,41 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The command-line tools, a folder each.
+
+bin_PROGRAMS += tools/blkctl/blkctl
+tools_blkctl_blkctl_LDADD = $(tool_libs)
+tools_blkctl_blkctl_SOURCES = \
+	tools/blkctl/blkctl.c \
+	tools/blkctl/blkctl.h \
+	tools/blkctl/checkpoint.c \
+	tools/blkctl/client.c \
+	tools/blkctl/client.h
+
+bin_PROGRAMS += tools/logwrites/logwrites
+tools_logwrites_logwrites_LDADD = $(tool_libs) -lm
+tools_logwrites_logwrites_SOURCES = \
+	tools/logwrites/info.c \
+	tools/logwrites/list.c \
+	tools/logwrites/logwrites.c \
+	tools/logwrites/logwrites.h \
+	tools/logwrites/plot.c \
+	tools/logwrites/replay.c \
+	tools/logwrites/verify.c
+
+bin_PROGRAMS += tools/qed-img/qed-img
+tools_qed_img_qed_img_LDADD = $(tool_libs)
+tools_qed_img_qed_img_SOURCES = \
+	tools/qed-img/check.c \
+	tools/qed-img/commit.c \
+	tools/qed-img/create.c \
+	tools/qed-img/empty.c \
+	tools/qed-img/info.c \
+	tools/qed-img/map.c \
+	tools/qed-img/measure.c \
+	tools/qed-img/options.c \
+	tools/qed-img/qed-img.c \
+	tools/qed-img/qed-img.h \
+	tools/qed-img/rebase.c \
+	tools/qed-img/resize.c

@@ -1,0 +1,250 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* qed-img create.
+ *
+ * Notes on the design
+ *
+ * The command line is first brought into a struct request, where -b, -F
+ * and SIZE are the same thing as the -o options backing_file,
+ * backing_fmt and size.  Then the backing chain is looked at, which may
+ * supply the size and the format.  The new image is touched last, by
+ * qed_create.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/qed-img/qed-img.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+
+static const struct tool_option options[] = {
+  IMG_OPTION_QUIET,
+  IMG_OPTION_FORMAT,
+  { 'b', NULL, "FILE", "make an overlay over this backing image" },
+  { 'F', NULL, "raw|qed", "format of the backing image" },
+  { 'u', NULL, NULL, "do not look at the backing image" },
+  { 'o', NULL, "KEY=VALUE,...", "options, see '-o help'" },
+  IMG_OPTIONS_EVERYWHERE
+};
+
+struct request {
+  struct img_new_image new;
+  bool quiet, unsafe;
+};
+
+/* ---- The command line */
+
+/* IMAGE and SIZE. */
+static int
+parse_arguments (struct request *r, int argc, char *argv[], const char *list)
+{
+  int64_t size = -1;
+
+  if (optind >= argc)
+    tool_usage_error ("Expecting image file name");
+  r->new.image = argv[optind++];
+  if (optind < argc)
+    size = img_parse_size ("image size", argv[optind++]);
+  if (optind < argc)
+    tool_usage_error ("Unexpected argument: %s", argv[optind]);
+
+  if (img_set_options (&r->new, list) == -1)
+    return -1;
+  if (size >= 0 && r->new.size >= 0) {
+    msg_error ("%s: The image size must be specified only once",
+               r->new.image);
+    return -1;
+  }
+  if (size >= 0)
+    r->new.size = size;
+  return 0;
+}
+
+/* Returns 1 if help was asked for and printed. */
+static int
+parse_command_line (struct request *r, int argc, char *argv[])
+{
+  CLEANUP_FREE char *list = NULL;
+  const char *backing = NULL, *format = NULL;
+  struct img_common common = { 0 };
+  int c;
+
+  while ((c = img_next_option (&img_create_command, argc, argv,
+                               &common)) != -1) {
+    switch (c) {
+    case 'b':
+      backing = optarg;
+      break;
+    case 'F':
+      format = optarg;
+      break;
+    case 'u':
+      r->unsafe = true;
+      break;
+    case 'o':
+      img_add_options (&list, optarg);
+      break;
+    }
+  }
+  r->quiet = common.quiet;
+
+  if (img_options_want_help (list)) {
+    img_print_options ();
+    return 1;
+  }
+  if (parse_arguments (r, argc, argv, list) == -1)
+    return -1;
+  if (backing)
+    img_set_string (&r->new.backing, backing);
+  if (format)
+    img_set_string (&r->new.backing_format, format);
+  return 0;
+}
+
+/* ---- The backing image */
+
+/* Creating an image over one that stands on it would destroy the data
+ * below.
+ */
+static int
+refuse_target (const struct request *r, const char *backing)
+{
+  if (!img_same_image (r->new.image, backing))
+    return 0;
+  msg_error ("%s: Error: Trying to create an image with the same filename "
+             "as the backing file", r->new.image);
+  return -1;
+}
+
+/* Take from the chain what the user left open. */
+static int
+use_chain (struct request *r, const struct img_chain *chain)
+{
+  for (size_t i = 0; i < chain->nr; ++i)
+    if (refuse_target (r, chain->layers[i].name) == -1)
+      return -1;
+  if (r->new.size == -1)
+    r->new.size = chain->layers[0].size;
+  img_set_string (&r->new.backing_format,
+                  chain->layers[0].format == QED_FORMAT_RAW ? "raw" : "qed");
+  return 0;
+}
+
+/* Look at what the new image will stand on, which may be in use
+ * meanwhile.
+ */
+static int
+inspect_backing (struct request *r, enum qed_format format)
+{
+  struct img_chain chain = { .from_file = true };
+  CLEANUP_FREE char *path = NULL;
+  int result;
+
+  if (r->unsafe) {
+    if (qed_backing_full_name (r->new.image, r->new.backing, &path) == -1)
+      return -1;
+    return path ? refuse_target (r, qed_without_protocol (path)) : 0;
+  }
+  path = qed_backing_path (r->new.image, r->new.backing);
+  if (path == NULL || refuse_target (r, path) == -1)
+    return -1;
+  result = img_chain_read (&chain, path, format, true, true);
+  if (result == 0)
+    result = use_chain (r, &chain);
+  img_chain_free (&chain);
+  return result;
+}
+
+static int
+settle_backing (struct request *r)
+{
+  enum qed_format format;
+
+  if (r->new.backing && *r->new.backing == '\0') {
+    msg_error ("%s: Expected backing file name, got empty string",
+               r->new.image);
+    return -1;
+  }
+  if (img_parse_backing_format (r->new.image, r->new.backing_format,
+                                &format) == -1)
+    return -1;
+  if (r->new.backing && inspect_backing (r, format) == -1)
+    return -1;
+  if (r->new.size == -1) {
+    msg_error ("%s: Image creation needs a size parameter", r->new.image);
+    return -1;
+  }
+  return 0;
+}
+
+/* ---- Creating */
+
+/* A value in the notation of -o, where commas are doubled. */
+static void
+print_value (const char *key, const char *value)
+{
+  printf (" %s=", key);
+  for (; *value; ++value) {
+    if (*value == ',')
+      putchar (',');
+    putchar (*value);
+  }
+}
+
+static void
+announce (const struct request *r)
+{
+  printf ("Formatting '%s', fmt=qed size=%" PRId64,
+          r->new.image, r->new.size);
+  if (r->new.backing)
+    print_value ("backing_file", r->new.backing);
+  if (r->new.backing_format)
+    print_value ("backing_fmt", r->new.backing_format);
+  printf (" cluster_size=%" PRId64, r->new.cluster_size);
+  if (r->new.table_size != -1)
+    printf (" table_size=%" PRId64, r->new.table_size);
+  printf ("\n");
+  tool_flush ();                /* before messages about failures */
+}
+
+static int
+create (const struct request *r)
+{
+  struct qed_create_options options;
+
+  if (!r->quiet)
+    announce (r);
+  if (img_create_options (&r->new, &options) == -1)
+    return -1;
+  return qed_create (r->new.image, &options);
+}
+
+static int
+run (int argc, char *argv[])
+{
+  struct request r = {
+    .new = { .size = -1, .cluster_size = QED_DEFAULT_CLUSTER_SIZE,
+             .table_size = -1 }
+  };
+  int result = parse_command_line (&r, argc, argv);
+
+  if (result == 0 &&
+      (settle_backing (&r) == -1 || create (&r) == -1))
+    result = -1;
+  img_new_image_free (&r.new);
+  return result == -1 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+const struct tool_command img_create_command = {
+  "create", "IMAGE [SIZE]", "Make a new image.", options, run
+};

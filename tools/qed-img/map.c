@@ -1,0 +1,212 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* qed-img map.
+ *
+ * Notes on the design
+ *
+ * The map tells of mappings, as qemu-img's does: a cluster that an image
+ * has is data, whether or not the file that holds it has a hole there.
+ * Neighbours that continue each other are joined, so there is one range
+ * at hand that may still grow, and it is printed when the next one does
+ * not continue it.
+ */
+
+#include <config.h>
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/qed-img/qed-img.h"
+#include "node/node.h"
+#include "utils/rounding.h"
+
+static const struct tool_option options[] = {
+  IMG_OPTION_FORMAT,
+  TOOL_OPTION_OUTPUT,
+  { 's', "start-offset", "OFFSET", "where on the disk to begin" },
+  { 'l', "max-length", "LENGTH", "how many bytes of the disk to describe" },
+  IMG_OPTION_FORCE_SHARE,
+  IMG_OPTIONS_EVERYWHERE
+};
+
+struct range {
+  uint64_t start, length;       /* bytes, on the disk */
+  unsigned depth;
+  bool present, zero, data;
+  const struct node *where;     /* the image that has it */
+  bool mapped;
+  uint64_t offset;              /* in where, if mapped */
+};
+
+struct map {
+  bool json;
+  bool printed;                 /* was there a range before? */
+  struct range range;           /* the one at hand */
+};
+
+/* ---- Ranges */
+
+static int
+range_at (struct node *n, uint64_t offset, uint64_t count, struct range *r)
+{
+  struct extent e;
+  bool is_qed;
+
+  if (node_extents (n, count, offset, &e) == -1)
+    return -1;
+  is_qed = strcmp (e.where->ops->type, "qed") == 0;
+  *r = (struct range) {
+    .start = offset, .length = e.length, .depth = e.depth,
+    .present = !(e.flags & EXTENT_UNALLOCATED),
+    .mapped = e.flags & EXTENT_MAPPED, .offset = e.offset,
+    .where = e.where,
+  };
+  r->zero = is_qed ? !r->mapped : (e.flags & EXTENT_ZERO) != 0;
+  r->data = !r->zero;
+  return 0;
+}
+
+static bool
+continues (const struct range *r, const struct range *next)
+{
+  return r->depth == next->depth && r->present == next->present &&
+    r->zero == next->zero && r->data == next->data &&
+    r->where == next->where && r->mapped == next->mapped &&
+    (!r->mapped || r->offset + r->length == next->offset);
+}
+
+/* ---- Output.  Order and wording are qemu-img's. */
+
+static void
+print_human (const struct range *r)
+{
+  char length[24], offset[24];
+
+  if (!r->data)
+    return;
+  snprintf (length, sizeof length, r->length ? "0x%" PRIx64 : "%" PRIu64,
+            r->length);
+  snprintf (offset, sizeof offset, r->offset ? "0x%" PRIx64 : "%" PRIu64,
+            r->offset);
+  if (r->start)
+    printf ("0x%-14" PRIx64, r->start);
+  else
+    printf ("%-16d", 0);
+  printf ("%-16s%-16s%s\n", length, offset, r->where->name);
+}
+
+static int
+print_json (struct map *map)
+{
+  const struct range *const r = &map->range;
+  json_t *o = json_pack ("{s:I, s:I, s:i, s:b, s:b, s:b}",
+                         "start", (json_int_t) r->start,
+                         "length", (json_int_t) r->length,
+                         "depth", (int) r->depth,
+                         "present", (int) r->present,
+                         "zero", (int) r->zero, "data", (int) r->data);
+
+  if (o && r->mapped &&
+      json_object_set_new (o, "offset", json_integer (r->offset)) == -1) {
+    json_decref (o);
+    o = NULL;
+  }
+  fputs (map->printed ? ",\n" : "[", stdout);
+  map->printed = true;
+  return tool_dump_json (o, 0);
+}
+
+static int
+print_range (struct map *map)
+{
+  if (map->json)
+    return print_json (map);
+  print_human (&map->range);
+  return 0;
+}
+
+/* ---- Mapping */
+
+static int
+add_range (struct map *map, const struct range *next)
+{
+  if (map->range.length > 0 && continues (&map->range, next)) {
+    map->range.length += next->length;
+    return 0;
+  }
+  if (map->range.length > 0 && print_range (map) == -1)
+    return -1;
+  map->range = *next;
+  return 0;
+}
+
+static int
+print_map (struct map *map, struct node *n, uint64_t start, uint64_t length)
+{
+  const uint64_t size = node_size (n);
+  const uint64_t end = start > size || length > size - start ? size
+    : start + length;
+
+  if (!map->json)
+    printf ("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+  map->range.start = start;
+  for (uint64_t offset = start; offset < end;) {
+    struct range next;
+
+    if (range_at (n, offset, end - offset, &next) == -1 ||
+        add_range (map, &next) == -1)
+      return -1;
+    offset += next.length;
+  }
+  /* JSON has at least one range, if only an empty one. */
+  if (print_range (map) == -1)
+    return -1;
+  if (map->json)
+    printf ("]\n");
+  return 0;
+}
+
+static int
+run (int argc, char *argv[])
+{
+  struct qed_options how = QED_DEFAULT_OPTIONS;
+  struct img_common common = { 0 };
+  int64_t start = 0, length = INT64_MAX;
+  struct map map = { 0 };
+  struct node *n;
+  int c, result;
+
+  while ((c = img_next_option (&img_map_command, argc, argv,
+                               &common)) != -1) {
+    switch (c) {
+    case 's':
+      start = img_parse_size ("start offset", optarg);
+      break;
+    case 'l':
+      length = img_parse_size ("max length", optarg);
+      break;
+    }
+  }
+  how.read_only = true;
+  how.no_lock = common.force_share;
+  n = qed_open (img_one_image (argc, argv), &how);
+  if (n == NULL)
+    return EXIT_FAILURE;
+
+  map.json = common.json;
+  result = print_map (&map, n, start, length);
+  if (node_close (n) == -1)
+    result = -1;
+  return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+const struct tool_command img_map_command = {
+  "map", "IMAGE", "Show which image of the chain has which part of the disk.",
+  options, run
+};

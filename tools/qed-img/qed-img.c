@@ -1,0 +1,175 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* qed-img: all that is done with QED images besides serving them.
+ *
+ * Notes on the design
+ *
+ * Sub-commands, options, output and exit statuses are those of qemu-img
+ * with -f qed, so that a script changes only the program's name; that
+ * is also why the messages about the command line have its wording.
+ *
+ * A sub-command is an entry of the table "commands" and has a table of
+ * its options, from which tool.c makes the rest.  What a sub-command
+ * does to an image is done by common/qed.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/qed-img/qed-img.h"
+#include "tool/progress.h"
+#include "utils/message.h"
+#include "utils/sizes.h"
+
+static const struct tool_command *const commands[] = {
+  &img_create_command,
+  &img_info_command,
+  &img_check_command,
+  &img_map_command,
+  &img_resize_command,
+  &img_rebase_command,
+  &img_commit_command,
+  &img_measure_command,
+  &img_empty_command,
+  NULL
+};
+
+static const struct tool qed_img = {
+  .name = "qed-img",
+  .arguments = "IMAGE ...",
+  .help = "Work on QED disk images.  "
+    "IMAGE is a file, a block device or an NBD URI.",
+  .commands = commands,
+};
+
+/* ---- The command line */
+
+static void
+refuse_unsupported (int code)
+{
+  switch (code) {
+  case IMG_OBJECT:
+    tool_usage_error ("--object is not supported: there are no QEMU objects "
+                      "here; TLS parameters can be given in an NBD URI");
+  case IMG_IMAGE_OPTS:
+    tool_usage_error ("--image-opts is not supported: "
+                      "give a file name or an NBD URI");
+  }
+}
+
+/* The command's table says which formats it knows. */
+static void
+check_format (const struct tool_command *command, const char *format)
+{
+  const struct tool_option *o = command->options;
+
+  while (o->code != 'f')
+    o++;
+  if (!tool_is_word_of (o->value, format)) {
+    msg_error ("Unknown file format '%s': qed-img works on qed images",
+               format);
+    exit (EXIT_FAILURE);
+  }
+}
+
+int
+img_next_option (const struct tool_command *command, int argc, char *argv[],
+                 struct img_common *common)
+{
+  for (;;) {
+    const int c = tool_next_option (command, argc, argv);
+
+    switch (c) {
+    case 'f':
+      check_format (command, optarg);
+      common->format = optarg;
+      break;
+    case 'q':
+      common->quiet = true;
+      break;
+    case 'U':
+      common->force_share = true;
+      break;
+    case 'p':
+      common->progress = true;
+      break;
+    case TOOL_OUTPUT:
+      common->json = tool_parse_output (optarg);
+      break;
+    case IMG_OBJECT:
+    case IMG_IMAGE_OPTS:
+      refuse_unsupported (c);
+      break;
+    default:
+      return c;
+    }
+  }
+}
+
+int64_t
+img_parse_size (const char *what, const char *arg)
+{
+  const int64_t size = parse_size (arg);
+
+  if (size >= 0)
+    return size;
+  if (errno == ERANGE)
+    msg_error ("Invalid %s specified. Must be between 0 and %" PRId64 ".",
+               what, INT64_MAX);
+  else {
+    msg_error ("Invalid %s specified. "
+               "You may use k, M, G, T, P or E suffixes for", what);
+    msg_error ("kilobytes, megabytes, gigabytes, terabytes, petabytes and "
+               "exabytes.");
+  }
+  exit (EXIT_FAILURE);
+}
+
+/* Everything goes through the page cache, and is durable when a command
+ * ends.  That keeps what these modes promise.
+ */
+void
+img_check_cache_mode (const char *kind, const char *mode)
+{
+  if (tool_is_word_of (IMG_CACHE_MODES, mode))
+    return;
+  if (strcmp (mode, "none") == 0 || strcmp (mode, "directsync") == 0)
+    msg_error ("%s option '%s' is not supported: images are read and "
+               "written through the page cache", kind, mode);
+  else
+    msg_error ("Invalid %s option: %s", kind, mode);
+  exit (EXIT_FAILURE);
+}
+
+const char *
+img_one_image (int argc, char *argv[])
+{
+  if (optind != argc - 1)
+    tool_usage_error ("Expecting one image file name");
+  return argv[optind];
+}
+
+/* ---- Progress */
+
+const struct qed_progress *
+img_progress_start (bool show)
+{
+  static const struct qed_progress progress = { .report = progress_report };
+
+  progress_start (show);
+  return &progress;
+}
+
+int
+main (int argc, char *argv[])
+{
+  return tool_main (&qed_img, argc, argv);
+}

@@ -1,0 +1,166 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* qed-img: what its sub-commands share. */
+
+#ifndef BLOCKDRIVERS_IMG_H
+#define BLOCKDRIVERS_IMG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tool/tool.h"
+#include "qed/qed.h"
+
+/* Options without a letter. */
+enum {
+  IMG_OBJECT = TOOL_FIRST_CODE,
+  IMG_IMAGE_OPTS,
+  IMG_BACKING_CHAIN,
+  IMG_SHRINK,
+  IMG_PREALLOCATION,
+  IMG_SIZE,
+};
+
+/* Options that mean the same wherever a table lists them.
+ * img_next_option handles them.
+ */
+#define IMG_OPTION_FORMAT                                               \
+  { 'f', "format", "qed", "format of IMAGE; there is only this one" }
+#define IMG_OPTION_QUIET                                                \
+  { 'q', NULL, NULL, "print nothing but errors" }
+#define IMG_OPTION_FORCE_SHARE                                          \
+  { 'U', "force-share", NULL, "open IMAGE even if it is in use" }
+#define IMG_OPTION_PROGRESS                                             \
+  { 'p', NULL, NULL, "show how far it is" }
+#define IMG_OPTIONS_EVERYWHERE                                          \
+  TOOL_OPTION_HELP,                                                     \
+  { IMG_OBJECT, "object", "OBJECT", NULL },                             \
+  { IMG_IMAGE_OPTS, "image-opts", NULL, NULL },                         \
+  { 0 }
+
+/* Cache modes that img_check_cache_mode accepts. */
+#define IMG_CACHE_MODES "writeback|writethrough|unsafe"
+
+extern const struct tool_command img_create_command;
+extern const struct tool_command img_info_command;
+extern const struct tool_command img_check_command;
+extern const struct tool_command img_map_command;
+extern const struct tool_command img_resize_command;
+extern const struct tool_command img_rebase_command;
+extern const struct tool_command img_commit_command;
+extern const struct tool_command img_measure_command;
+extern const struct tool_command img_empty_command;
+
+/* ---- qed-img.c */
+
+/* What the options that mean the same everywhere have said. */
+struct img_common {
+  bool quiet;
+  bool json;
+  bool force_share;
+  bool progress;
+  const char *format;           /* NULL if not given */
+};
+
+/* getopt for a command's table: the code of the next option that is the
+ * command's own business, its value in optarg, or -1 at the end; optind
+ * then is the first argument.  Does not return for mistakes and --help.
+ */
+extern int img_next_option (const struct tool_command *command,
+                            int argc, char *argv[],
+                            struct img_common *common);
+
+/* The only argument, after all options. */
+extern const char *img_one_image (int argc, char *argv[]);
+
+/* A size on the command line, of at most INT64_MAX bytes; what names it
+ * in the message.  Does not return for mistakes.
+ */
+extern int64_t img_parse_size (const char *what, const char *arg);
+
+/* Accept a cache mode of qemu-img, or say that kind of cache, and what
+ * is wrong, and exit with status 1.
+ */
+extern void img_check_cache_mode (const char *kind, const char *mode);
+
+/* Where the library reports how far it is: progress_start (progress.h),
+ * with the library's way to call it.  progress_end ends it.
+ */
+extern const struct qed_progress *img_progress_start (bool show);
+
+/* ---- img-info.c */
+
+/* An image, or one below it. */
+struct img_layer {
+  char *name;                   /* path or URI, to be opened from here */
+  enum qed_format format;       /* never QED_FORMAT_PROBE */
+  uint64_t size;                /* bytes, of the disk */
+  int64_t allocated_size;       /* bytes, or -1 */
+  bool is_uri;
+  struct qed_info info;         /* if format is QED */
+};
+
+struct img_chain {
+  struct img_layer *layers;     /* the uppermost first */
+  size_t nr;
+  bool from_file;               /* the name of the uppermost one stands
+                                   in a header too, or will do so */
+};
+
+#define IMG_EMPTY_CHAIN ((struct img_chain) { NULL })
+
+/* Read what the headers say of an image and, if whole, of all images
+ * below it, down to the one that has no backing image.  A loop, or an
+ * image that is missing or of a foreign format, is an error: -1 after a
+ * message.  The chain must be freed in any case.
+ */
+extern int img_chain_read (struct img_chain *chain, const char *name,
+                           enum qed_format format, bool no_lock, bool whole);
+extern void img_chain_free (struct img_chain *chain);
+
+/* Are these the same file or export? */
+extern bool img_same_image (const char *name1, const char *name2);
+
+/* ---- img-options.c */
+
+/* A new image as the command line describes it. */
+struct img_new_image {
+  const char *image;            /* its name in messages */
+  int64_t size;                 /* bytes, or -1 if not given */
+  char *backing;                /* NULL if none */
+  char *backing_format;         /* a word, or NULL if not given */
+  int64_t cluster_size;         /* bytes, or -1 if not given */
+  int64_t table_size;           /* clusters, or -1 if not given */
+};
+
+/* Append the value of one more -o to a list, which is to be freed.  Does
+ * not return for mistakes.
+ */
+extern void img_add_options (char **list, const char *more);
+
+/* Does the list ask which options there are?  It may be NULL here and
+ * below.
+ */
+extern bool img_options_want_help (const char *list);
+extern void img_print_options (void);
+
+/* Set what the list says.  -1 after a message. */
+extern int img_set_options (struct img_new_image *new, const char *list);
+
+/* The same for the library.  Borrows the strings. */
+extern int img_create_options (const struct img_new_image *new,
+                               struct qed_create_options *options);
+extern void img_new_image_free (struct img_new_image *new);
+
+/* Replace a string by a copy of value; exits if out of memory. */
+extern void img_set_string (char **field, const char *value);
+
+/* The format that -F names, which may be NULL: -1 after a message. */
+extern int img_parse_backing_format (const char *image, const char *name,
+                                     enum qed_format *format);
+
+#endif /* BLOCKDRIVERS_IMG_H */
