@@ -49,6 +49,7 @@ bats_tests = \
 	tests/qed-damage.bats \
 	tests/qed-full-disk.bats \
 	tests/qed-guestfish.bats \
+	tests/qed-img-calls.bats \
 	tests/qed-img-completion.bats \
 	tests/qed-img-data.bats \
 	tests/qed-img-kill.bats \

@@ -432,13 +432,13 @@ sys.exit(pty.spawn(sys.argv[1:]))' \
   : >empty.log
   refused "empty.log: not a write log: .* it is empty" \
           --log empty.log --replay disk.img
-  refused "missing.log: open: No such file" \
+  refused "Could not open 'missing.log': No such file" \
           --log missing.log --replay disk.img
 }
 
 @test "replay: targets that cannot be" {
   noise disk.img $((32 * MiB))
-  refused "missing.img: open for writing: No such file" \
+  refused "Could not open 'missing.img': No such file" \
           --log kernel.log --replay missing.img
   assert_not_exist missing.img
   refused "Is a directory" --log kernel.log --replay .
@@ -808,7 +808,7 @@ entry [0-9]+ of the log r.log goes up to $((end * 512))$"
   zeroes disk.img 32M
   run -1 logwrites verify missing.log disk.img
   run -1 logwrites verify kernel.log missing.img
-  assert_output --partial "missing.img: open: No such file"
+  assert_output --partial "Could not open 'missing.img': No such file"
   run -1 logwrites verify kernel.log disk.img --base missing.img
   model set kernel.log 600 flags 32
   run -1 logwrites verify kernel.log disk.img

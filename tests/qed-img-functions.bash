@@ -8,8 +8,8 @@
 # A line of a table is one case, EXPECTED | COMMAND ARGUMENTS, where
 # EXPECTED is one of
 #
-#   same        exit status, standard output (JSON as values), messages,
-#               and the resulting files are qemu-img's
+#   same        exit status, standard output, messages, and the resulting
+#               files are qemu-img's
 #   status      the same, but for the words of the messages
 #   reads       the same, but for where in the files the data are, and
 #               for the words of the messages
@@ -17,7 +17,7 @@
 #               we exit with A where qemu-img exits with B, on purpose
 #
 # Each case starts with fresh copies of the files that make_files makes, one
-# copy for each program.
+# copy for each program.  Ours is called by the name of qemu-img, too.
 
 load qed-functions
 
@@ -146,29 +146,24 @@ run_tool ()
   mv here "$name"
 }
 
-# Standard output that is JSON is compared as values.
-normalize_output ()
-{
-  case $2 in
-    *--output=json*) jq -S . <"$1" ;;
-    *) cat "$1" ;;
-  esac
-}
-
+# That an image is formatted we say when nothing speaks against it any more.
 same_output ()
 {
-  diff -u <(normalize_output qemu.out "$1") <(normalize_output ours.out "$1")
+  if [ "${1%% *}" = create ] && [ "$(<ours.status)" -ne 0 ]; then
+    sed -i '/^Formatting /d' qemu.out
+  fi
+  diff -u qemu.out ours.out
 }
 
 same_messages ()
 {
-  diff -u <(sed 's/qemu-img/qed-img/g' qemu.err) ours.err
+  diff -u qemu.err ours.err
 }
 
 # An error has a message of ours, and nothing says that we crashed.
 message_is_there ()
 {
-  if [ "$(<ours.status)" -eq 1 ] && ! grep -q '^qed-img: .' ours.err; then
+  if [ "$(<ours.status)" -eq 1 ] && ! grep -q '^qemu-img: .' ours.err; then
     echo "no message"
     return 1
   fi
@@ -251,7 +246,7 @@ one_case ()
 {
   local ours qemu
   run_tool qemu qemu-img "$2"
-  run_tool ours qed-img "$2"
+  run_tool ours "$tmp/bin/qemu-img" "$2"
   ours=$(<ours.status)
   qemu=$(<qemu.status)
   message_is_there || return 1
@@ -292,6 +287,8 @@ one_case ()
 cases ()
 {
   local expected case failed=0 n=0 report
+  mkdir -p "$tmp/bin"
+  ln -sf "$(type -P qed-img)" "$tmp/bin/qemu-img"
   while IFS='|' read -r expected case; do
     read -r expected <<<"$expected"
     case=${case# }

@@ -352,9 +352,9 @@ same | info --output=xml base.qed
 same | info --output
 same | info -q base.qed
 same | info -r leaks base.qed
-status | info raw.img
-status | info foreign.qcow2
-status | info empty.img
+same | info raw.img
+same | info foreign.qcow2
+same | info empty.img
 status | info gone.qed
 status | info d
 status | info -f bogus base.qed
@@ -444,10 +444,10 @@ status | check -U -r leaks base.qed
 status | check -f bogus base.qed
 status | check --object bogus base.qed
 status | check gone.qed
-status | check raw.img
+same | check raw.img
 status | check -r all raw.img
-status | check foreign.qcow2
-status | check empty.img
+same | check foreign.qcow2
+same | check empty.img
 status | check d
 status | check unknown.qed
 status | check -r all unknown.qed

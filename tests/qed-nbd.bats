@@ -123,7 +123,7 @@ for offset, count in [(0, 262144), (100, 262144), (65536, 200000),
   qemu_io_qed disk.qed "write -P 1 100k 3M"
   local device
   device=$(losetup -r -f --show "$tmp/disk.qed")
-  refused "$device: open for writing: the block device is read-only" -- \
+  refused "Could not open '$device': the block device is read-only" -- \
           "$device"
   run -1 qed-img check -r all "$device"
   assert_output --partial "is read-only"

@@ -423,7 +423,7 @@ align_open (const char *name, const struct node_open_options *options)
 
   n = align_node (inner);
   if (n == NULL) {
-    msg_error ("%s: open: %m", name);
+    msg_error ("Could not open '%s': %m", name);
     node_close (inner);
     errno = ENOMEM;
   }

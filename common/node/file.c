@@ -29,6 +29,11 @@
 #include "node/node.h"
 #include "utils/rounding.h"
 
+/* Of a new file, less the umask.  Never writable for others than its
+ * owner: some callers have a umask of 0, and an image is no common good.
+ */
+#define NEW_FILE_MODE 0644
+
 struct file_node {
   struct node node;
   int fd;
@@ -327,14 +332,15 @@ identify_device (struct file_node *f, uint64_t *size)
   f->is_block_device = true;
   f->node.fixed_size = true;
   if (ioctl (f->fd, BLKGETSIZE64, size) == -1) {
-    msg_error ("%s: size of the block device: %m", f->node.name);
+    msg_error ("Could not open '%s': size of the block device: %m",
+               f->node.name);
     return -1;
   }
   /* The kernel lets root open it for writing, and refuses each write. */
   if (!f->node.read_only &&
       ioctl (f->fd, BLKROGET, &read_only) == 0 && read_only) {
     errno = EROFS;
-    msg_error ("%s: open for writing: the block device is read-only",
+    msg_error ("Could not open '%s': the block device is read-only",
                f->node.name);
     return -1;
   }
@@ -351,7 +357,7 @@ identify (struct file_node *f)
   uint64_t size;
 
   if (fstat (f->fd, &st) == -1) {
-    msg_error ("%s: fstat: %m", f->node.name);
+    msg_error ("Could not open '%s': fstat: %m", f->node.name);
     return -1;
   }
   if (S_ISREG (st.st_mode))
@@ -362,7 +368,8 @@ identify (struct file_node *f)
   }
   else {
     errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;
-    msg_error ("%s: neither a regular file nor a block device",
+    msg_error ("Could not open '%s': neither a regular file nor a block "
+               "device",
                f->node.name);
     return -1;
   }
@@ -379,7 +386,7 @@ file_node_open (const char *name, const struct node_open_options *options,
   struct file_node *f = calloc (1, sizeof *f);
 
   if (f == NULL || (f->node.name = strdup (name)) == NULL) {
-    msg_error ("%s: open: %m", name);
+    msg_error ("Could not open '%s': %m", name);
     free (f);
     return NULL;
   }
@@ -391,10 +398,10 @@ file_node_open (const char *name, const struct node_open_options *options,
 
   /* A fifo would wait here for its other end without O_NONBLOCK. */
   f->fd = open (name, (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC |
-                O_NOCTTY | O_NONBLOCK | open_flags, 0666);
+                O_NOCTTY | O_NONBLOCK | open_flags, NEW_FILE_MODE);
   if (f->fd == -1) {
-    msg_error ("%s: open%s: %m", name,
-               options->read_only ? "" : " for writing");
+    msg_error ("Could not %s '%s': %m",
+               open_flags & O_CREAT ? "create" : "open", name);
     goto error;
   }
   if (identify (f) == -1 ||

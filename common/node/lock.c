@@ -53,14 +53,17 @@ take (int fd, const char *name, int base, unsigned permissions)
     if (fcntl (fd, F_OFD_SETLK, &fl) == -1) {
       if (errno == EAGAIN || errno == EACCES)
         errno = EBUSY;
-      msg_error ("%s: cannot lock byte %d of the image: %m; "
-                 "another program may be using it", name, base + p);
+      msg_error ("Could not open '%s': Failed to lock byte %d: %m", name,
+                 base + p);
       return -1;
     }
   }
   return 0;
 }
 
+/* The message is QEMU's, since scripts look for it: the lock that we would
+ * need, and, of those that others hold, that we would have to share.
+ */
 static int
 refuse_foreign (int fd, const char *name, int base, unsigned permissions)
 {
@@ -72,15 +75,15 @@ refuse_foreign (int fd, const char *name, int base, unsigned permissions)
     if (!(permissions & BIT (p)))
       continue;
     if (fcntl (fd, F_OFD_GETLK, &fl) == -1) {
-      msg_error ("%s: cannot test the lock on byte %d of the image: %m",
-                 name, base + p);
+      msg_error ("Could not open '%s': Failed to test the lock of byte %d: "
+                 "%m", name, base + p);
       return -1;
     }
     if (fl.l_type != F_UNLCK) {
-      msg_error ("%s: the image is in use by another program, which %s "
-                 "\"%s\" (lock on byte %d)", name,
-                 base == HELD_BASE ? "holds" : "does not allow others to",
-                 permission_names[p], base + p);
+      msg_error ("Could not open '%s': Failed to get %s\"%s\" lock\n"
+                 "Is another process using the image [%s]?", name,
+                 base == HELD_BASE ? "shared " : "", permission_names[p],
+                 name);
       errno = EBUSY;
       return -1;
     }

@@ -1373,7 +1373,7 @@ open_failed (const struct nbd_node *n, const struct node_open_options *options,
   if (options->cause)
     snprintf (options->cause, options->cause_size, "%s", cause);
   else
-    msg_error ("%s: %s", n->node.name, cause);
+    msg_error ("Could not open '%s': %s", n->node.name, cause);
   errno = err;
   return -1;
 }
@@ -1445,7 +1445,7 @@ open_export (struct nbd_node *n, const struct node_open_options *options)
   n->nr_conns = 1;
   nbd = connect_handle (n, cause);
   if (nbd == NULL)
-    return open_failed (n, options, "open: %.200s", cause);
+    return open_failed (n, options, "%.200s", cause);
   set_handle (c, nbd);
   return set_properties (n, nbd, options);
 }
@@ -1457,7 +1457,7 @@ nbd_node_open (const char *uri, const struct node_open_options *options)
 
   if (n == NULL || (n->node.name = strdup (uri)) == NULL ||
       (n->uri = node_absolute_uri (uri)) == NULL) {
-    msg_error ("%s: open: %m", uri);
+    msg_error ("Could not open '%s': %m", uri);
     if (n)
       free (n->node.name);
     free (n);

@@ -20,6 +20,12 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
+/* How to give an image another backing image: for all who read a message,
+ * of whatever program.
+ */
+#define CHAIN_OTHER_NAME \
+  "backing=URI, or for good: qed-img rebase -u -b URI IMAGE"
+
 /* ---- Formats */
 
 /* Offsets that count back from the end of the file. */
@@ -93,8 +99,9 @@ qed_probe (struct node *n, enum qed_format *format)
     if (match) {
       errno = ENOTSUP;
       msg_error ("%s: this backing image is in %s format; serve it with its "
-                 "own server (such as qemu-nbd) and pass that as backing=URI, "
-                 "or say that it is raw", n->name,
+                 "own server, such as qemu-nbd, and name that one's URI "
+                 "instead (" CHAIN_OTHER_NAME "), or say that it is raw "
+                 "(backing-format=raw, -F raw)", n->name,
                  foreign_formats[i].format);
       return -1;
     }

@@ -106,6 +106,23 @@ reads_as_zeroes (struct node *file, uint64_t count, uint8_t *buf,
   return 0;
 }
 
+static void
+refuse_content (struct node *file)
+{
+  errno = EEXIST;
+  if (file->fixed_size)
+    msg_error ("%s: create: this holds something that is no QED image; if "
+               "that is not needed, zero its first %" PRIu64 " bytes, for "
+               "example with %s", file->name,
+               MIN (node_size (file), EMPTY_LEN),
+               node_is_uri (file->name)
+               ? "nbdsh -u URI -c 'h.zero(BYTES, 0)'"
+               : "blkdiscard -z -l BYTES");
+  else
+    msg_error ("%s: create: this holds something that is no QED image; "
+               "remove it first if it is not needed", file->name);
+}
+
 /* May we write over what is there? */
 static int
 check_target (struct node *file)
@@ -129,9 +146,7 @@ check_target (struct node *file)
     return -1;
   if (empty)
     return 0;
-  errno = EEXIST;
-  msg_error ("%s: create: this holds something that is no QED image; "
-             "remove it first if it is not needed", file->name);
+  refuse_content (file);
   return -1;
 }
 
@@ -184,6 +199,8 @@ qed_create (const char *name, const struct qed_create_options *options)
     return -1;
 
   r = check_target (file);
+  if (r == 0 && options->begins)
+    options->begins (options->opaque);
   if (r == 0)
     r = write_image (file, &header, options->backing);
   if (node_close (file) == -1)

@@ -101,8 +101,8 @@ refuse (const char *name, const char *field, uint64_t value,
 {
   errno = EINVAL;
   if (name)
-    msg_error ("%s: QED header: %s is %" PRIu64 ", but %s",
-               name, field, value, rule);
+    msg_error ("Could not open '%s': QED header: %s is %" PRIu64
+               ", but %s", name, field, value, rule);
   return -1;
 }
 
@@ -115,8 +115,9 @@ check_features (const char *name, const struct qed_header *h)
     return 0;
   errno = ENOTSUP;
   if (name)
-    msg_error ("%s: QED header: features has unknown bits 0x%" PRIx64
-               ", the image needs a newer program", name, unknown);
+    msg_error ("Could not open '%s': QED header: features has unknown bits "
+               "0x%" PRIx64 ", the image needs a newer program", name,
+               unknown);
   return -1;
 }
 
@@ -141,7 +142,7 @@ qed_header_decode (const uint8_t buf[QED_HEADER_LEN], const char *name,
   if (!qed_has_magic (buf, QED_HEADER_LEN)) {
     errno = EINVAL;
     if (name)
-      msg_error ("%s: not a QED image: no magic at offset 0", name);
+      msg_error ("Could not open '%s': Image not in QED format", name);
     return -1;
   }
 

@@ -113,7 +113,7 @@ new_image (const char *name)
   struct qed *s = calloc (1, sizeof *s);
 
   if (s == NULL || (s->node.name = strdup (name)) == NULL) {
-    msg_error ("%s: open: %m", name);
+    msg_error ("Could not open '%s': %m", name);
     free (s);
     return NULL;
   }
@@ -166,9 +166,7 @@ read_header (struct qed *s)
 
   if (node_size (s->file) < sizeof buf) {
     errno = EINVAL;
-    msg_error ("%s: not a QED image: a header of %zu bytes does not fit into "
-               "a file of %" PRIu64, s->node.name, sizeof buf,
-               node_size (s->file));
+    msg_error ("Could not open '%s': Image not in QED format", s->node.name);
     return -1;
   }
   if (node_pread (s->file, buf, sizeof buf, 0) == -1 ||
@@ -187,10 +185,10 @@ read_l1 (struct qed *s)
 
   if (!qed_table_offset_ok (s, l1)) {
     errno = EINVAL;
-    msg_error ("%s: QED header: l1_table_offset is %" PRIu64 ", but a table "
-               "of %" PRIu64 " bytes there goes beyond the end of the file "
-               "at %" PRIu64, s->node.name, l1, qed_table_bytes (&s->header),
-               node_size (s->file));
+    msg_error ("Could not open '%s': QED header: l1_table_offset is %" PRIu64
+               ", but a table of %" PRIu64 " bytes there goes beyond the "
+               "end of the file at %" PRIu64, s->node.name, l1,
+               qed_table_bytes (&s->header), node_size (s->file));
     return -1;
   }
 
@@ -265,7 +263,7 @@ keep_damage (struct qed *s, struct scan *scan)
   struct damage *d = calloc (1, sizeof *d);
 
   if (d == NULL) {
-    msg_error ("%s: open: %m", s->node.name);
+    msg_error ("Could not open '%s': %m", s->node.name);
     return -1;
   }
   pthread_mutex_init (&d->lock, NULL);
@@ -372,7 +370,7 @@ static int
 prepare_tables (struct qed *s)
 {
   if (cache_init (&s->cache, cache_share (s)) == -1) {
-    msg_error ("%s: open: %m", s->node.name);
+    msg_error ("Could not open '%s': %m", s->node.name);
     return -1;
   }
   if (wants_repair (s))
@@ -410,7 +408,7 @@ open_backing (struct qed *s, const struct chain_link *link)
       return 0;
     name = strdup (s->options.backing);
     if (name == NULL) {
-      msg_error ("%s: open: %m", s->node.name);
+      msg_error ("Could not open '%s': %m", s->node.name);
       return -1;
     }
   }

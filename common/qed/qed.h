@@ -110,6 +110,12 @@ struct qed_create_options {
   uint32_t table_size;          /* clusters */
   const char *backing;          /* NULL, or the name for the header */
   bool backing_is_raw;          /* set BACKING_FORMAT_NO_PROBE */
+
+  /* Called when nothing speaks against it, before something is written;
+   * may be NULL.
+   */
+  void (*begins) (void *opaque);
+  void *opaque;
 };
 extern int qed_create (const char *name,
                        const struct qed_create_options *options);

@@ -5,9 +5,10 @@
 
 /* How far a long operation of a tool is.
  *
- * It is printed each time that it is a hundredth further: on a terminal
- * over and over into one line, else line by line.  What SIGUSR1 asks for
- * comes with the next report.
+ * It is printed each time that it is a hundredth further, over and over
+ * into one line: also where this is no terminal, since programs that
+ * call qemu-img read up to the next carriage return.  What SIGUSR1 asks
+ * for comes with the next report, in a line of its own.
  */
 
 #include <config.h>
@@ -15,7 +16,6 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <unistd.h>
 
 #include "tool/progress.h"
 #include "tool/tool.h"
@@ -24,7 +24,6 @@
  * from one thread at a time.
  */
 static bool shown;
-static bool on_terminal;
 static double printed;          /* per cent; negative if nothing was */
 
 static atomic_bool asked;       /* SIGUSR1 came; lock-free, for the handler */
@@ -54,7 +53,7 @@ progress_report (void *opaque, uint64_t done, uint64_t total)
     print (stderr, percent, '\n');
   if (shown && (printed < 0 || percent >= printed + 1 ||
                 (done == total && percent > printed))) {
-    print (stdout, percent, on_terminal ? '\r' : '\n');
+    print (stdout, percent, '\r');
     printed = percent;
   }
 }
@@ -66,7 +65,6 @@ progress_start (bool show)
                                     .sa_flags = SA_RESTART };
 
   shown = show;
-  on_terminal = isatty (STDOUT_FILENO);
   printed = -1;
   sigaction (SIGUSR1, &action, NULL);
   progress_report (NULL, 0, 1);
@@ -76,7 +74,7 @@ void
 progress_end (void)
 {
   progress_report (NULL, 1, 1);
-  if (shown && on_terminal)
+  if (shown)
     putchar ('\n');
   shown = false;
 }

@@ -21,8 +21,11 @@
 #include "utils/message.h"
 #include "tool/tool.h"
 
-/* The one that this program is; set by tool_main. */
+/* The one that this program is, and the name by which it was called; set
+ * by tool_main.
+ */
 static const struct tool *tool;
+static const char *called;
 
 /* Why standard output could not be written to, the first time. */
 static int output_errno;
@@ -65,22 +68,51 @@ print_options (const struct tool_option *options)
       print_option (o);
 }
 
+/* One line, however long, with all options: scripts look there for what a
+ * command knows, as they do with qemu-img.
+ */
+static void
+print_syntax (const struct tool_command *command)
+{
+  printf ("  %s", command->name);
+  for (const struct tool_option *o = command->options; o->code; ++o) {
+    if (o->help == NULL || o->code == 'h')
+      continue;
+    if (o->code < TOOL_OUTPUT)
+      printf (" [-%c%s%s]", o->code, o->value ? " " : "",
+              o->value ? o->value : "");
+    else
+      printf (" [--%s%s%s]", o->name, o->value ? "=" : "",
+              o->value ? o->value : "");
+  }
+  printf (" %s\n", command->arguments);
+}
+
+static void
+print_commands (void)
+{
+  printf ("\nCommands:\n");
+  for (size_t i = 0; tool->commands[i]; ++i)
+    printf ("  %-24s  %s\n", tool->commands[i]->name,
+            tool->commands[i]->help);
+  printf ("\nCommand syntax:\n");
+  for (size_t i = 0; tool->commands[i]; ++i)
+    print_syntax (tool->commands[i]);
+}
+
 static void
 print_help (void)
 {
   printf ("usage: %s %s[OPTION...] %s\n%s\n",
-          tool->name, tool->commands ? "COMMAND " : "", tool->arguments,
+          called, tool->commands ? "COMMAND " : "", tool->arguments,
           tool->help);
   if (tool->commands)
-    printf ("\nCommands:\n");
-  for (size_t i = 0; tool->commands && tool->commands[i]; ++i)
-    printf ("  %-24s  %s\n", tool->commands[i]->name,
-            tool->commands[i]->help);
+    print_commands ();
   printf ("\nOptions:\n");
   print_options (global_options);
   if (tool->commands)
     printf ("\n'%s COMMAND --help' describes a command; see also %s(1).\n",
-            tool->name, tool->name);
+            called, tool->name);
   else
     printf ("\nSee also %s(1).\n", tool->name);
 }
@@ -89,7 +121,7 @@ static void
 print_command_help (const struct tool_command *command)
 {
   printf ("usage: %s %s [OPTION...] %s\n%s\n\nOptions:\n",
-          tool->name, command->name, command->arguments, command->help);
+          called, command->name, command->arguments, command->help);
   print_options (command->options);
 }
 
@@ -175,7 +207,7 @@ tool_usage_error (const char *fs, ...)
     text = NULL;
   va_end (args);
   msg_error ("%s", text ? text : fs);
-  fprintf (stderr, "Try '%s --help' for more information\n", tool->name);
+  fprintf (stderr, "Try '%s --help' for more information\n", called);
   exit (tool->usage_status ? tool->usage_status : EXIT_FAILURE);
 }
 
@@ -304,6 +336,19 @@ find_command (const char *name)
   tool_usage_error ("Command not found: %s", name);
 }
 
+/* Under the other program's name with the other program's version, which
+ * scripts compare with what they need.
+ */
+static void
+print_version (void)
+{
+  if (called == tool->name)
+    printf ("%s version %s (%s)\n", called, PACKAGE_VERSION, PACKAGE_NAME);
+  else
+    printf ("%s version %s (%s %s, %s)\n", called, tool->alias_version,
+            tool->name, PACKAGE_VERSION, PACKAGE_NAME);
+}
+
 static void
 parse_global_options (int argc, char *argv[])
 {
@@ -312,8 +357,7 @@ parse_global_options (int argc, char *argv[])
     print_help ();
     exit_after_output ();
   case 'V':
-    printf ("%s version %s (%s)\n", tool->name, PACKAGE_VERSION,
-            PACKAGE_NAME);
+    print_version ();
     exit_after_output ();
   case TOOL_COMPLETIONS:
     print_completions (argc - optind, argv + optind);
@@ -350,6 +394,9 @@ tool_main (const struct tool *this_tool, int argc, char *argv[])
 
   hold_standard_streams ();
   tool = this_tool;
+  called = tool->alias &&
+    strcmp (program_invocation_short_name, tool->alias) == 0
+    ? tool->alias : tool->name;
   signal (SIGXFSZ, SIG_IGN);    /* a write says EFBIG then */
   parse_global_options (argc, argv);
   if (optind >= argc)

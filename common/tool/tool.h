@@ -62,6 +62,11 @@ struct tool {
   void (*print_completions) (int argc, char *argv[]);
 
   int usage_status;             /* for mistakes, if it is not 1 */
+
+  /* A program in whose place it can be called, by its name, and the
+   * version of that one whose command line it has; or NULL.
+   */
+  const char *alias, *alias_version;
 };
 
 /* All of main. */

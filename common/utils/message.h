@@ -31,8 +31,9 @@ typedef void (*msg_handler) (enum msg_level level, const char *fs,
  */
 extern void msg_set_handler (msg_handler handler);
 
-/* One line, lower case, without a newline at its end: what was tried,
- * on what, and why it failed.  All three leave errno alone.
+/* One line, without a newline at its end: what was tried, on what, and
+ * why it failed.  Lower case, but for what scripts know from qemu-img:
+ * "Could not open 'NAME': ...".  All three leave errno alone.
  */
 extern void msg_error (const char *fs, ...)
   __attribute__ ((format (printf, 1, 2)));

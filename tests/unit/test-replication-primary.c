@@ -895,7 +895,7 @@ test_bad_options (void **state)
   unlink (bitmap_file);
 
   begin_primary (server.uri, bitmap_file, 0);
-  assert_not_opened (server.uri, bitmap_file, "in use by another program");
+  assert_not_opened (server.uri, bitmap_file, "Failed to get");
   end_primary ();
 
   /* Each field of the header that cannot be right. */

@@ -871,7 +871,7 @@ test_refusals_at_the_beginning (void **state)
   make_image (ACTIVE, SIZE, NULL);
   make_file (HIDDEN, "this is no image, but long enough to be the header "
              "of one, if it only had a magic number");
-  assert_refused (&b, RECOVER_FAIL, "not a QED image");
+  assert_refused (&b, RECOVER_FAIL, "Image not in QED format");
 
   unlink (HIDDEN);
   assert_int_equal (link (ACTIVE, HIDDEN), 0);
@@ -880,7 +880,7 @@ test_refusals_at_the_beginning (void **state)
   make_image (HIDDEN, SIZE, NULL);
   other = qed_open (HIDDEN, &QED_DEFAULT_OPTIONS);
   assert_non_null (other);
-  assert_refused (&b, RECOVER_FAIL, "in use by another program");
+  assert_refused (&b, RECOVER_FAIL, "Failed to get");
   assert_int_equal (node_close (other), 0);
 
   b.disk->node.read_only = true;

@@ -201,9 +201,14 @@ print_value (const char *key, const char *value)
   }
 }
 
+/* Called by qed_create. */
 static void
-announce (const struct request *r)
+announce (void *opaque)
 {
+  const struct request *const r = opaque;
+
+  if (r->quiet)
+    return;
   printf ("Formatting '%s', fmt=qed size=%" PRId64,
           r->new.image, r->new.size);
   if (r->new.backing)
@@ -218,14 +223,14 @@ announce (const struct request *r)
 }
 
 static int
-create (const struct request *r)
+create (struct request *r)
 {
   struct qed_create_options options;
 
-  if (!r->quiet)
-    announce (r);
   if (img_create_options (&r->new, &options) == -1)
     return -1;
+  options.begins = announce;
+  options.opaque = r;
   return qed_create (r->new.image, &options);
 }
 

@@ -48,6 +48,7 @@ static const struct tool qed_img = {
   .help = "Work on QED disk images.  "
     "IMAGE is a file, a block device or an NBD URI.",
   .commands = commands,
+  .alias = "qemu-img", .alias_version = "7.2.0",
 };
 
 /* ---- The command line */

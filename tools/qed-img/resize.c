@@ -119,8 +119,10 @@ resize (const char *image, const struct change *change)
   uint64_t size;
   int result;
 
-  /* An open for writing may change the image, so look at it before. */
-  if (qed_get_info (image, false, &info) == -1)
+  /* An open for writing may change the image, so look at it before, and
+   * leave it to the open to find it in use.
+   */
+  if (qed_get_info (image, true, &info) == -1)
     return -1;
   result = new_size (change, &info, &size);
   qed_info_free (&info);

@@ -1,0 +1,121 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# What programs that call qemu-img look at besides the result: files' modes,
+# words of the help and of messages, and options of the storage.
+
+load qed-img-functions
+
+# ---- What they look for
+
+@test "a new file is nobody else's to write to, whatever the umask" {
+  local mask command
+  truncate -s 1M raw.img
+  for mask in 000 002 022 027 077; do
+    (
+      umask "$mask"
+      qemu-img create -q -f qed qemu.qed 1M
+      qed-img create -q ours.qed 1M
+    )
+    assert_equal "$(stat -c %a ours.qed)" "$(stat -c %a qemu.qed)"
+    rm ours.qed qemu.qed
+  done
+
+  # Whoever makes a file does it in one way.
+  umask 000
+  nbdkit -U - --filter=blklogwrites memory 1M log=new.log --run true
+  assert_equal "$(stat -c %a new.log)" 644
+}
+
+@test "help: one line of syntax a command, with all its options" {
+  local help
+  help=$(qed-img --help)
+  # The probes of libguestfs, and others of their kind.
+  grep -qE -- '\binfo\b.*-U\b' <<<"$help"
+  grep -qE -- '\bcommit\b.*-d\b' <<<"$help"
+  grep -qE -- '\brebase\b.*-t\b' <<<"$help"
+  grep -qE -- '\bmeasure\b.*--output' <<<"$help"
+  # Each option of a command's own help stands in its line.
+  local command letter
+  while read -r command; do
+    while read -r letter; do
+      grep -qE -- "^  $command .*\[${letter}[] =]" <<<"$help" ||
+        fail "$command: no $letter"
+    done < <(qed-img "$command" --help | grep -oE '^  --?[a-z-]+' |
+               grep -v -e '-h$' | tr -d ' ')
+  done < <(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' <<<"$help")
+}
+
+@test "called as qemu-img, messages and help say so" {
+  mkdir bin
+  ln -s "$(type -P qed-img)" bin/qemu-img
+  run -1 bin/qemu-img info gone.qed
+  assert_output "qemu-img: Could not open 'gone.qed': No such file or directory"
+  run -1 bin/qemu-img bogus
+  assert_line "qemu-img: Command not found: bogus"
+  assert_line "Try 'qemu-img --help' for more information"
+  run -0 bin/qemu-img --help
+  assert_line --index 0 --partial "usage: qemu-img "
+  run -0 bin/qemu-img create --help
+  assert_line --index 0 --partial "usage: qemu-img create "
+
+  # The version is that of the qemu-img whose commands these are.
+  run -0 bin/qemu-img --version
+  assert_output --regexp '^qemu-img version 7\.2\.0 \(qed-img '
+  run -0 qed-img --version
+  assert_output --regexp '^qed-img version '
+}
+
+# in_use_by COMMAND...: what both say when the image, or one that it stands on,
+# is in use in some way.
+both_say_in_use ()
+{
+  local tool image=$1 pattern='Failed to get .*|Is another process.*'
+  shift
+  for tool in qemu-img qed-img; do
+    run -1 "$tool" "$@"
+    grep -oE "$pattern" <<<"$output" >$tool.txt
+  done
+  diff -u qemu-img.txt qed-img.txt
+  grep -qF "Is another process using the image [$image]?" qed-img.txt
+}
+
+@test "an image in use is told in the words of QEMU" {
+  qemu-img create -q -f qed base.qed 1M
+  qemu-img create -q -f qed -b base.qed -F qed over.qed
+  start_qemu_nbd writer -f qed base.qed
+  both_say_in_use base.qed info -f qed base.qed
+  both_say_in_use base.qed check -f qed base.qed
+  both_say_in_use base.qed check -f qed -r all base.qed
+  both_say_in_use base.qed map -f qed base.qed
+  both_say_in_use base.qed map -f qed over.qed
+  both_say_in_use base.qed resize -f qed base.qed 2M
+  both_say_in_use base.qed create -q -f qed base.qed 2M
+  # QEMU opens the base read-only first.
+  run -1 qed-img commit over.qed
+  assert_line --partial 'Failed to get "write" lock'
+  end_process "$qemu_pid"
+
+  # A reader grants no writing.
+  start_qemu_nbd reader -r -f qed base.qed
+  both_say_in_use base.qed check -f qed -r all base.qed
+  both_say_in_use base.qed resize -f qed base.qed 2M
+  both_say_in_use base.qed create -q -f qed base.qed 2M
+}
+
+@test "create: \"Formatting\" is not said before a refusal" {
+  head -c 1M /dev/urandom >other.img
+  run -1 qed-img create other.img 1M
+  assert_output "qed-img: other.img: create: this holds something that is no \
+QED image; remove it first if it is not needed"
+  start_qemu_nbd server -f raw other.img
+  run -1 qed-img create "$qemu_uri" 1M
+  refute_output --partial Formatting
+  refute_output --partial "remove it"
+  assert_output --partial "zero its first 1048576 bytes"
+
+  # And that is enough.
+  nbdsh -u "$qemu_uri" -c 'h.zero(1048576, 0)'
+  run -0 qed-img create "$qemu_uri" 512k
+}
