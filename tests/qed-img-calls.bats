@@ -119,3 +119,88 @@ QED image; remove it first if it is not needed"
   nbdsh -u "$qemu_uri" -c 'h.zero(1048576, 0)'
   run -0 qed-img create "$qemu_uri" 512k
 }
+
+# ---- New files
+
+# fails_cleanly CALL [OPTION...]: with each call of that kind failing in turn,
+# creating succeeds or leaves nothing.  Twice in a row nothing fails any more.
+fails_cleanly ()
+{
+  local call=$1 n whole=0
+  shift
+  for (( n = 1; n < 200 && whole < 2; n++ )); do
+    if strace -o /dev/null -e "inject=$call:error=ENOLCK:when=$n" "$@" \
+              qed-img create -q new.qed 1M 2>err; then
+      assert_clean new.qed
+      rm new.qed
+      whole=$((whole + 1))
+    else
+      whole=0
+      assert_not_exists new.qed
+      assert_not_exists target.qed
+    fi
+  done
+  assert_equal "$whole" 2
+}
+
+@test "create: whatever fails, no new file is left" {
+  local call nameless
+  nameless=$(strace -e trace=openat qed-img create -q new.qed 1M 2>&1 |
+               grep openat | grep -n O_TMPFILE | cut -d: -f1)
+  rm new.qed
+  for call in newfstatat fcntl linkat ftruncate pwrite64 fdatasync; do
+    fails_cleanly "$call"
+    # Where a file must have a name from the beginning.
+    fails_cleanly "$call" -e "inject=openat:error=EOPNOTSUPP:when=$nameless"
+  done
+
+  # What a link means goes, not the link.
+  ln -s target.qed new.qed
+  run -1 strace -o /dev/null -e inject=fcntl:error=ENOLCK:when=4+ \
+      qed-img create -q new.qed 1M
+  assert_not_exists target.qed
+  assert_link_exists new.qed
+}
+
+@test "create: of several at once one wins, and its image stays" {
+  local i pids pid won
+  for i in {1..10}; do
+    pids=() won=0
+    for size in 1M 2M 3M; do
+      qed-img create -q new.qed "$size" 2>/dev/null 3>&- &
+      pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+      if wait "$pid"; then won=$((won + 1)); fi
+    done
+    assert [ "$won" -ge 1 ]
+    assert_clean new.qed
+    rm new.qed
+  done
+}
+
+# Locks are the only use of fcntl there, but for the first three.
+without_locks ()
+{
+  strace -f -o /dev/null -e inject=fcntl:error=ENOLCK:when=4+ "$@"
+}
+
+@test "--no-lock: every command works where the file system has no locks" {
+  run -1 without_locks qed-img create -q new.qed 1M
+  assert_output --partial "Failed to lock"
+  without_locks qed-img create -q --no-lock base.qed 1M
+  without_locks qed-img create -q --no-lock -b base.qed over.qed
+  qemu_io_qed over.qed 'write -P 1 0 64k'
+  without_locks qed-img check --no-lock over.qed
+  without_locks qed-img check -r all --no-lock over.qed
+  without_locks qed-img commit --no-lock over.qed
+  without_locks qed-img resize --no-lock over.qed 2M
+  without_locks qed-img rebase --no-lock -b '' over.qed
+  without_locks qed-img rebase --no-lock -u -b base.qed over.qed
+  without_locks qed-img empty --no-lock over.qed
+  qemu_io_qed over.qed 'read -P 1 0 64k'
+  for command in 'info' 'map' 'check' 'measure'; do
+    run -1 without_locks qed-img "$command" base.qed
+    without_locks qed-img "$command" -U base.qed
+  done
+}

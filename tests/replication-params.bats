@@ -186,8 +186,8 @@ buffer ()
   disk
   start_secondary
   truncate -s 4M disk2.img
-  refused "active.qed" "in use" -- file disk2.img "${secondary[@]}"
-  refused "hidden.qed" "in use" -- file disk2.img replication-mode=secondary \
+  refused "active.qed" "Failed to get" -- file disk2.img "${secondary[@]}"
+  refused "hidden.qed" "Failed to get" -- file disk2.img replication-mode=secondary \
           replication-top-id=g replication-active=other.qed \
           replication-hidden=hidden.qed
   qemu_io "$uri" "write -P 1 0 64k" "read -P 1 0 64k"
@@ -301,7 +301,7 @@ buffer ()
   assert_equal "$(hash_of map)" "$before"
   rm map
   start_primary "$remote" replication-bitmap=map
-  refused "map" "in use" -- file primary.img "${primary[@]}" \
+  refused "map" "Failed to get" -- file primary.img "${primary[@]}" \
           replication-bitmap=map
   stop_nbdkit
   refused "map" "8388608|4194304" -- file other.img "${primary[@]}" \

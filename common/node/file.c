@@ -17,6 +17,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -40,10 +41,23 @@ struct file_node {
   dev_t dev;                    /* identity */
   ino_t ino;
   bool is_block_device;
+  char *created;                /* the place of a new file that nobody has
+                                   said to keep, or NULL */
   _Atomic int flush_errno;      /* of the flush that failed, or 0 */
   atomic_bool no_zero_range;    /* the file system cannot do it */
   atomic_bool no_punch_hole;
 };
+
+/* The name is relative to a folder that may be another one now. */
+static void
+remove_created (struct file_node *f)
+{
+  struct stat st;
+
+  if (stat (f->created, &st) == 0 && st.st_dev == f->dev &&
+      st.st_ino == f->ino)
+    unlink (f->created);
+}
 
 static int
 file_close (struct node *n)
@@ -51,6 +65,9 @@ file_close (struct node *n)
   struct file_node *f = (struct file_node *) n;
   int r = 0;
 
+  if (f->created)               /* while it is locked */
+    remove_created (f);
+  free (f->created);
   if (f->fd >= 0 && close (f->fd) == -1) {
     msg_error ("%s: close: %m", n->name);
     r = -1;
@@ -379,9 +396,8 @@ identify (struct file_node *f)
   return 0;
 }
 
-struct node *
-file_node_open (const char *name, const struct node_open_options *options,
-                int open_flags)
+static struct file_node *
+new_node (const char *name, bool read_only)
 {
   struct file_node *f = calloc (1, sizeof *f);
 
@@ -390,33 +406,175 @@ file_node_open (const char *name, const struct node_open_options *options,
     free (f);
     return NULL;
   }
+  f->fd = -1;
   f->node.ops = &file_ops;
-  f->node.read_only = options->read_only;
+  f->node.read_only = read_only;
   f->node.can_fast_zero = true;
   f->node.align = f->node.zero_align = 1;
   f->node.preferred = 4096;
+  return f;
+}
 
-  /* A fifo would wait here for its other end without O_NONBLOCK. */
-  f->fd = open (name, (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC |
-                O_NOCTTY | O_NONBLOCK | open_flags, NEW_FILE_MODE);
-  if (f->fd == -1) {
-    msg_error ("Could not %s '%s': %m",
-               open_flags & O_CREAT ? "create" : "open", name);
-    goto error;
-  }
-  if (identify (f) == -1 ||
-      image_lock (f->fd, name, options->lock, options->read_only) == -1)
-    goto error;
+/* A fifo would wait here for its other end without O_NONBLOCK. */
+#define OPEN_FLAGS (O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
+
+/* Open what is there. */
+static int
+open_file (struct file_node *f)
+{
+  f->fd = open (f->node.name,
+                (f->node.read_only ? O_RDONLY : O_RDWR) | OPEN_FLAGS);
+  if (f->fd == -1)
+    msg_error ("Could not open '%s': %m", f->node.name);
+  return f->fd == -1 ? -1 : 0;
+}
+
+/* Take the locks; the rest of opening. */
+static int
+settle (struct file_node *f, enum node_lock lock)
+{
+  if (identify (f) == -1)
+    return -1;
+  return image_lock (f->fd, f->node.name, lock, f->node.read_only);
+}
+
+static struct node *
+give_up (struct file_node *f)
+{
+  const int err = errno;
+
+  file_close (&f->node);
+  errno = err;
+  return NULL;
+}
+
+struct node *
+file_node_open (const char *name, const struct node_open_options *options)
+{
+  struct file_node *f = new_node (name, options->read_only);
+
+  if (f == NULL)
+    return NULL;
+  if (open_file (f) == -1 || settle (f, options->lock) == -1)
+    return give_up (f);
   return &f->node;
+}
+
+/* ---- New files
+ *
+ * A new file gets its name when it has its locks, where the file system
+ * can do that: nobody else can come in between, and nothing is left if
+ * the locks fail or the process is killed.  Elsewhere it is removed again,
+ * unless another process was faster to lock it, whose file it is then.
+ */
+
+/* The place that a name means, where a link may lead to nothing: what the
+ * link names.  To be freed.
+ */
+static char *
+new_place (const char *name)
+{
+  char *place = strdup (name);
+
+  for (int links = 0; place && links < 40; ++links) {
+    CLEANUP_FREE char *link = place;
+    char target[PATH_MAX];
+    const ssize_t len = readlink (link, target, sizeof target);
+    const char *const slash = strrchr (link, '/');
+
+    if (len == -1) {
+      link = NULL;
+      break;
+    }
+    if (asprintf (&place, "%.*s%.*s",
+                  slash && *target != '/' ? (int) (slash + 1 - link) : 0,
+                  link, (int) len, target) == -1)
+      place = NULL;
+  }
+  return place;
+}
+
+/* A file without a name in the folder of that one; -1 if there can be
+ * none.
+ */
+static int
+open_nameless (const char *place)
+{
+  const char *const slash = strrchr (place, '/');
+  CLEANUP_FREE char *folder =
+    slash ? strndup (place, slash + 1 - place) : strdup (".");
+
+  if (folder == NULL || access ("/proc/self/fd", X_OK) == -1)
+    return -1;
+  return open (folder, O_TMPFILE | O_RDWR | OPEN_FLAGS, NEW_FILE_MODE);
+}
+
+static int
+give_name (int fd, const char *place)
+{
+  char self[32];
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", fd);
+  return linkat (AT_FDCWD, self, AT_FDCWD, place, AT_SYMLINK_FOLLOW);
+}
+
+static int
+create_file (struct file_node *f, enum node_lock lock)
+{
+  CLEANUP_FREE char *place = new_place (f->node.name);
+  bool nameless;
+
+  if (place == NULL)
+    goto error;
+  f->fd = open_nameless (place);
+  nameless = f->fd >= 0;
+  if (!nameless) {
+    f->fd = open (place, O_CREAT | O_EXCL | O_RDWR | OPEN_FLAGS,
+                  NEW_FILE_MODE);
+    if (f->fd == -1)
+      goto error;
+  }
+  if (settle (f, lock) == -1) {
+    if (!nameless && errno != EBUSY)
+      unlink (place);
+    return -1;
+  }
+  if (nameless && give_name (f->fd, place) == -1)
+    goto error;
+  f->created = place;
+  place = NULL;
+  return 0;
 
  error:
-  {
-    const int err = errno;
+  msg_error ("Could not create '%s': %m", f->node.name);
+  return -1;
+}
 
-    file_close (&f->node);
-    errno = err;
-  }
-  return NULL;
+struct node *
+node_create_file (const char *name, bool no_lock)
+{
+  const enum node_lock lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE;
+  struct file_node *f = new_node (name, false);
+  int r;
+
+  if (f == NULL)
+    return NULL;
+  if (access (name, F_OK) == 0)
+    r = open_file (f) == -1 ? -1 : settle (f, lock);
+  else
+    r = create_file (f, lock);
+  return r == 0 ? &f->node : give_up (f);
+}
+
+void
+node_keep (struct node *n)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  if (n->ops != &file_ops)
+    return;
+  free (f->created);
+  f->created = NULL;
 }
 
 bool

@@ -159,9 +159,12 @@ extern struct node *node_open (const char *name,
                                const struct node_open_options *options);
 
 /* Open, and first create if missing, a local regular file for writing
- * with the locks of a writer.  *created says whether it is new.
+ * with the locks of a writer, or with none.  A file that was created is
+ * removed when the node is closed, unless node_keep was called; when this
+ * fails none is left behind.
  */
-extern struct node *node_create_file (const char *name, bool *created);
+extern struct node *node_create_file (const char *name, bool no_lock);
+extern void node_keep (struct node *n);
 
 /* Take the locks of another role as well; a node that has no locks
  * ignores it.
@@ -255,8 +258,7 @@ extern bool node_is_lost (struct node *n, char *cause, size_t size);
 
 /* For drivers. */
 extern struct node *file_node_open (const char *name,
-                                    const struct node_open_options *options,
-                                    int open_flags);
+                                    const struct node_open_options *options);
 extern struct node *nbd_node_open (const char *uri,
                                    const struct node_open_options *options);
 

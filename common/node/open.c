@@ -29,28 +29,7 @@ struct node *
 node_open (const char *name, const struct node_open_options *options)
 {
   return node_is_uri (name) ? nbd_node_open (name, options)
-                            : file_node_open (name, options, 0);
-}
-
-struct node *
-node_create_file (const char *name, bool *created)
-{
-  const struct node_open_options options = { .lock = NODE_LOCK_IMAGE };
-  struct node *n;
-  struct stat st;
-
-  *created = false;
-  if (access (name, F_OK) == 0)
-    return file_node_open (name, &options, 0);
-
-  /* A link that leads to nothing: what it names is made.  It does not
-   * count as new, since to remove it would remove the link.
-   */
-  if (lstat (name, &st) == 0 && S_ISLNK (st.st_mode))
-    return file_node_open (name, &options, O_CREAT);
-  n = file_node_open (name, &options, O_CREAT | O_EXCL);
-  *created = n != NULL;
-  return n;
+                            : file_node_open (name, options);
 }
 
 int

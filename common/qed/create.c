@@ -16,7 +16,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "node/align.h"
 #include "qed/chain.h"
@@ -188,13 +187,12 @@ qed_create (const char *name, const struct qed_create_options *options)
   const struct node_open_options file_options = { .read_only = false };
   struct qed_header header;
   struct node *file;
-  bool created = false;
-  int r;
+  int r, err;
 
   if (qed_make_header (name, options, &header) == -1)
     return -1;
   file = node_is_uri (name) ? align_open (name, &file_options)
-                            : node_create_file (name, &created);
+                            : node_create_file (name, options->no_lock);
   if (file == NULL)
     return -1;
 
@@ -203,14 +201,12 @@ qed_create (const char *name, const struct qed_create_options *options)
     options->begins (options->opaque);
   if (r == 0)
     r = write_image (file, &header, options->backing);
+  if (r == 0)
+    node_keep (file);
+  err = errno;
   if (node_close (file) == -1)
-    r = -1;
-  if (r == -1 && created) {
-    const int err = errno;
-
-    unlink (name);
-    errno = err;
-  }
+    return -1;
+  errno = err;
   return r;
 }
 

@@ -110,6 +110,7 @@ struct qed_create_options {
   uint32_t table_size;          /* clusters */
   const char *backing;          /* NULL, or the name for the header */
   bool backing_is_raw;          /* set BACKING_FORMAT_NO_PROBE */
+  bool no_lock;                 /* the file system has no locks */
 
   /* Called when nothing speaks against it, before something is written;
    * may be NULL.
@@ -206,8 +207,8 @@ struct qed_rebase_options {
                                    PROBE: by its magic when it is safe,
                                    and left to be probed in the header */
   bool unsafe;
-  bool no_lock;                 /* of the backing images; the image is
-                                   always locked */
+  bool no_lock;                 /* of the backing images */
+  bool no_image_lock;
   const struct qed_progress *progress; /* may be NULL */
 };
 extern int qed_rebase (const char *name,

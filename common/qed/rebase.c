@@ -277,7 +277,9 @@ static int
 rebase_unsafe (const char *name, const struct qed_rebase_options *o,
                const char *backing)
 {
-  const struct node_open_options options = { .lock = NODE_LOCK_IMAGE };
+  const struct node_open_options options = {
+    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+  };
   struct qed *s = qed_open_bare (name, &options);
   int r;
 
@@ -341,7 +343,9 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
 {
   const char *backing = o->backing ? o->backing : "";
   struct qed_options options = QED_DEFAULT_OPTIONS;
-  const struct node_open_options file_options = { .lock = NODE_LOCK_IMAGE };
+  const struct node_open_options file_options = {
+    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+  };
   struct rebase rb = { .s = NULL };
   struct node *n = NULL;
   int r, err;

@@ -30,6 +30,7 @@ static const struct tool_option options[] = {
   { 'r', "repair", "leaks|all", "repair what can be repaired" },
   { 'T', NULL, IMG_CACHE_MODES, "cache mode" },
   IMG_OPTION_FORCE_SHARE,
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
@@ -144,8 +145,8 @@ static int
 check (const char *image, enum qed_fix fix, const struct img_common *common,
        struct qed_check_result *result)
 {
-  return qed_check (image, fix, common->force_share, print_finding, NULL,
-                    result);
+  return qed_check (image, fix, common->force_share || common->no_lock,
+                    print_finding, NULL, result);
 }
 
 /* Check again after a repair, keeping the counts of what was repaired. */

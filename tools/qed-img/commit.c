@@ -22,6 +22,7 @@ static const struct tool_option options[] = {
   { 't', NULL, IMG_CACHE_MODES, "cache mode" },
   IMG_OPTION_PROGRESS,
   { 'r', NULL, "RATE", NULL },
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
@@ -53,6 +54,7 @@ run (int argc, char *argv[])
   }
   image = img_one_image (argc, argv);
 
+  o.no_lock = common.no_lock;
   o.progress = img_progress_start (common.progress && !common.quiet);
   if (qed_commit (image, &o) == -1)
     return EXIT_FAILURE;

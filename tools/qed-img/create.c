@@ -34,12 +34,13 @@ static const struct tool_option options[] = {
   { 'F', NULL, "raw|qed", "format of the backing image" },
   { 'u', NULL, NULL, "do not look at the backing image" },
   { 'o', NULL, "KEY=VALUE,...", "options, see '-o help'" },
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
 struct request {
   struct img_new_image new;
-  bool quiet, unsafe;
+  bool quiet, unsafe, no_lock;
 };
 
 /* ---- The command line */
@@ -97,6 +98,7 @@ parse_command_line (struct request *r, int argc, char *argv[])
     }
   }
   r->quiet = common.quiet;
+  r->no_lock = common.no_lock;
 
   if (img_options_want_help (list)) {
     img_print_options ();
@@ -229,6 +231,7 @@ create (struct request *r)
 
   if (img_create_options (&r->new, &options) == -1)
     return -1;
+  options.no_lock = r->no_lock;
   options.begins = announce;
   options.opaque = r;
   return qed_create (r->new.image, &options);

@@ -15,6 +15,7 @@
 static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
@@ -28,7 +29,7 @@ run (int argc, char *argv[])
     ;
   image = img_one_image (argc, argv);
 
-  if (qed_empty_image (image, false) == -1)
+  if (qed_empty_image (image, common.no_lock) == -1)
     return EXIT_FAILURE;
   if (!common.quiet)
     printf ("Image emptied.\n");

@@ -99,6 +99,9 @@ img_next_option (const struct tool_command *command, int argc, char *argv[],
     case 'U':
       common->force_share = true;
       break;
+    case IMG_NO_LOCK:
+      common->no_lock = true;
+      break;
     case 'p':
       common->progress = true;
       break;

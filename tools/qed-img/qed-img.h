@@ -23,6 +23,7 @@ enum {
   IMG_SHRINK,
   IMG_PREALLOCATION,
   IMG_SIZE,
+  IMG_NO_LOCK,
 };
 
 /* Options that mean the same wherever a table lists them.
@@ -34,6 +35,9 @@ enum {
   { 'q', NULL, NULL, "print nothing but errors" }
 #define IMG_OPTION_FORCE_SHARE                                          \
   { 'U', "force-share", NULL, "open IMAGE even if it is in use" }
+#define IMG_OPTION_NO_LOCK                                              \
+  { IMG_NO_LOCK, "no-lock", NULL,                                       \
+    "take no locks, where the file system has none" }
 #define IMG_OPTION_PROGRESS                                             \
   { 'p', NULL, NULL, "show how far it is" }
 #define IMG_OPTIONS_EVERYWHERE                                          \
@@ -62,6 +66,7 @@ struct img_common {
   bool quiet;
   bool json;
   bool force_share;
+  bool no_lock;
   bool progress;
   const char *format;           /* NULL if not given */
 };

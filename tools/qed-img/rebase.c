@@ -26,6 +26,7 @@ static const struct tool_option options[] = {
   { 'T', NULL, IMG_CACHE_MODES, "cache mode of the backing images" },
   IMG_OPTION_PROGRESS,
   { 'U', "force-share", NULL, "use backing images even if they are in use" },
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
@@ -86,7 +87,8 @@ run (int argc, char *argv[])
       refuse_itself (image, &o) == -1)
     return EXIT_FAILURE;
 
-  o.no_lock = common.force_share;
+  o.no_lock = common.force_share || common.no_lock;
+  o.no_image_lock = common.no_lock;
   o.progress = img_progress_start (common.progress && !common.quiet);
   if (qed_rebase (image, &o) == -1)
     return EXIT_FAILURE;

@@ -25,6 +25,7 @@ static const struct tool_option options[] = {
   IMG_OPTION_FORMAT,
   { IMG_SHRINK, "shrink", NULL, NULL },
   { IMG_PREALLOCATION, "preallocation", "off", "accepted; nothing else is" },
+  IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
 
@@ -111,9 +112,9 @@ new_size (const struct change *change, const struct qed_info *info,
 }
 
 static int
-resize (const char *image, const struct change *change)
+resize (const char *image, const struct change *change, bool no_lock)
 {
-  const struct qed_options how = QED_DEFAULT_OPTIONS;
+  struct qed_options how = QED_DEFAULT_OPTIONS;
   struct qed_info info;
   struct node *n;
   uint64_t size;
@@ -126,6 +127,7 @@ resize (const char *image, const struct change *change)
     return -1;
   result = new_size (change, &info, &size);
   qed_info_free (&info);
+  how.no_lock = no_lock;
   n = result == 0 ? qed_open (image, &how) : NULL;
   if (n == NULL)
     return -1;
@@ -172,7 +174,8 @@ run (int argc, char *argv[])
     tool_usage_error ("Expecting image file name and size");
   image = argv[optind];
 
-  if (parse_change (&change, size) == -1 || resize (image, &change) == -1)
+  if (parse_change (&change, size) == -1 ||
+      resize (image, &change, common.no_lock) == -1)
     return EXIT_FAILURE;
   if (!common.quiet)
     printf ("Image resized.\n");

@@ -118,7 +118,6 @@ struct writelog {
   struct node *node;            /* owned */
   uint32_t sector_size;
   uint64_t interval;
-  bool created;                 /* a local file was made for it */
   bool started;
   bool named;                   /* a file that had a name at the start */
   bool promises;                /* there may be some */
@@ -323,36 +322,19 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
   return log;
 }
 
-/* A file that was made for a log that did not start goes again. */
-static void
-remove_file (const char *name)
-{
-  const int err = errno;
-
-  unlink (name);
-  errno = err;
-}
-
 struct writelog *
 writelog_open (const char *name, const struct writelog_options *options)
 {
   const struct node_open_options node_options = { .lock = NODE_LOCK_IMAGE };
-  struct writelog *log;
   struct node *node;
-  bool created = false;
 
   if (node_is_uri (name))
     node = align_open (name, &node_options);
   else
-    node = node_create_file (name, &created);
+    node = node_create_file (name, false);
   if (node == NULL)
     return NULL;
-  log = writelog_open_node (node, options);
-  if (log)
-    log->created = created;
-  else if (created)
-    remove_file (name);
-  return log;
+  return writelog_open_node (node, options);
 }
 
 int
@@ -364,6 +346,7 @@ writelog_start (struct writelog *log)
       node_resize (log->node, log->end) == -1)
     return -1;
   log->named = !node_is_removed (log->node);
+  node_keep (log->node);
   log->started = true;
   return 0;
 }
@@ -921,8 +904,6 @@ writelog_close (struct writelog *log)
     r = -1;
     err = errno;
   }
-  if (log->created && !log->started)
-    remove_file (log->node->name);
   if (node_close (log->node) == -1) {
     r = -1;
     err = err ? : errno;

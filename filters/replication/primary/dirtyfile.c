@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
@@ -33,7 +32,6 @@
 
 struct dirty_file {
   struct node *node;
-  bool created;                 /* by us, so there was none */
   uint8_t header[HEADER_SIZE];
   bool begun;                   /* header is in the file */
   bool failed;                  /* the file lacks something */
@@ -99,7 +97,7 @@ dirty_file_open (const char *name)
     msg_error ("%s: open: %m", name);
     return NULL;
   }
-  f->node = node_create_file (name, &f->created);
+  f->node = node_create_file (name, false);
   if (f->node == NULL)
     goto error;
   if (node_size (f->node) == 0)
@@ -206,6 +204,7 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
       node_flush (f->node) == -1)
     return -1;
   f->begun = true;
+  node_keep (f->node);
   return 0;
 }
 
@@ -257,14 +256,6 @@ dirty_file_write (struct dirty_file *f, const uint64_t *map,
   return 0;
 }
 
-/* A server that is refused leaves nothing behind. */
-static void
-remove_unused (const struct dirty_file *f)
-{
-  if (f->created && !f->begun)
-    unlink (f->node->name);
-}
-
 int
 dirty_file_end (struct dirty_file *f)
 {
@@ -281,7 +272,6 @@ dirty_file_end (struct dirty_file *f)
       spoil (f);
     }
   }
-  remove_unused (f);
   if (node_close (f->node) == -1) {
     r = -1;
     err = errno;
@@ -296,7 +286,6 @@ dirty_file_abandon (struct dirty_file *f)
 {
   if (f->begun)
     spoil (f);
-  remove_unused (f);
   node_close (f->node);
   free (f);
 }
