@@ -992,8 +992,8 @@ for request in h.flush, lambda: h.pwrite(b"3" * 512, 1024), h.flush:
   truncate -s 1M disk
   start_nbdkit --filter=blklogwrites file disk log=log
   client "$uri" 'h.pwrite(b"a", 0); h.flush()'
-  refused "in use" file disk log=log
-  refused "in use" file disk log=log log-append=true
+  refused "Failed to get" file disk log=log
+  refused "Failed to get" file disk log=log log-append=true
   local options=driver=blklogwrites,file.driver=file,file.filename=disk
   run qemu-io --image-opts \
       "$options,log.driver=file,log.filename=log" -c "write 0 4k"

@@ -108,7 +108,7 @@ repairable ()
 }
 
 @test "a wrong magic is refused" {
-  header_refused "magic|not a QED" "magic=0"
+  header_refused "not in QED format" "magic=0"
   header_refused "magic|not a QED" "magic=0x01444551"
 }
 
