@@ -293,6 +293,63 @@ suite ()
   assert_equal "${lines[-1]}" "0 passed, 0 failed"
 }
 
+@test "bootstrap check ends with the count when the tests do not link, too" {
+  copy_sources
+  sed -i 's/^#include <config.h>/&\nextern int nowhere; int *there = \&nowhere;/' \
+      source/tests/unit/test-claim.c
+  suite "unit/test-claim" 1
+  assert_equal "${lines[-1]}" "0 passed, 0 failed"
+}
+
+# hide MODULE...: from now on pkg-config does not know these.
+hide ()
+{
+  local real
+  real=$(PATH=${PATH#"$tmp/bin:"} type -P pkg-config)
+  mkdir -p bin
+  cat >bin/pkg-config <<EOF
+#!/bin/sh
+for module in $*; do
+  case " \$* " in *" \$module "*) exit 1;; esac
+done
+exec $real "\$@"
+EOF
+  chmod +x bin/pkg-config
+}
+
+# The demo and the build need less than the tests: what they have configured
+# does not do for these.
+@test "bootstrap demo, build and check work in any order" {
+  copy_sources
+  echo 'echo "the demo"' >source/tests/demo.sh
+  export PATH="$tmp/bin:$PATH"
+  local order command
+  for order in "demo build" "build demo" "demo" "build"; do
+    rm -f source/config.status source/config.surroundings
+    hide cmocka bash-completion
+    for command in $order; do
+      run source/bootstrap "$command"
+      assert_success
+    done
+    assert_equal "$(sed -n 's/^CMOCKA_LIBS = *//p' source/Makefile)" ""
+    # Now the packages of the tests are installed.
+    hide
+    suite "unit/test-claim" 0
+    assert_line --regexp '^[1-9][0-9]* passed, 0 failed$'
+    run source/bootstrap build
+    assert_success
+    refute_output --partial "checking"
+  done
+  # It is seen, too, when they are removed again, or one is upgraded.
+  hide cmocka
+  run source/bootstrap build
+  assert_success
+  assert_output --partial "checking for cmocka"
+  sed -i '2i case "$*" in *--modversion*) echo 99;; esac' bin/pkg-config
+  run source/bootstrap build
+  assert_output --partial "checking for"
+}
+
 @test "bootstrap names what is missing where it cannot install" {
   commands_without apt-get guestfish libtoolize
   cp "$srcdir/bootstrap" .
