@@ -33,6 +33,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/request/serial.h \
 	common/node/align.c \
 	common/node/align.h \
+	common/node/direct.c \
+	common/node/direct.h \
 	common/node/file.c \
 	common/node/lock.c \
 	common/node/lock.h \

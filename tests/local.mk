@@ -17,6 +17,7 @@ unit_tests = \
 	tests/unit/test-claim \
 	tests/unit/test-control \
 	tests/unit/test-drain \
+	tests/unit/test-file-node \
 	tests/unit/test-flush \
 	tests/unit/test-job \
 	tests/unit/test-nbd-node \

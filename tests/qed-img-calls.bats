@@ -204,3 +204,99 @@ without_locks ()
     without_locks qed-img "$command" -U base.qed
   done
 }
+
+# ---- Cache modes
+
+@test "-t, -T: the modes of qemu-img, with the same result" {
+  make_files
+  make_chain
+  truncate -s 1000001 files/odd.raw
+  qemu-img create -q -f qed -b odd.raw -F raw files/over-odd.qed
+  qemu_io_qed files/over-odd.qed 'write -P 1 64k 64k' 'write -P 2 900k 72k' \
+              >/dev/null
+  cases <<'TABLE'
+same | check -T none base.qed
+same | check -T directsync base.qed
+same | check -T writeback base.qed
+same | check -T off base.qed
+same | check -T bogus base.qed
+same | check -T '' base.qed
+same | check -T none -T unsafe base.qed
+same | check -r all -T none base.qed
+same | check -T none --output=json small.qed
+status | check -T none gone.qed
+reads | rebase -t none -b other.raw -F raw top.qed
+reads | rebase -T none -b other.raw -F raw top.qed
+reads | rebase -t none -T none -b low.raw -F raw top.qed
+reads | rebase -t directsync -T directsync -b '' top.qed
+reads | rebase -t writethrough -T unsafe -b '' top.qed
+reads | rebase -t unsafe -T writeback -b '' top.qed
+same | rebase -t none -u -b gone.raw -F raw top.qed
+same | rebase -t bogus -u -b gone.raw -F raw top.qed
+same | rebase -T bogus -u -b gone.raw -F raw top.qed
+0, not 1: QEMU wants a base whose size is a multiple of blocks | commit -d -t none over-odd.qed
+0, not 1: QEMU wants a base whose size is a multiple of blocks | commit -d -t directsync over-odd.qed
+reads | commit -d -t unsafe over-odd.qed
+reads | commit -d -t writethrough top.qed
+reads | commit -d -t none top.qed
+reads | commit -d -t directsync -b low.raw top.qed
+same | commit -t bogus top.qed
+TABLE
+}
+
+# opened_with FLAG NAME: that file was.
+opened_with ()
+{
+  grep -E "openat.*$2\", .*" trace | grep -q "$1"
+}
+
+@test "-t, -T: what the modes mean" {
+  local mode flushes
+  make_files
+  make_chain
+  cd files || return
+  for mode in none directsync; do
+    strace -f -o trace -e trace=openat qed-img check -T "$mode" top.qed
+    opened_with O_DIRECT top.qed
+    strace -f -o trace -e trace=openat \
+           qed-img rebase -T "$mode" -b other.raw -F raw top.qed
+    opened_with O_DIRECT other.raw
+    opened_with O_DIRECT mid.qed
+    run ! opened_with O_DIRECT top.qed
+    strace -f -o trace -e trace=openat \
+           qed-img rebase -t "$mode" -b mid.qed -F qed top.qed
+    opened_with O_DIRECT top.qed
+    run ! opened_with O_DIRECT mid.qed
+    strace -f -o trace -e trace=openat qed-img commit -d -t "$mode" mid.qed
+    opened_with O_DIRECT mid.qed
+    opened_with O_DIRECT low.raw
+  done
+  for mode in unsafe writeback writethrough none directsync; do
+    strace -f -o trace -e trace=fdatasync qed-img commit -d -t "$mode" mid.qed
+    flushes=$(grep -c 'fdatasync(' trace || true)
+    case $mode in
+      unsafe) assert_equal "$flushes" 0 ;;
+      writeback | none) assert_equal "$flushes" 1 ;;
+      *) assert [ "$flushes" -gt 1 ] ;;
+    esac
+  done
+
+  # A base that ends within a block keeps its length.
+  truncate -s 1000001 odd.raw
+  qemu-img create -q -f qed -b odd.raw -F raw odd.qed 1000448
+  qemu_io_qed odd.qed 'write -P 1 64k 64k' 'write -P 2 900k 72k' >/dev/null
+  cp odd.raw expected.raw
+  truncate -s 1000448 expected.raw
+  qemu-io -f raw -c 'write -P 1 64k 64k' -c 'write -P 2 900k 72k' expected.raw
+  qed-img commit -d -t none odd.qed
+  qemu-img compare -f raw -F raw odd.raw expected.raw
+
+  # No file system of a test is sure to lack it.
+  local call
+  call=$(strace -e trace=openat qed-img check -T none top.qed 2>&1 |
+           grep openat | grep -n top.qed | cut -d: -f1)
+  run -1 strace -o /dev/null -e "inject=openat:error=EINVAL:when=$call" \
+      qed-img check -T none top.qed
+  assert_output "qed-img: Could not open 'top.qed': filesystem does not \
+support O_DIRECT"
+}

@@ -390,7 +390,6 @@ status | rebase -u -b other.qed -F qed mid.qed
 0, not 1: the format is optional | rebase -b other.qed top.qed
 1, not 0: no driver of ours can read it | rebase -b foreign.qcow2 -F qcow2 top.qed
 1, not 1: QED images only | rebase -f raw -b '' raw.img
-1, not 0: not supported, and we say so | rebase -t none -b other.qed -F qed top.qed
 1, not 0: a damaged image is repaired first | rebase -b other.qed -F qed shared.qed
 TABLE
 }
@@ -495,7 +494,6 @@ status | commit over-gone.qed
 status | commit over-gone-raw.qed
 status | commit unknown.qed
 1, not 1: QED images only | commit -f raw raw.img
-1, not 0: not supported, and we say so | commit -t none top.qed
 1, not 0: not supported, and we say so | commit -r 1M top.qed
 TABLE
 }

@@ -455,8 +455,6 @@ status | check bad-l1-offset.qed
 status | check -r all bad-cluster-size.qed
 status | check bad-table-size.qed
 status | check --output=json bad-size.qed
-1, not 0: not supported, and we say so | check -T none base.qed
-1, not 0: not supported, and we say so | check -T directsync base.qed
 status | check --image-opts driver=qed,file.filename=base.qed
 1, not 63: there is only one format | check -f raw raw.img
 TABLE

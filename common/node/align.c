@@ -21,6 +21,8 @@
  * edge blocks goes in front of it and behind it in the vector.  Reads
  * go through a bounded buffer where they are not aligned.
  *
+ * A file may end within a block, which is as long as what there is of it.
+ *
  * Claims are taken before any lock of the inner node, and one request
  * holds one at a time.
  */
@@ -88,8 +90,9 @@ bounced_read (struct align_node *a, char *bounce, void *buf, size_t count,
               uint64_t offset)
 {
   const size_t skip = offset & (a->block - 1);
-  const size_t len =
+  const size_t wanted =
     MIN (round_up (skip + MIN (count, BOUNCE_SIZE), a->block), BOUNCE_SIZE);
+  const size_t len = MIN (wanted, node_size (a->inner) - (offset - skip));
   const size_t use = MIN (len - skip, count);
 
   if (node_pread (a->inner, bounce, len, offset - skip) == -1)
@@ -144,7 +147,8 @@ static struct window
 window_of (const struct align_node *a, uint64_t count, uint64_t offset)
 {
   const uint64_t start = round_down (offset, a->block);
-  const uint64_t end = round_up (offset + count, a->block);
+  const uint64_t end = MIN (round_up (offset + count, a->block),
+                            MAX (node_size (a->inner), offset + count));
 
   return (struct window) {
     .start = start, .end = end,
@@ -158,10 +162,11 @@ window_of (const struct align_node *a, uint64_t count, uint64_t offset)
 static int
 read_edges (struct align_node *a, const struct window *w, char *edges)
 {
-  const uint64_t last = w->end - a->block;
+  const uint64_t last = round_down (w->end - 1, a->block);
 
   if (w->before > 0 &&
-      node_pread (a->inner, edges, a->block, w->start) == -1)
+      node_pread (a->inner, edges, MIN (a->block, w->end - w->start),
+                  w->start) == -1)
     return -1;
   if (w->after == 0)
     return 0;
@@ -169,7 +174,7 @@ read_edges (struct align_node *a, const struct window *w, char *edges)
     memcpy (edges + a->block, edges, a->block);
     return 0;
   }
-  return node_pread (a->inner, edges + a->block, a->block, last);
+  return node_pread (a->inner, edges + a->block, w->end - last, last);
 }
 
 /* Read-modify-write.  The caller has claimed the window. */
@@ -193,7 +198,8 @@ write_unaligned (struct align_node *a, const struct iovec *iov, int iovcnt,
   n += iovcnt;
   if (w.after > 0)
     all[n++] = (struct iovec) {
-      .iov_base = edges + 2 * (size_t) a->block - w.after,
+      .iov_base = edges + a->block +
+        (w.end - round_down (w.end - 1, a->block)) - w.after,
       .iov_len = w.after
     };
   return node_pwritev (a->inner, all, n, w.start);
@@ -339,9 +345,11 @@ align_cache (struct node *n, uint64_t count, uint64_t offset)
 static void
 set_size (struct align_node *a)
 {
-  atomic_store_explicit (&a->node.size,
-                         round_down (node_size (a->inner), a->block),
-                         memory_order_release);
+  uint64_t size = node_size (a->inner);
+
+  if (a->inner->fixed_size)
+    size = round_down (size, a->block);
+  atomic_store_explicit (&a->node.size, size, memory_order_release);
 }
 
 static int
@@ -405,7 +413,8 @@ align_node (struct node *inner)
     free (a);
     return NULL;
   }
-  a->inner = inner;
+  a->node.sync = false;         /* inner does it */
+  a->node.adapted = a->inner = inner;
   a->block = inner->align;
   claims_init (&a->claims);
   set_size (a);

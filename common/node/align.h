@@ -15,7 +15,8 @@
 #include "node/node.h"
 
 /* Wrap a node whose align is more than 1; owns inner from then on.  A
- * size that is no multiple of align is served rounded down.  Returns
+ * size that is no multiple of align is served rounded down, unless the
+ * node can grow; then inner takes requests up to its end.  Returns
  * NULL (with errno, inner is untouched) if out of memory.
  */
 extern struct node *align_node (struct node *inner);

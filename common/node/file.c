@@ -17,6 +17,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "node/direct.h"
 #include "node/lock.h"
 #include "utils/message.h"
 #include "node/node.h"
@@ -35,12 +37,21 @@
  */
 #define NEW_FILE_MODE 0644
 
+/* What is read and written of a regular file past the page cache, and the
+ * memory for it, is a multiple of this: no file system wants more.
+ */
+#define DIRECT_BLOCK 4096
+
 struct file_node {
   struct node node;
   int fd;
   dev_t dev;                    /* identity */
   ino_t ino;
   bool is_block_device;
+  bool direct;                  /* O_DIRECT */
+  pthread_mutex_t length_lock;  /* held to change the file's length, and
+                                   while a write does it for a moment;
+                                   I/O happens under it */
   char *created;                /* the place of a new file that nobody has
                                    said to keep, or NULL */
   _Atomic int flush_errno;      /* of the flush that failed, or 0 */
@@ -72,6 +83,7 @@ file_close (struct node *n)
     msg_error ("%s: close: %m", n->name);
     r = -1;
   }
+  pthread_mutex_destroy (&f->length_lock);
   free (n->name);
   free (f);
   return r;
@@ -83,7 +95,9 @@ file_pread (struct node *n, void *buf, size_t count, uint64_t offset)
   struct file_node *f = (struct file_node *) n;
 
   while (count > 0) {
-    const ssize_t r = pread (f->fd, buf, count, offset);
+    const ssize_t r = f->direct
+      ? direct_pread (f->fd, buf, count, offset, n->align)
+      : pread (f->fd, buf, count, offset);
 
     if (r == -1 && errno == EINTR)
       continue;
@@ -128,8 +142,8 @@ write_rest (int fd, const struct iovec *iov, int iovcnt, size_t done,
 }
 
 static int
-file_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
-              size_t count, uint64_t offset)
+write_all (struct node *n, const struct iovec *iov, int iovcnt,
+           size_t count, uint64_t offset)
 {
   struct file_node *f = (struct file_node *) n;
   size_t done = 0;
@@ -137,7 +151,9 @@ file_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
   while (done < count) {
     ssize_t r;
 
-    if (iovcnt == 1)
+    if (f->direct)
+      r = direct_pwritev (f->fd, iov, iovcnt, done, count, offset, n->align);
+    else if (iovcnt == 1)
       r = pwrite (f->fd, (char *) iov->iov_base + done, count - done,
                   offset + done);
     else
@@ -152,6 +168,44 @@ file_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
     done += r;
   }
   return 0;
+}
+
+static int
+set_length (struct file_node *f, uint64_t size)
+{
+  if (size <= INT64_MAX && ftruncate (f->fd, size) == 0)
+    return 0;
+  if (size > INT64_MAX)
+    errno = EFBIG;
+  msg_error ("%s: changing the length to %" PRIu64 " bytes: %m",
+             f->node.name, size);
+  return -1;
+}
+
+/* A write that ends within a block, where the file ends, makes it longer
+ * up to the end of the block, so it is cut again.
+ */
+static int
+write_to_end (struct node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->length_lock);
+  if (write_all (n, iov, iovcnt, count, offset) == -1)
+    return -1;
+  return set_length (f, node_size (n));
+}
+
+static int
+file_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  return f->direct && !is_aligned (count, n->align)
+    ? write_to_end (n, iov, iovcnt, count, offset)
+    : write_all (n, iov, iovcnt, count, offset);
 }
 
 static int
@@ -304,13 +358,9 @@ file_resize (struct node *n, uint64_t size)
     errno = ENOTSUP;
     return -1;
   }
-  if (size > INT64_MAX || ftruncate (f->fd, size) == -1) {
-    if (size > INT64_MAX)
-      errno = EFBIG;
-    msg_error ("%s: changing the length to %" PRIu64 " bytes: %m",
-               n->name, size);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->length_lock);
+  if (set_length (f, size) == -1)
     return -1;
-  }
   atomic_store_explicit (&n->size, size, memory_order_release);
   return 0;
 }
@@ -363,6 +413,8 @@ identify_device (struct file_node *f, uint64_t *size)
   }
   if (ioctl (f->fd, BLKSSZGET, &sector_size) == 0 && sector_size > 0)
     f->node.zero_align = sector_size;
+  if (f->direct)
+    f->node.align = f->node.zero_align;
   return 0;
 }
 
@@ -377,8 +429,11 @@ identify (struct file_node *f)
     msg_error ("Could not open '%s': fstat: %m", f->node.name);
     return -1;
   }
-  if (S_ISREG (st.st_mode))
+  if (S_ISREG (st.st_mode)) {
     size = st.st_size;
+    if (f->direct)
+      f->node.align = f->node.zero_align = DIRECT_BLOCK;
+  }
   else if (S_ISBLK (st.st_mode)) {
     if (identify_device (f, &size) == -1)
       return -1;
@@ -407,6 +462,7 @@ new_node (const char *name, bool read_only)
     return NULL;
   }
   f->fd = -1;
+  pthread_mutex_init (&f->length_lock, NULL);
   f->node.ops = &file_ops;
   f->node.read_only = read_only;
   f->node.can_fast_zero = true;
@@ -423,8 +479,12 @@ static int
 open_file (struct file_node *f)
 {
   f->fd = open (f->node.name,
-                (f->node.read_only ? O_RDONLY : O_RDWR) | OPEN_FLAGS);
-  if (f->fd == -1)
+                (f->node.read_only ? O_RDONLY : O_RDWR) |
+                (f->direct ? O_DIRECT : 0) | OPEN_FLAGS);
+  if (f->fd == -1 && f->direct && errno == EINVAL)
+    msg_error ("Could not open '%s': filesystem does not support O_DIRECT",
+               f->node.name);
+  else if (f->fd == -1)
     msg_error ("Could not open '%s': %m", f->node.name);
   return f->fd == -1 ? -1 : 0;
 }
@@ -455,6 +515,8 @@ file_node_open (const char *name, const struct node_open_options *options)
 
   if (f == NULL)
     return NULL;
+  f->direct = options->cache == NODE_CACHE_NONE ||
+    options->cache == NODE_CACHE_DIRECTSYNC;
   if (open_file (f) == -1 || settle (f, options->lock) == -1)
     return give_up (f);
   return &f->node;
@@ -566,12 +628,21 @@ node_create_file (const char *name, bool no_lock)
   return r == 0 ? &f->node : give_up (f);
 }
 
+/* The file that a node is another way to, or NULL. */
+static struct file_node *
+file_of (const struct node *n)
+{
+  while (n->ops != &file_ops && n->adapted)
+    n = n->adapted;
+  return n->ops == &file_ops ? (struct file_node *) n : NULL;
+}
+
 void
 node_keep (struct node *n)
 {
-  struct file_node *f = (struct file_node *) n;
+  struct file_node *f = file_of (n);
 
-  if (n->ops != &file_ops)
+  if (f == NULL)
     return;
   free (f->created);
   f->created = NULL;
@@ -580,9 +651,9 @@ node_keep (struct node *n)
 bool
 node_identity (const struct node *n, dev_t *dev, ino_t *ino)
 {
-  const struct file_node *f = (const struct file_node *) n;
+  const struct file_node *f = file_of (n);
 
-  if (n->ops != &file_ops)
+  if (f == NULL)
     return false;
   *dev = f->dev;
   *ino = f->ino;
@@ -592,18 +663,16 @@ node_identity (const struct node *n, dev_t *dev, ino_t *ino)
 bool
 node_is_removed (const struct node *n)
 {
-  const struct file_node *f = (const struct file_node *) n;
+  const struct file_node *f = file_of (n);
   struct stat st;
 
-  return n->ops == &file_ops && fstat (f->fd, &st) == 0 && st.st_nlink == 0;
+  return f && fstat (f->fd, &st) == 0 && st.st_nlink == 0;
 }
 
 int
 node_add_lock (struct node *n, enum node_lock lock)
 {
-  struct file_node *f = (struct file_node *) n;
+  struct file_node *f = file_of (n);
 
-  if (n->ops != &file_ops)
-    return 0;
-  return image_lock (f->fd, n->name, lock, n->read_only);
+  return f ? image_lock (f->fd, f->node.name, lock, f->node.read_only) : 0;
 }

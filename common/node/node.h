@@ -107,6 +107,10 @@ struct node {
                                    be multiples of it (power of two,
                                    mostly 1; see ../request/align.h) */
   uint32_t preferred;           /* preferred request size, power of two */
+  bool sync;                    /* each change is flushed */
+  bool no_flush;                /* flushing does nothing */
+  struct node *adapted;         /* the node that this one is only another
+                                   way to, or NULL */
   char *description;            /* what the server says of it when it is
                                    opened, or NULL; NBD only */
 };
@@ -120,9 +124,22 @@ enum node_lock {
   NODE_LOCK_BACKING,            /* a raw image below another one */
 };
 
+/* Which caches may hold what is written, in QEMU's words. */
+enum node_cache {
+  NODE_CACHE_WRITEBACK,         /* the page cache, until node_flush */
+  NODE_CACHE_WRITETHROUGH,      /* the page cache, and the medium */
+  NODE_CACHE_NONE,              /* that of the device, until node_flush */
+  NODE_CACHE_DIRECTSYNC,        /* none: not the page cache, and the
+                                   medium */
+  NODE_CACHE_UNSAFE             /* whatever; node_flush does nothing */
+};
+
 struct node_open_options {
   bool read_only;
   enum node_lock lock;
+  enum node_cache cache;        /* past the page cache only local files
+                                   can be; those whose file system cannot
+                                   are refused */
   bool from_file;               /* the name came out of a file, not from
                                    the user: NBD URIs may not refer to
                                    local key files */

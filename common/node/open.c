@@ -28,8 +28,15 @@
 struct node *
 node_open (const char *name, const struct node_open_options *options)
 {
-  return node_is_uri (name) ? nbd_node_open (name, options)
-                            : file_node_open (name, options);
+  struct node *n = node_is_uri (name) ? nbd_node_open (name, options)
+                                      : file_node_open (name, options);
+
+  if (n) {
+    n->sync = options->cache == NODE_CACHE_WRITETHROUGH ||
+      options->cache == NODE_CACHE_DIRECTSYNC;
+    n->no_flush = options->cache == NODE_CACHE_UNSAFE;
+  }
+  return n;
 }
 
 int
@@ -69,6 +76,13 @@ check_writable (const struct node *n, const char *what, uint64_t offset)
   return -1;
 }
 
+/* What a change returned; make it durable if each one is to be. */
+static int
+settle (struct node *n, int r)
+{
+  return r == 0 && n->sync ? n->ops->flush (n) : r;
+}
+
 int
 node_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
@@ -96,7 +110,7 @@ node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
   if (check_writable (n, "write", offset) == -1 ||
       check_bounds (n, "write", count, offset) == -1)
     return -1;
-  return n->ops->pwritev (n, iov, iovcnt, count, offset);
+  return settle (n, n->ops->pwritev (n, iov, iovcnt, count, offset));
 }
 
 int
@@ -113,7 +127,8 @@ node_pwrite_many (struct node *n, const struct node_write *writes, size_t nr)
                            writes[i].offset) == -1)
       return -1;
   }
-  return n->ops->pwrite_many ? n->ops->pwrite_many (n, writes, nr) : 0;
+  return n->ops->pwrite_many
+    ? settle (n, n->ops->pwrite_many (n, writes, nr)) : 0;
 }
 
 static int
@@ -144,7 +159,7 @@ node_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
     return -1;
   if (n->ops->zero) {
     if (n->ops->zero (n, count, offset, flags) == 0)
-      return 0;
+      return settle (n, 0);
     if (errno != ENOTSUP)
       return -1;
   }
@@ -167,7 +182,7 @@ node_discard (struct node *n, uint64_t count, uint64_t offset)
 int
 node_flush (struct node *n)
 {
-  return n->read_only ? 0 : n->ops->flush (n);
+  return n->read_only || n->no_flush ? 0 : n->ops->flush (n);
 }
 
 int
@@ -196,7 +211,7 @@ node_resize (struct node *n, uint64_t size)
   }
   if (check_writable (n, "resize", size) == -1)
     return -1;
-  return n->ops->resize (n, size);
+  return settle (n, n->ops->resize (n, size));
 }
 
 int64_t

@@ -261,7 +261,7 @@ chain_open_layer (const char *image, const char *name, bool from_header,
     .read_only = options->read_only,
     .lock = options->no_lock ? NODE_LOCK_NONE
       : options->read_only ? NODE_LOCK_BACKING : NODE_LOCK_IMAGE,
-    .from_file = from_header
+    .from_file = from_header, .cache = options->cache
   };
   CLEANUP_FREE char *path = NULL;
   struct node *file, *n = NULL;

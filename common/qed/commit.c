@@ -74,7 +74,8 @@ open_top (struct commit *c, const char *name,
           const struct qed_options *options)
 {
   const struct node_open_options file_options = {
-    .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+    .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .cache = options->cache
   };
   struct qed *s = qed_open_bare (name, &file_options);
 
@@ -187,6 +188,7 @@ open_chain (struct commit *c, const char *name,
   struct qed_options options = QED_DEFAULT_OPTIONS;
 
   options.no_lock = o->no_lock;
+  options.cache = o->cache;
   options.backing = "none";
   if (open_top (c, name, &options) == -1)
     return -1;

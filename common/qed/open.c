@@ -452,7 +452,8 @@ qed_open (const char *name, const struct qed_options *options)
 {
   const struct node_open_options file_options = {
     .read_only = options->read_only,
-    .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+    .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .cache = options->cache
   };
   struct node *file = align_open (name, &file_options);
 

@@ -79,7 +79,8 @@ worker (void *vp)
 {
   struct run *run = vp;
   const struct parallel *p = run->p;
-  CLEANUP_FREE uint8_t *buf = malloc (2 * PARALLEL_BUFFER);
+  /* Aligned, so that what is read past the page cache is not copied. */
+  CLEANUP_FREE uint8_t *buf = aligned_alloc (4096, 2 * PARALLEL_BUFFER);
   struct piece piece;
   uint64_t span;
 

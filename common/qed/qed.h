@@ -35,6 +35,7 @@ struct qed_options {
   enum qed_detect detect_zeroes;
   bool copy_on_read;
   bool no_lock;
+  enum node_cache cache;        /* of all images of the chain */
   bool untouched;               /* opening writes nothing, whatever is in
                                    the file; wants repair "never" */
 };
@@ -96,6 +97,7 @@ enum qed_fix { QED_FIX_NONE, QED_FIX_LEAKS, QED_FIX_ALL };
  * after a message if it could not be checked at all.
  */
 extern int qed_check (const char *name, enum qed_fix fix, bool no_lock,
+                      enum node_cache cache,
                       void (*report) (void *opaque, const char *line),
                       void *opaque, struct qed_check_result *result);
 
@@ -187,6 +189,7 @@ struct qed_commit_options {
                                    committed, and kept */
   bool keep;                    /* do not empty this layer */
   bool no_lock;
+  enum node_cache cache;        /* of all images */
   const struct qed_progress *progress; /* may be NULL */
 };
 extern int qed_commit (const char *name,
@@ -209,6 +212,8 @@ struct qed_rebase_options {
   bool unsafe;
   bool no_lock;                 /* of the backing images */
   bool no_image_lock;
+  enum node_cache cache;        /* of the image */
+  enum node_cache backing_cache;
   const struct qed_progress *progress; /* may be NULL */
 };
 extern int qed_rebase (const char *name,

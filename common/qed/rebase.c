@@ -278,7 +278,8 @@ rebase_unsafe (const char *name, const struct qed_rebase_options *o,
                const char *backing)
 {
   const struct node_open_options options = {
-    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .cache = o->cache
   };
   struct qed *s = qed_open_bare (name, &options);
   int r;
@@ -302,6 +303,7 @@ open_new (struct rebase *rb, const struct qed_rebase_options *o,
   if (backing[0] == '\0')
     return 0;
   options.no_lock = o->no_lock;
+  options.cache = o->backing_cache;
   rb->new = chain_open_backing (rb->s->node.name, backing, true,
                                 o->backing_format, &options, &link);
   return rb->new ? 0 : -1;
@@ -344,7 +346,8 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
   const char *backing = o->backing ? o->backing : "";
   struct qed_options options = QED_DEFAULT_OPTIONS;
   const struct node_open_options file_options = {
-    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+    .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .cache = o->cache
   };
   struct rebase rb = { .s = NULL };
   struct node *n = NULL;
@@ -354,6 +357,7 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
     return rebase_unsafe (name, o, backing);
 
   options.no_lock = o->no_lock;
+  options.cache = o->backing_cache;
   rb.s = qed_open_bare (name, &file_options);
   if (rb.s == NULL)
     return -1;

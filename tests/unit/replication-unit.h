@@ -133,8 +133,9 @@ assert_clean_buffers (void)
   for (size_t i = 0; i < 2; ++i) {
     struct qed_check_result result;
 
-    assert_int_equal (qed_check (names[i], QED_FIX_NONE, false, NULL, NULL,
-                                 &result), 0);
+    assert_int_equal (qed_check (names[i], QED_FIX_NONE, false,
+                                 NODE_CACHE_WRITEBACK, NULL, NULL, &result),
+                      0);
     assert_int_equal (result.corruptions, 0);
     assert_int_equal (result.leaks, 0);
     assert_int_equal (result.allocated_clusters, 0);

@@ -204,6 +204,7 @@ strict_new (uint64_t size)
   s->node.align = BLOCK;
   s->node.preferred = 4096;
   s->node.can_fast_zero = true;
+  s->node.fixed_size = true;
   atomic_init (&s->node.size, size);
   pthread_mutex_init (&s->lock, NULL);
   s->data = malloc (size);

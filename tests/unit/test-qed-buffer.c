@@ -295,7 +295,8 @@ test_the_note_stays (void **state)
   assert_int_equal (qed_buffer_get_note (b.buffer, found), 0);
   assert_memory_equal (found, note, sizeof note);
   close_all (&b);
-  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NODE_CACHE_WRITEBACK,
+                               NULL, NULL,
                                &result), 0);
   assert_int_equal (result.corruptions + result.leaks, 0);
 }
@@ -317,7 +318,8 @@ test_keeping (void **state)
   assert_reads (&b, 'k', 1, 10 * CLUSTER);
   assert_reads (&b, 'o', CLUSTER - 1, 10 * CLUSTER + 1);
   close_all (&b);
-  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NODE_CACHE_WRITEBACK,
+                               NULL, NULL,
                                &result), 0);
   assert_int_equal (result.corruptions, 0);
   assert_int_equal (result.allocated_clusters, 6);
@@ -413,7 +415,8 @@ test_opening_changes_nothing (void **state)
   assert_reads (&b, 0, SIZE / 2, SIZE / 2);
   assert_int_equal (qed_buffer_clean (b.buffer), 0);
   close_all (&b);
-  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NULL, NULL,
+  assert_int_equal (qed_check (NAME, QED_FIX_NONE, false, NODE_CACHE_WRITEBACK,
+                               NULL, NULL,
                                &result), 0);
   assert_int_equal (result.corruptions + result.leaks, 0);
   read_file (&after);

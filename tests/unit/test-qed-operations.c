@@ -114,7 +114,8 @@ set_entry (const char *name, uint64_t offset, uint64_t value)
 static void
 check (const char *name, enum qed_fix fix, struct qed_check_result *result)
 {
-  assert_int_equal (qed_check (name, fix, false, NULL, NULL, result), 0);
+  assert_int_equal (qed_check (name, fix, false, NODE_CACHE_WRITEBACK,
+                               NULL, NULL, result), 0);
 }
 
 static void

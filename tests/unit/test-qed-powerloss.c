@@ -673,7 +673,8 @@ repair_and_read (const char *path, uint8_t *buf)
   struct qed_check_result result;
   struct node *n;
 
-  CHECK (qed_check (path, QED_FIX_ALL, false, NULL, NULL, &result) == 0);
+  CHECK (qed_check (path, QED_FIX_ALL, false, NODE_CACHE_WRITEBACK,
+                    NULL, NULL, &result) == 0);
   CHECK (result.corruptions == 0 && qemu_img_check (path) == 0);
   options.read_only = true;
   n = qed_open (path, &options);

@@ -393,7 +393,8 @@ assert_valid (const char *name)
 {
   struct qed_check_result result;
 
-  assert_int_equal (qed_check (name, QED_FIX_NONE, false, NULL, NULL,
+  assert_int_equal (qed_check (name, QED_FIX_NONE, false, NODE_CACHE_WRITEBACK,
+                               NULL, NULL,
                                &result), 0);
   assert_int_equal (result.corruptions, 0);
   assert_int_equal (result.check_errors, 0);

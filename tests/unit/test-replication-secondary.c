@@ -1222,8 +1222,8 @@ test_a_failover_with_a_repaired_buffer (void **state)
   write_byte (b.guest, 'h', 1, 0);
   secondary_close (b.s);
   damage (ACTIVE, 3);
-  assert_int_equal (qed_check (ACTIVE, QED_FIX_ALL, false, NULL, NULL,
-                               &result), 0);
+  assert_int_equal (qed_check (ACTIVE, QED_FIX_ALL, false,
+                               NODE_CACHE_WRITEBACK, NULL, NULL, &result), 0);
   assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
   assert_status (&b, REPLICATION_DONE, false);
   assert_byte (&b.disk->node, 'o', SIZE, 0);

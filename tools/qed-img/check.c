@@ -146,7 +146,7 @@ check (const char *image, enum qed_fix fix, const struct img_common *common,
        struct qed_check_result *result)
 {
   return qed_check (image, fix, common->force_share || common->no_lock,
-                    print_finding, NULL, result);
+                    common->cache, print_finding, NULL, result);
 }
 
 /* Check again after a repair, keeping the counts of what was repaired. */
@@ -193,7 +193,7 @@ run (int argc, char *argv[])
       fix = parse_repair (optarg);
       break;
     case 'T':
-      img_check_cache_mode ("source cache", optarg);
+      common.cache = img_parse_cache ("source cache", optarg);
       break;
     }
   }

@@ -44,7 +44,7 @@ run (int argc, char *argv[])
       o.keep = true;
       break;
     case 't':
-      img_check_cache_mode ("cache", optarg);
+      o.cache = img_parse_cache ("cache", optarg);
       break;
     case 'r':
       img_parse_size ("rate limit", optarg);

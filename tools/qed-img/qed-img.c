@@ -137,19 +137,23 @@ img_parse_size (const char *what, const char *arg)
   exit (EXIT_FAILURE);
 }
 
-/* Everything goes through the page cache, and is durable when a command
- * ends.  That keeps what these modes promise.
- */
-void
-img_check_cache_mode (const char *kind, const char *mode)
+enum node_cache
+img_parse_cache (const char *kind, const char *mode)
 {
-  if (tool_is_word_of (IMG_CACHE_MODES, mode))
-    return;
-  if (strcmp (mode, "none") == 0 || strcmp (mode, "directsync") == 0)
-    msg_error ("%s option '%s' is not supported: images are read and "
-               "written through the page cache", kind, mode);
-  else
-    msg_error ("Invalid %s option: %s", kind, mode);
+  static const char *const names[] = {
+    [NODE_CACHE_WRITEBACK] = "writeback",
+    [NODE_CACHE_WRITETHROUGH] = "writethrough",
+    [NODE_CACHE_NONE] = "none",
+    [NODE_CACHE_DIRECTSYNC] = "directsync",
+    [NODE_CACHE_UNSAFE] = "unsafe",
+  };
+
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i)
+    if (strcmp (mode, names[i]) == 0)
+      return i;
+  if (strcmp (mode, "off") == 0)        /* an old name */
+    return NODE_CACHE_NONE;
+  msg_error ("Invalid %s option: %s", kind, mode);
   exit (EXIT_FAILURE);
 }
 

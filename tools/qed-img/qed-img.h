@@ -46,8 +46,8 @@ enum {
   { IMG_IMAGE_OPTS, "image-opts", NULL, NULL },                         \
   { 0 }
 
-/* Cache modes that img_check_cache_mode accepts. */
-#define IMG_CACHE_MODES "writeback|writethrough|unsafe"
+/* Cache modes, in the order of enum node_cache. */
+#define IMG_CACHE_MODES "writeback|writethrough|none|directsync|unsafe"
 
 extern const struct tool_command img_create_command;
 extern const struct tool_command img_info_command;
@@ -67,6 +67,7 @@ struct img_common {
   bool json;
   bool force_share;
   bool no_lock;
+  enum node_cache cache;        /* of IMAGE, if the command has one */
   bool progress;
   const char *format;           /* NULL if not given */
 };
@@ -87,10 +88,10 @@ extern const char *img_one_image (int argc, char *argv[]);
  */
 extern int64_t img_parse_size (const char *what, const char *arg);
 
-/* Accept a cache mode of qemu-img, or say that kind of cache, and what
- * is wrong, and exit with status 1.
+/* A cache mode of qemu-img; kind names the option in the message.  Does
+ * not return for mistakes.
  */
-extern void img_check_cache_mode (const char *kind, const char *mode);
+extern enum node_cache img_parse_cache (const char *kind, const char *mode);
 
 /* Where the library reports how far it is: progress_start (progress.h),
  * with the library's way to call it.  progress_end ends it.

@@ -72,10 +72,10 @@ run (int argc, char *argv[])
       o.unsafe = true;
       break;
     case 't':
-      img_check_cache_mode ("cache", optarg);
+      o.cache = img_parse_cache ("cache", optarg);
       break;
     case 'T':
-      img_check_cache_mode ("source cache", optarg);
+      o.backing_cache = img_parse_cache ("source cache", optarg);
       break;
     }
   }

@@ -678,12 +678,14 @@ check_backing_name (struct qed *s)
  */
 static struct qed *
 open_for_check (const char *name, enum qed_fix fix, bool no_lock,
+                enum node_cache cache,
                 void (*report) (void *opaque, const char *line),
                 void *opaque, uint64_t *fixed)
 {
   const struct node_open_options options = {
     .read_only = fix == QED_FIX_NONE,
-    .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
+    .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .cache = cache
   };
   struct node *file = align_open (name, &options);
   struct qed *s;
@@ -712,11 +714,13 @@ open_for_check (const char *name, enum qed_fix fix, bool no_lock,
 
 int
 qed_check (const char *name, enum qed_fix fix, bool no_lock,
+           enum node_cache cache,
            void (*report) (void *opaque, const char *line),
            void *opaque, struct qed_check_result *result)
 {
   uint64_t fixed = 0;
-  struct qed *s = open_for_check (name, fix, no_lock, report, opaque, &fixed);
+  struct qed *s = open_for_check (name, fix, no_lock, cache, report, opaque,
+                                  &fixed);
   int r;
 
   if (s == NULL)
