@@ -12,6 +12,7 @@ filters_blklogwrites_nbdkit_blklogwrites_filter_la_LDFLAGS = $(module_ldflags)
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_LIBADD = $(module_libs)
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
 	$(module_sources) \
+	$(next_node_sources) \
 	filters/blklogwrites/blklogwrites.c \
 	filters/blklogwrites/commands.c \
 	filters/blklogwrites/commands.h

@@ -13,13 +13,17 @@
  * is a node over such a context.  Whatever the filter asks of the layer
  * goes through it, so nbdkit's own contexts are never opened.
  *
+ * A filter without such work sees the layer as each connection does,
+ * through the context that nbdkit has opened for that; then the node is
+ * one of the connection.
+ *
  * nbdkit lets no request through before the layer was asked what it can
  * do, and asks the plugin only once.  All of these questions are put
  * when the node is opened, so that they cannot fail later.
  *
  * nbdkit serialises the requests of clients as the thread model demands,
  * but knows nothing of our threads.  So unless the model is parallel a
- * lock is held around each call.
+ * lock is held around each call to a context of our own.
  *
  * The layers below have printed a message when a call fails; there is
  * none to add.
@@ -43,7 +47,7 @@
  * count has 32 bits).
  */
 #define MAX_DATA (UINT32_C (32) * 1024 * 1024)
-#define MAX_RANGE (UINT32_C (1) << 31)
+#define MAX_RANGE (UINT32_MAX - 65535)
 
 /* A vector of several parts is written through a buffer of this size, a
  * multiple of any alignment.
@@ -53,13 +57,16 @@
 struct next_node {
   struct node node;
   nbdkit_next *next;
-  bool prepared;
+  bool own_context;             /* next is ours to close */
+  bool prepared;                /* and to finalize */
 
   /* What the layer can do. */
-  bool can_flush, can_trim, can_zero, can_extents, can_cache;
+  bool can_flush, can_trim, can_zero, can_fua, can_extents, can_cache;
   uint32_t max_data, max_range; /* bytes, multiples of node.align */
 
-  /* Held around each call if serialize is set; a leaf lock. */
+  /* Held around each call if serialize is set, so during I/O; no other
+   * lock is taken by us under it.
+   */
   bool serialize;
   pthread_mutex_t lock;
 };
@@ -78,7 +85,7 @@ call_end (struct next_node *n, int r, int err)
   if (n->serialize)
     pthread_mutex_unlock (&n->lock);
   if (r == -1)
-    errno = err;
+    errno = err ? err : EIO;
   return r;
 }
 
@@ -88,7 +95,7 @@ next_close (struct node *node)
   struct next_node *n = (struct next_node *) node;
   int r = 0;
 
-  if (n->next) {
+  if (n->next && n->own_context) {
     if (n->prepared)
       r = n->next->finalize (n->next);
     nbdkit_next_context_close (n->next);
@@ -121,14 +128,14 @@ next_pread (struct node *node, void *buf, size_t count, uint64_t offset)
 
 static int
 write_buffer (struct next_node *n, const void *buf, size_t count,
-              uint64_t offset)
+              uint64_t offset, uint32_t flags)
 {
   while (count > 0) {
     const uint32_t len = MIN (count, n->max_data);
     int r, err = 0;
 
     call_begin (n);
-    r = n->next->pwrite (n->next, buf, len, offset, 0, &err);
+    r = n->next->pwrite (n->next, buf, len, offset, flags, &err);
     if (call_end (n, r, err) == -1)
       return -1;
     buf = (const char *) buf + len;
@@ -163,15 +170,14 @@ gather (struct cursor *c, char *buf, size_t count)
 }
 
 static int
-next_pwritev (struct node *node, const struct iovec *iov, int iovcnt,
-              size_t count, uint64_t offset)
+write_vector (struct next_node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset, uint32_t flags)
 {
-  struct next_node *n = (struct next_node *) node;
   CLEANUP_FREE char *bounce = NULL;
   struct cursor cursor = { .iov = iov };
 
   if (iovcnt == 1)
-    return write_buffer (n, iov->iov_base, count, offset);
+    return write_buffer (n, iov->iov_base, count, offset, flags);
 
   bounce = malloc (MIN (count, BOUNCE_SIZE));
   if (bounce == NULL && count > 0) {
@@ -183,12 +189,20 @@ next_pwritev (struct node *node, const struct iovec *iov, int iovcnt,
     const size_t len = MIN (count, BOUNCE_SIZE);
 
     gather (&cursor, bounce, len);
-    if (write_buffer (n, bounce, len, offset) == -1)
+    if (write_buffer (n, bounce, len, offset, flags) == -1)
       return -1;
     count -= len;
     offset += len;
   }
   return 0;
+}
+
+static int
+next_pwritev (struct node *node, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
+{
+  return write_vector ((struct next_node *) node, iov, iovcnt, count, offset,
+                       0);
 }
 
 static int
@@ -202,6 +216,19 @@ next_flush (struct node *node)
   call_begin (n);
   r = n->next->flush (n->next, 0, &err);
   return call_end (n, r, err);
+}
+
+static int
+next_pwritev_fua (struct node *node, const struct iovec *iov, int iovcnt,
+                  size_t count, uint64_t offset)
+{
+  struct next_node *n = (struct next_node *) node;
+
+  if (n->can_fua)
+    return write_vector (n, iov, iovcnt, count, offset, NBDKIT_FLAG_FUA);
+  if (write_vector (n, iov, iovcnt, count, offset, 0) == -1)
+    return -1;
+  return next_flush (node);
 }
 
 /* The calls that take a range and flags: zero, trim and cache. */
@@ -226,8 +253,8 @@ call_range (struct next_node *n, range_call *call, uint64_t count,
   return 0;
 }
 
-/* A fast zero that is refused must have changed nothing, so it is asked
- * for only if one call is enough.
+/* A fast zero that is refused must have changed nothing, so the first
+ * call decides for all.
  */
 static int
 next_zero (struct node *node, uint64_t count, uint64_t offset,
@@ -235,15 +262,21 @@ next_zero (struct node *node, uint64_t count, uint64_t offset,
 {
   struct next_node *n = (struct next_node *) node;
   const bool fast = flags & NODE_FAST;
+  const uint32_t layer_flags =
+    (flags & NODE_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0) |
+    (flags & NODE_FUA && n->can_fua ? NBDKIT_FLAG_FUA : 0);
+  const uint64_t first = fast ? MIN (count, n->max_range) : 0;
 
-  if (!n->can_zero ||
-      (fast && (!n->node.can_fast_zero || count > n->max_range))) {
+  if (!n->can_zero || (fast && !n->node.can_fast_zero)) {
     errno = ENOTSUP;
     return -1;
   }
-  return call_range (n, n->next->zero, count, offset,
-                     (fast ? NBDKIT_FLAG_FAST_ZERO : 0) |
-                     (flags & NODE_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0));
+  if (call_range (n, n->next->zero, first, offset,
+                  layer_flags | NBDKIT_FLAG_FAST_ZERO) == -1 ||
+      call_range (n, n->next->zero, count - first, offset + first,
+                  layer_flags) == -1)
+    return -1;
+  return flags & NODE_FUA && !n->can_fua ? next_flush (node) : 0;
 }
 
 static int
@@ -310,6 +343,7 @@ static const struct node_ops next_ops = {
   .close = next_close,
   .pread = next_pread,
   .pwritev = next_pwritev,
+  .pwritev_fua = next_pwritev_fua,
   .flush = next_flush,
   .extents = next_extents,
   .zero = next_zero,
@@ -370,7 +404,7 @@ ask (struct next_node *n)
   native_zero = n->can_zero && next->can_zero (next) == NBDKIT_ZERO_NATIVE;
   n->node.can_fast_zero =
     yes (next->can_fast_zero (next), &failed) && native_zero;
-  yes (next->can_fua (next), &failed);
+  n->can_fua = yes (next->can_fua (next), &failed);
   yes (next->can_multi_conn (next), &failed);
   n->can_extents = yes (next->can_extents (next), &failed);
   n->can_cache = yes (next->can_cache (next), &failed) &&
@@ -379,7 +413,7 @@ ask (struct next_node *n)
 }
 
 static struct next_node *
-new_next_node (int thread_model, const char *name)
+new_next_node (const char *name)
 {
   struct next_node *n = calloc (1, sizeof *n);
 
@@ -397,7 +431,6 @@ new_next_node (int thread_model, const char *name)
   n->node.preferred = 4096;
   n->max_data = MAX_DATA;
   n->max_range = MAX_RANGE;
-  n->serialize = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
   pthread_mutex_init (&n->lock, NULL);
   return n;
 }
@@ -405,11 +438,13 @@ new_next_node (int thread_model, const char *name)
 struct node *
 next_node_open (nbdkit_backend *backend, int thread_model, const char *name)
 {
-  struct next_node *n = new_next_node (thread_model, name);
+  struct next_node *n = new_next_node (name);
   struct node *aligned;
 
   if (n == NULL)
     return NULL;
+  n->serialize = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
+  n->own_context = true;
   n->next = nbdkit_next_context_open (backend, 0, "", 1);
   if (n->next)
     n->prepared = n->next->prepare (n->next) == 0;
@@ -427,4 +462,20 @@ next_node_open (nbdkit_backend *backend, int thread_model, const char *name)
     next_close (&n->node);
   }
   return aligned;
+}
+
+struct node *
+next_node_of (nbdkit_next *next, const char *name)
+{
+  struct next_node *n = new_next_node (name);
+
+  if (n == NULL)
+    return NULL;
+  n->next = next;
+  if (ask (n) == -1) {
+    next_close (&n->node);
+    errno = EIO;
+    return NULL;
+  }
+  return &n->node;
 }

@@ -3,8 +3,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The node of the layer below an nbdkit filter.  This is the only part
- * of common/ that knows nbdkit; filters build it themselves.
+/* The node of the layer below an nbdkit filter.  It knows nbdkit's
+ * filters, so these build it themselves.
  */
 
 #ifndef BLOCKDRIVERS_NEXT_H
@@ -23,5 +23,12 @@
  */
 extern struct node *next_node_open (nbdkit_backend *backend,
                                     int thread_model, const char *name);
+
+/* The layer as one connection sees it: for .prepare, to be closed before
+ * the connection is.  next is borrowed, and nbdkit serialises the calls.
+ * Requests that are no multiples of the layer's blocks are handed on as
+ * they are.  Returns NULL with errno after a message.
+ */
+extern struct node *next_node_of (nbdkit_next *next, const char *name);
 
 #endif /* BLOCKDRIVERS_NEXT_H */

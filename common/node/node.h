@@ -28,10 +28,12 @@
 
 struct node;
 
-/* Flags of writes, zeroes and discards. */
+/* Flags of requests that change something. */
 #define NODE_MAY_TRIM 1         /* zero: space may be given back */
 #define NODE_FAST     2         /* zero: ENOTSUP, with nothing changed,
                                    rather than writing zeroes out */
+#define NODE_FUA      4         /* it is durable when the call returns;
+                                   not what was written before */
 
 /* What stands at an offset, and for how many bytes from there (at least
  * one).  ZERO: reads as zeroes.  HOLE: takes no space.  MAPPED: offset
@@ -74,7 +76,7 @@ struct node_ops {
   int (*extents) (struct node *n, uint64_t count, uint64_t offset,
                   struct extent *ret);
 
-  /* Any of these may be NULL; node.c then answers ENOTSUP, writes
+  /* Any of these may be NULL; open.c then answers ENOTSUP, writes
    * zeroes for zero, writes one after the other, and does nothing for
    * discard, cache and cut.
    */
@@ -86,6 +88,12 @@ struct node_ops {
   int64_t (*allocated_size) (struct node *n);
   int (*pwrite_many) (struct node *n, const struct node_write *writes,
                       size_t nr);
+
+  /* A write with NODE_FUA.  A node that has it takes this flag for zero,
+   * too; for others open.c flushes behind the request.
+   */
+  int (*pwritev_fua) (struct node *n, const struct iovec *iov, int iovcnt,
+                      size_t count, uint64_t offset);
   void (*cut) (struct node *n);
   bool (*is_lost) (struct node *n, char *cause, size_t size);
 };
@@ -225,6 +233,12 @@ extern int node_pwrite (struct node *n, const void *buf, size_t count,
                         uint64_t offset);
 extern int node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
                          uint64_t offset);
+
+/* A write with flags, of which only NODE_FUA means something.  When it
+ * fails the data may have been written or not.
+ */
+extern int node_pwrite_flags (struct node *n, const void *buf, size_t count,
+                              uint64_t offset, unsigned flags);
 
 /* Several writes, which may be carried out at the same time and in any
  * order.  When one fails any of the others may have been done or not.

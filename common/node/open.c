@@ -114,6 +114,22 @@ node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
 }
 
 int
+node_pwrite_flags (struct node *n, const void *buf, size_t count,
+                   uint64_t offset, unsigned flags)
+{
+  const struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };
+
+  if (!(flags & NODE_FUA))
+    return node_pwritev (n, &iov, 1, offset);
+  if (n->ops->pwritev_fua == NULL)
+    return node_pwritev (n, &iov, 1, offset) == -1 ? -1 : node_flush (n);
+  if (check_writable (n, "write", offset) == -1 ||
+      check_bounds (n, "write", count, offset) == -1)
+    return -1;
+  return n->ops->pwritev_fua (n, &iov, 1, count, offset);
+}
+
+int
 node_pwrite_many (struct node *n, const struct node_write *writes, size_t nr)
 {
   for (size_t i = 0; i < nr; ++i) {
@@ -151,12 +167,10 @@ write_zeroes (struct node *n, uint64_t count, uint64_t offset)
   return 0;
 }
 
-int
-node_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+/* Zeroes, durable if that is asked for and the driver can do it. */
+static int
+zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
 {
-  if (check_writable (n, "zero", offset) == -1 ||
-      check_bounds (n, "zero", count, offset) == -1)
-    return -1;
   if (n->ops->zero) {
     if (n->ops->zero (n, count, offset, flags) == 0)
       return settle (n, 0);
@@ -167,7 +181,22 @@ node_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
     errno = ENOTSUP;
     return -1;
   }
-  return write_zeroes (n, count, offset);
+  if (write_zeroes (n, count, offset) == -1)
+    return -1;
+  return flags & NODE_FUA ? node_flush (n) : 0;
+}
+
+int
+node_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  if (check_writable (n, "zero", offset) == -1 ||
+      check_bounds (n, "zero", count, offset) == -1)
+    return -1;
+  if (!(flags & NODE_FUA) || n->ops->pwritev_fua)
+    return zero (n, count, offset, flags);
+  if (zero (n, count, offset, flags & ~NODE_FUA) == -1)
+    return -1;
+  return node_flush (n);
 }
 
 int

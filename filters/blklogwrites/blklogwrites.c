@@ -30,13 +30,11 @@
 #include "filters/blklogwrites/commands.h"
 #include "utils/message.h"
 #include "module/module.h"
+#include "module/next.h"
 #include "node/node.h"
 #include "writelog/record/recorder.h"
 #include "utils/rounding.h"
 #include "writelog/record/writer.h"
-
-/* Reads of a layer that states no limit are at most this long. */
-#define MAX_READ (UINT32_C (32) * 1024 * 1024)
 
 static char *log_name;
 static bool append;
@@ -65,9 +63,8 @@ static char *recorded_export;   /* the one that is recorded, NULL while
 
 /* A connection. */
 struct handle {
-  struct recorded_disk disk;
+  struct node *disk;            /* the layer below; from prepare on */
   char *export;
-  bool writable;
   atomic_bool recorded;         /* it is the recorded one; false if not
                                    known yet */
 };
@@ -289,129 +286,22 @@ blklogwrites_cleanup (nbdkit_backend *backend)
   end ();
 }
 
-/* ---- The disk below */
-
-/* What the layer below has returned; nbdkit has put its error in err, and
- * has printed it.  err is to be read after the call, so that one is no
- * argument here.
- */
-static int
-result (int r, const int *err)
-{
-  errno = *err ? : EIO;
-  return r;
-}
-
-static uint32_t
-to_nbdkit_flags (unsigned flags)
-{
-  return (flags & RECORD_FUA ? NBDKIT_FLAG_FUA : 0) |
-    (flags & RECORD_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0) |
-    (flags & RECORD_FAST_ZERO ? NBDKIT_FLAG_FAST_ZERO : 0);
-}
+/* ---- Connections */
 
 static unsigned
 from_nbdkit_flags (uint32_t flags)
 {
-  return (flags & NBDKIT_FLAG_FUA ? RECORD_FUA : 0) |
-    (flags & NBDKIT_FLAG_MAY_TRIM ? RECORD_MAY_TRIM : 0) |
-    (flags & NBDKIT_FLAG_FAST_ZERO ? RECORD_FAST_ZERO : 0);
+  return (flags & NBDKIT_FLAG_FUA ? NODE_FUA : 0) |
+    (flags & NBDKIT_FLAG_MAY_TRIM ? NODE_MAY_TRIM : 0) |
+    (flags & NBDKIT_FLAG_FAST_ZERO ? NODE_FAST : 0);
 }
-
-static int
-disk_pread (struct recorded_disk *disk, void *buf, uint32_t count,
-            uint64_t offset)
-{
-  nbdkit_next *next = disk->opaque;
-  int err = 0;
-
-  return result (next->pread (next, buf, count, offset, 0, &err), &err);
-}
-
-static int
-disk_pwrite (struct recorded_disk *disk, const void *buf, uint32_t count,
-             uint64_t offset, unsigned flags)
-{
-  nbdkit_next *next = disk->opaque;
-  int err = 0;
-
-  return result (next->pwrite (next, buf, count, offset,
-                               to_nbdkit_flags (flags), &err), &err);
-}
-
-static int
-disk_zero (struct recorded_disk *disk, uint32_t count, uint64_t offset,
-           unsigned flags)
-{
-  nbdkit_next *next = disk->opaque;
-  int err = 0;
-
-  return result (next->zero (next, count, offset, to_nbdkit_flags (flags),
-                             &err), &err);
-}
-
-static int
-disk_trim (struct recorded_disk *disk, uint32_t count, uint64_t offset,
-           unsigned flags)
-{
-  nbdkit_next *next = disk->opaque;
-  int err = 0;
-
-  return result (next->trim (next, count, offset, to_nbdkit_flags (flags),
-                             &err), &err);
-}
-
-static int
-disk_flush (struct recorded_disk *disk)
-{
-  nbdkit_next *next = disk->opaque;
-  int err = 0;
-
-  return result (next->flush (next, 0, &err), &err);
-}
-
-static int
-disk_extents (struct recorded_disk *disk, uint32_t count, uint64_t offset,
-              uint64_t *len, bool *zero)
-{
-  nbdkit_next *next = disk->opaque;
-  struct nbdkit_extents *extents =
-    nbdkit_extents_new (offset, offset + count);
-  struct nbdkit_extent first;
-  int r, err = 0;
-
-  if (extents == NULL)
-    return -1;
-  r = next->extents (next, count, offset, NBDKIT_FLAG_REQ_ONE, extents, &err);
-  if (r == 0 && nbdkit_extents_count (extents) > 0) {
-    first = nbdkit_get_extent (extents, 0);
-    *len = MIN (first.length, count);
-    *zero = first.type & NBDKIT_EXTENT_ZERO;
-  }
-  else if (r == 0) {
-    *len = count;
-    *zero = false;
-  }
-  nbdkit_extents_free (extents);
-  return result (r, &err);
-}
-
-static const struct recorded_disk_ops disk_ops = {
-  .pread = disk_pread,
-  .pwrite = disk_pwrite,
-  .zero = disk_zero,
-  .trim = disk_trim,
-  .flush = disk_flush,
-  .extents = disk_extents,
-};
-
-/* ---- Connections */
 
 static void
 blklogwrites_close (void *handle)
 {
   struct handle *h = handle;
 
+  node_close (h->disk);
   free (h->export);
   free (h);
 }
@@ -454,22 +344,12 @@ static int
 blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   struct handle *h = handle;
-  uint32_t minimum, preferred, maximum;
-  const int64_t size = next->get_size (next);
-  const int can_extents = next->can_extents (next);
-  const int can_write = readonly ? 0 : next->can_write (next);
 
-  if (size == -1 || can_extents == -1 || can_write == -1 ||
-      next->block_size (next, &minimum, &preferred, &maximum) == -1 ||
-      check_block_size (minimum) == -1 ||
+  h->disk = next_node_of (next, "disk");
+  if (h->disk == NULL ||
+      check_block_size (h->disk->align) == -1 ||
       writelog_begin (writelog) == -1)
     return -1;
-  h->writable = can_write;
-  h->disk = (struct recorded_disk) {
-    .ops = &disk_ops, .opaque = next, .size = size,
-    .max_read = minimum ? MIN (maximum, MAX_READ) : MAX_READ,
-    .can_extents = can_extents,
-  };
   return 0;
 }
 
@@ -547,7 +427,7 @@ blklogwrites_pwrite (nbdkit_next *next, void *handle, const void *buf,
 
   if (check_recorded (h, err) == -1)
     return -1;
-  return finish (record_write (recorder, &h->disk, buf, count, offset,
+  return finish (record_write (recorder, h->disk, buf, count, offset,
                                from_nbdkit_flags (flags)), err);
 }
 
@@ -559,7 +439,7 @@ blklogwrites_zero (nbdkit_next *next, void *handle, uint32_t count,
 
   if (check_recorded (h, err) == -1)
     return -1;
-  return finish (record_zero (recorder, &h->disk, count, offset,
+  return finish (record_zero (recorder, h->disk, count, offset,
                               from_nbdkit_flags (flags)), err);
 }
 
@@ -571,7 +451,7 @@ blklogwrites_trim (nbdkit_next *next, void *handle, uint32_t count,
 
   if (check_recorded (h, err) == -1)
     return -1;
-  return finish (record_trim (recorder, &h->disk, count, offset,
+  return finish (record_trim (recorder, h->disk, count, offset,
                               from_nbdkit_flags (flags)), err);
 }
 
@@ -582,9 +462,9 @@ blklogwrites_flush (nbdkit_next *next, void *handle, uint32_t flags,
 {
   struct handle *h = handle;
 
-  if (!h->writable || !is_recorded (h, false))
+  if (h->disk->read_only || !is_recorded (h, false))
     return next->flush (next, flags, err);
-  return finish (record_flush (recorder, &h->disk), err);
+  return finish (record_flush (recorder, h->disk), err);
 }
 
 static struct nbdkit_filter filter = {

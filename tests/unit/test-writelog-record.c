@@ -42,81 +42,100 @@ in_dir (const char *name)
  */
 
 struct disk {
-  struct recorded_disk recorded;
+  struct node node;
   bool trims;                   /* or does a trim leave data behind? */
+  bool can_extents;
   bool fails;                   /* writes may fail half-way */
   _Atomic uint8_t bytes[DISK_SIZE];
 };
 
 static int
-disk_pread (struct recorded_disk *d, void *buf, uint32_t count,
-            uint64_t offset)
+disk_close (struct node *n)
 {
-  struct disk *disk = d->opaque;
-
-  CHECK (offset + count <= DISK_SIZE && count <= d->max_read);
-  for (uint32_t i = 0; i < count; ++i)
-    ((uint8_t *) buf)[i] = disk->bytes[offset + i];
   return 0;
 }
 
 static int
-disk_pwrite (struct recorded_disk *d, const void *buf, uint32_t count,
-             uint64_t offset, unsigned flags)
+disk_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
-  struct disk *disk = d->opaque;
+  struct disk *disk = (struct disk *) n;
+
+  for (size_t i = 0; i < count; ++i)
+    ((uint8_t *) buf)[i] = disk->bytes[offset + i];
+  return 0;
+}
+
+/* Write, or zero if buf is NULL. */
+static int
+change (struct disk *disk, const uint8_t *buf, uint64_t count,
+        uint64_t offset)
+{
   const bool fail = disk->fails && count % 7 == 0;
 
-  CHECK (offset + count <= DISK_SIZE);
-  for (uint32_t i = 0; i < (fail ? count / 2 : count); ++i)
-    disk->bytes[offset + i] = buf ? ((const uint8_t *) buf)[i] : 0;
+  for (uint64_t i = 0; i < (fail ? count / 2 : count); ++i)
+    disk->bytes[offset + i] = buf ? buf[i] : 0;
   if (fail)
     errno = EIO;
   return fail ? -1 : 0;
 }
 
 static int
-disk_zero (struct recorded_disk *d, uint32_t count, uint64_t offset,
-           unsigned flags)
+disk_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
 {
-  return disk_pwrite (d, NULL, count, offset, flags);
+  CHECK (iovcnt == 1);
+  return change ((struct disk *) n, iov->iov_base, count, offset);
 }
 
 static int
-disk_trim (struct recorded_disk *d, uint32_t count, uint64_t offset,
-           unsigned flags)
+disk_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
 {
-  struct disk *disk = d->opaque;
+  return change ((struct disk *) n, NULL, count, offset);
+}
+
+static int
+disk_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct disk *disk = (struct disk *) n;
 
   /* The first half at most. */
-  return disk->trims ? disk_pwrite (d, NULL, count / 2, offset, flags) : 0;
+  return disk->trims ? change (disk, NULL, count / 2, offset) : 0;
 }
 
 static int
-disk_flush (struct recorded_disk *d)
+disk_flush (struct node *n)
 {
   return 0;
 }
 
 static int
-disk_extents (struct recorded_disk *d, uint32_t count, uint64_t offset,
-              uint64_t *len, bool *zero)
+disk_extents (struct node *n, uint64_t count, uint64_t offset,
+              struct extent *ret)
 {
-  struct disk *disk = d->opaque;
+  struct disk *disk = (struct disk *) n;
+  const bool zero = disk->bytes[offset] == 0;
 
-  CHECK (count > 0 && offset + count <= DISK_SIZE);
-  *zero = disk->bytes[offset] == 0;
-  for (*len = 1; *len < count; ++*len)
-    if ((disk->bytes[offset + *len] == 0) != *zero)
+  CHECK (count > 0);
+  *ret = (struct extent) {
+    .length = count, .where = n, .offset = offset, .flags = EXTENT_MAPPED,
+  };
+  if (!disk->can_extents)
+    return 0;
+  if (zero)
+    ret->flags |= EXTENT_ZERO;
+  for (ret->length = 1; ret->length < count; ++ret->length)
+    if ((disk->bytes[offset + ret->length] == 0) != zero)
       break;
   return 0;
 }
 
-static const struct recorded_disk_ops disk_ops = {
+static const struct node_ops disk_ops = {
+  .type = "disk",
+  .close = disk_close,
   .pread = disk_pread,
-  .pwrite = disk_pwrite,
+  .pwritev = disk_pwritev,
   .zero = disk_zero,
-  .trim = disk_trim,
+  .discard = disk_discard,
   .flush = disk_flush,
   .extents = disk_extents,
 };
@@ -128,10 +147,11 @@ new_disk (bool trims, bool can_extents, bool fails)
 
   CHECK (disk);
   disk->trims = trims;
+  disk->can_extents = can_extents;
   disk->fails = fails;
-  disk->recorded = (struct recorded_disk) {
-    .ops = &disk_ops, .opaque = disk, .size = DISK_SIZE, .max_read = 4096,
-    .can_extents = can_extents,
+  disk->node = (struct node) {
+    .ops = &disk_ops, .name = (char *) "disk", .size = DISK_SIZE,
+    .align = 1, .zero_align = 1, .preferred = 4096,
   };
   return disk;
 }
@@ -204,14 +224,14 @@ struct load {
 static int
 random_request (struct load *load, uint64_t *seed)
 {
-  struct recorded_disk *d = &load->disk->recorded;
+  struct node *d = &load->disk->node;
   const uint64_t spot = random_below (seed, 4) * (DISK_SIZE / 4);
   const uint64_t offset = spot + random_below (seed, 3000);
   const uint64_t max = random_below (seed, 20) == 0 ? 60000 : 3000;
   const uint64_t count = MIN (1 + random_below (seed, max),
                               DISK_SIZE - offset);
   const uint64_t kind = random_below (seed, 20);
-  const unsigned flags = random_below (seed, 8) == 0 ? RECORD_FUA : 0;
+  const unsigned flags = random_below (seed, 8) == 0 ? NODE_FUA : 0;
   CLEANUP_FREE uint8_t *buf = malloc (count);
 
   CHECK (buf);
@@ -288,14 +308,14 @@ static void
 fill (struct unit_thread *t)
 {
   struct full *full = t->opaque;
-  struct recorded_disk *d = &full->load.disk->recorded;
+  struct node *d = &full->load.disk->node;
   int r = 0;
 
   while (r == 0) {
     const uint64_t offset = random_below (&t->seed, DISK_SIZE - 5000);
     const uint32_t count = 1 + random_below (&t->seed, 5000);
     const uint64_t kind = random_below (&t->seed, 8);
-    const unsigned flags = random_below (&t->seed, 3) == 0 ? RECORD_FUA : 0;
+    const unsigned flags = random_below (&t->seed, 3) == 0 ? NODE_FUA : 0;
     uint8_t buf[5000];
 
     memset (buf, 1 + kind + random_below (&t->seed, 200), count);
@@ -342,7 +362,7 @@ test_full_log (void **state)
     forget_messages ();
     run_threads (NR_THREADS, fill, full);
     assert_messages (1, "No space left on device");
-    CHECK (record_flush (full->load.rec, &full->load.disk->recorded) == 0);
+    CHECK (record_flush (full->load.rec, &full->load.disk->node) == 0);
     check_medium (medium, full);
     CHECK (recorder_close (full->load.rec) == 0);
     CHECK (writelog_close (log) == 0);

@@ -46,11 +46,6 @@
  */
 #define READ_BACK ((uint64_t) 256 * 1024)
 
-/* Block status is asked for this much at a time: the window of a request
- * of 4 GiB may be longer than 32 bits can say.
- */
-#define MAX_EXTENT (UINT64_C (1) << 30)
-
 /* In the order of durability longer writes make several entries, since
  * each is read back into memory as a whole; and zeroes from this length
  * on are logged apart from what the sectors at their ends have, to be
@@ -128,7 +123,7 @@ window_of (const struct recorder *rec, uint64_t count, uint64_t offset)
 static uint64_t
 log_flags (unsigned flags)
 {
-  return flags & RECORD_FUA ? WRITELOG_FUA : 0;
+  return flags & NODE_FUA ? WRITELOG_FUA : 0;
 }
 
 /* Log what happened to the bytes from start to end, which are whole
@@ -155,23 +150,19 @@ log_range (struct recorder *rec, uint64_t start, uint64_t end,
 static int
 finish (struct recorder *rec, unsigned flags)
 {
-  return flags & RECORD_FUA ? writelog_flush (rec->log) : 0;
+  return flags & NODE_FUA ? writelog_flush (rec->log) : 0;
 }
 
 /* Read from the disk; behind its end are zeroes. */
 static int
-read_disk (struct recorded_disk *disk, uint8_t *buf, uint64_t count,
+read_disk (struct node *disk, uint8_t *buf, uint64_t count,
            uint64_t offset)
 {
-  const uint64_t inside =
-    offset < disk->size ? MIN (count, disk->size - offset) : 0;
-  uint64_t done, len;
+  const uint64_t size = node_size (disk);
+  const uint64_t inside = offset < size ? MIN (count, size - offset) : 0;
 
-  for (done = 0; done < inside; done += len) {
-    len = MIN (inside - done, disk->max_read);
-    if (disk->ops->pread (disk, buf + done, len, offset + done) == -1)
-      return -1;
-  }
+  if (inside > 0 && node_pread (disk, buf, inside, offset) == -1)
+    return -1;
   memset (buf + inside, 0, count - inside);
   return 0;
 }
@@ -183,17 +174,18 @@ read_disk (struct recorded_disk *disk, uint8_t *buf, uint64_t count,
  * may still be read.
  */
 static void
-known_zeroes (struct recorder *rec, struct recorded_disk *disk,
+known_zeroes (struct recorder *rec, struct node *disk,
               uint64_t start, uint64_t end, uint64_t *len, bool *zero)
 {
-  const uint64_t inside = MIN (end, disk->size) - start;
+  const uint64_t inside = MIN (end, node_size (disk)) - start;
+  struct extent e;
 
   *len = end - start;
   *zero = false;
-  if (!disk->can_extents ||
-      disk->ops->extents (disk, MIN (inside, MAX_EXTENT), start, len, zero)
-      == -1)
+  if (node_extents (disk, inside, start, &e) == -1)
     return;
+  *len = e.length;
+  *zero = e.flags & EXTENT_ZERO;
   if (*len >= inside)
     *len = end - start;
   else if (*zero && *len >= rec->sector_size)
@@ -208,7 +200,7 @@ known_zeroes (struct recorder *rec, struct recorded_disk *disk,
  * them are alike; if they are not zero, buf has what is in them.
  */
 static int
-look_at (struct recorder *rec, struct recorded_disk *disk, uint8_t *buf,
+look_at (struct recorder *rec, struct node *disk, uint8_t *buf,
          uint64_t start, uint64_t end, uint64_t *len, bool *zero)
 {
   known_zeroes (rec, disk, start, end, len, zero);
@@ -247,7 +239,7 @@ log_data (struct recorder *rec, uint64_t start, uint64_t end,
  * for zeroes.
  */
 static int
-log_content (struct recorder *rec, struct recorded_disk *disk,
+log_content (struct recorder *rec, struct node *disk,
              struct window w, uint64_t flags, uint64_t zero_flags)
 {
   CLEANUP_FREE uint8_t *buf = malloc (MAX (READ_BACK, rec->sector_size));
@@ -276,7 +268,7 @@ log_content (struct recorder *rec, struct recorded_disk *disk,
  * log goes on without it; the client knows that it has failed.
  */
 static int
-log_failed_request (struct recorder *rec, struct recorded_disk *disk,
+log_failed_request (struct recorder *rec, struct node *disk,
                     struct window w)
 {
   const int err = errno;
@@ -295,7 +287,7 @@ struct edges {
 };
 
 static int
-read_edges (struct recorder *rec, struct recorded_disk *disk,
+read_edges (struct recorder *rec, struct node *disk,
             struct window w, uint64_t count, uint64_t offset,
             struct edges *edges)
 {
@@ -348,14 +340,14 @@ entry_end (const struct recorder *rec, struct window w, uint64_t at,
   if (zero)
     return end < start + HOLD_ZEROES ? w.end :
       at < start ? start : at < end ? end : w.end;
-  if (flags & RECORD_FUA)
+  if (flags & NODE_FUA)
     return w.end;
   return MIN (w.end, at + MAX (HOLD_PIECE, rec->sector_size));
 }
 
 /* Write, or zero if buf is NULL, and log it.  The sectors are claimed. */
 static int
-write_claimed (struct recorder *rec, struct recorded_disk *disk,
+write_claimed (struct recorder *rec, struct node *disk,
                struct window w, const void *buf, uint32_t count,
                uint64_t offset, unsigned flags)
 {
@@ -369,13 +361,12 @@ write_claimed (struct recorder *rec, struct recorded_disk *disk,
     return -1;
 
   if (buf)
-    r = disk->ops->pwrite (disk, buf, count, offset, flags);
+    r = node_pwrite_flags (disk, buf, count, offset, flags);
   else
-    r = disk->ops->zero (disk, count, offset, flags);
+    r = node_zero (disk, count, offset, flags);
   if (r == -1) {
     /* A fast zero that would be slow has changed nothing. */
-    if ((flags & RECORD_FAST_ZERO) &&
-        (errno == ENOTSUP || errno == EOPNOTSUPP))
+    if ((flags & NODE_FAST) && errno == ENOTSUP)
       return -1;
     return log_failed_request (rec, disk, w);
   }
@@ -398,7 +389,7 @@ write_claimed (struct recorder *rec, struct recorded_disk *disk,
 }
 
 static int
-write_or_zero (struct recorder *rec, struct recorded_disk *disk,
+write_or_zero (struct recorder *rec, struct node *disk,
                const void *buf, uint32_t count, uint64_t offset,
                unsigned flags)
 {
@@ -416,7 +407,7 @@ write_or_zero (struct recorder *rec, struct recorded_disk *disk,
 }
 
 int
-record_write (struct recorder *rec, struct recorded_disk *disk,
+record_write (struct recorder *rec, struct node *disk,
               const void *buf, uint32_t count, uint64_t offset,
               unsigned flags)
 {
@@ -424,7 +415,7 @@ record_write (struct recorder *rec, struct recorded_disk *disk,
 }
 
 int
-record_zero (struct recorder *rec, struct recorded_disk *disk,
+record_zero (struct recorder *rec, struct node *disk,
              uint32_t count, uint64_t offset, unsigned flags)
 {
   return write_or_zero (rec, disk, NULL, count, offset, flags);
@@ -433,18 +424,19 @@ record_zero (struct recorder *rec, struct recorded_disk *disk,
 /* ---- Trims and flushes */
 
 static int
-trim_claimed (struct recorder *rec, struct recorded_disk *disk,
+trim_claimed (struct recorder *rec, struct node *disk,
               struct window w, uint32_t count, uint64_t offset,
               unsigned flags)
 {
-  if (disk->ops->trim (disk, count, offset, flags) == -1)
+  if (node_discard (disk, count, offset) == -1 ||
+      (flags & NODE_FUA && node_flush (disk) == -1))
     return log_failed_request (rec, disk, w);
   return log_content (rec, disk, w, log_flags (flags),
                       log_flags (flags) | WRITELOG_DISCARD);
 }
 
 int
-record_trim (struct recorder *rec, struct recorded_disk *disk,
+record_trim (struct recorder *rec, struct node *disk,
              uint32_t count, uint64_t offset, unsigned flags)
 {
   const struct window w = window_of (rec, count, offset);
@@ -461,7 +453,7 @@ record_trim (struct recorder *rec, struct recorded_disk *disk,
 }
 
 int
-record_flush (struct recorder *rec, struct recorded_disk *disk)
+record_flush (struct recorder *rec, struct node *disk)
 {
   const struct writelog_entry entry = { .flags = WRITELOG_FLUSH };
   struct hold_mark mark;
@@ -469,7 +461,7 @@ record_flush (struct recorder *rec, struct recorded_disk *disk)
 
   if (rec->hold)
     mark = hold_mark (rec->hold);
-  if (disk->ops->flush (disk) == -1) {
+  if (node_flush (disk) == -1) {
     err = errno;
     if (rec->hold)
       hold_forget (rec->hold, &mark);
