@@ -59,6 +59,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/format.c \
 	common/qed/format.h \
 	common/qed/measure.c \
+	common/qed/names.c \
+	common/qed/names.h \
 	common/qed/open.c \
 	common/qed/parallel.c \
 	common/qed/parallel.h \

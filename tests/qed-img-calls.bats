@@ -300,3 +300,179 @@ opened_with ()
   assert_output "qed-img: Could not open 'top.qed': filesystem does not \
 support O_DIRECT"
 }
+
+# ---- Names
+
+@test "file: is the protocol prefix everywhere" {
+  make_files
+  make_chain
+  cp files/base.qed files/d/base.qed
+  cases <<'TABLE'
+same | create file:new.qed 1M
+same | create file:d/new.qed 1M
+same | create -b file:low.raw -F raw new.qed
+same | create -b ../low.raw -F raw file:d/new.qed
+same | create -b file:low.raw -F raw d/new.qed
+same | create -b base.qed -F qed file:new.qed
+same | create -u -b file:gone.raw -F raw new.qed 1M
+1, not 0: it would be its own backing image | create -b file:base.qed -F qed base.qed
+1, not 0: it would be its own backing image | create -b base.qed -F qed file:base.qed
+status | create file:d 1M
+status | create foo:new.qed 1M
+status | create -b foo:bar -F raw new.qed
+status | create -b foo:bar -F raw new.qed 1M
+same | create -u -b foo:bar -F raw new.qed 1M
+status | create http:x 1M
+same | info file:base.qed
+same | info --output=json file:base.qed
+same | info --backing-chain file:top.qed
+same | info --backing-chain --output=json file:top.qed
+same | info "file:$PWD/base.qed"
+same | info "file://$PWD/base.qed"
+same | info file:d/base.qed
+status | info file:gone.qed
+status | info file:file:base.qed
+status | info file:
+status | info file:.
+status | info foo:base.qed
+same | check file:base.qed
+same | check --output=json file:base.qed
+same | check -r all file:base.qed
+status | check file:gone.qed
+same | map file:top.qed
+same | map --output=json file:top.qed
+same | resize file:base.qed 5G
+same | resize file:base.qed +1G
+reads | rebase -b other.raw -F raw file:top.qed
+reads | rebase -b '' file:top.qed
+same | rebase -u -b file:gone.raw -F raw file:top.qed
+reads | commit -d file:top.qed
+0, not 1: a base is found under any name | commit -d -b file:low.raw top.qed
+status | rebase -b foo:bar -F raw top.qed
+TABLE
+  run -0 qed-img measure file:files/base.qed
+  run -0 qed-img measure -f raw file:files/low.raw
+  run -0 qed-img empty file:files/base.qed
+  run -1 qed-img rebase -b file:files/base.qed -F qed files/base.qed
+  assert_output --partial "the image itself"
+}
+
+@test "json: names the image by QEMU's options" {
+  make_files
+  make_chain
+  # Nested or flat; with less than everything.
+  cases <<'TABLE'
+same | info 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed"}}'
+same | info --output=json 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed"}}'
+same | info 'json:{"driver":"qed","file.driver":"file","file.filename":"base.qed"}'
+same | info 'json:{"file":{"filename":"base.qed"}}'
+same | info 'json:{"file.filename":"base.qed"}'
+same | info 'json: { "driver": "qed", "file": { "driver": "file", "filename": "d/../base.qed" } }'
+same | info 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed","locking":"auto"}}'
+same | check 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed","locking":"off"}}'
+same | check -r all 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed","locking":"off"}}'
+same | check --output=json 'json:{"driver":"qed","file.filename":"small.qed"}'
+same | map --output=json 'json:{"driver":"qed","file.filename":"small.qed"}'
+same | resize 'json:{"driver":"qed","file.filename":"base.qed"}' 5G
+same | rebase -u -b gone.raw -F raw 'json:{"driver":"qed","file.filename":"top.qed"}'
+reads | commit -d 'json:{"driver":"qed","file.filename":"top.qed"}'
+status | info 'json:{"driver":"qed"'
+same | info 'json:[]'
+status | info 'json:'
+status | info 'json:{"driver":"qed","file":{"driver":"file","filename":"file:base.qed"}}'
+status | info 'json:{"driver":"qed"}'
+status | info 'json:{}'
+status | info 'json:{"filename":"base.qed"}'
+status | info 'json:{"driver":"qed","file":"base.qed"}'
+status | info 'json:{"driver":"file","filename":"base.qed"}'
+1, not 0: it has to be known | info 'json:{"driver":"bogus","file":{"driver":"file","filename":"base.qed"}}'
+status | info 'json:{"driver":"qed","file":{"driver":"bogus","filename":"base.qed"}}'
+status | info 'json:{"driver":"qed","bogus":1,"file":{"driver":"file","filename":"base.qed"}}'
+status | info 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed","bogus":1}}'
+status | info 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed","locking":"x"}}'
+status | info 'json:{"driver":"qed","file":{"driver":"file","filename":7}}'
+same | create 'json:{"driver":"qed","file":{"driver":"file","filename":"new.qed"}}' 1M
+same | create -b 'json:{"driver":"raw","file":{"driver":"file","filename":"low.raw"}}' -F raw new.qed
+same | create -b 'json:{"driver":"qed","file":{"driver":"file","filename":"base.qed"}}' -F qed new.qed
+same | create -b 'json:{"file.filename":"low.raw"}' -F raw new.qed
+same | create -b 'json:{"file.filename":"low.raw"}' -F raw d/new.qed
+status | create -b 'json:{"file.filename":"low.raw"}' -F qed new.qed
+1, not 0: it has to be known | create -b 'json:{"driver":"bogus","file.filename":"low.raw"}' -F raw new.qed
+same | rebase -u -b 'json:{"driver":"raw","file.filename":"other.raw"}' -F raw top.qed
+status | info 'json:{"driver":"raw","file.filename":"low.raw"}'
+TABLE
+}
+
+@test "json: in a header, and of NBD exports" {
+  local tool
+  make_files
+  make_chain
+  cd files || return
+  start_qemu_nbd server -r -f raw low.raw
+  for backing in 'json:{"driver":"raw","file":{"driver":"file","filename":"low.raw"}}' \
+      "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"server\":{\"type\":\"unix\",\"path\":\"$tmp/server.sock\"}}}" \
+      "json:{\"file.driver\":\"nbd\",\"file.server.type\":\"unix\",\"file.server.path\":\"$tmp/server.sock\"}" \
+      'file:low.raw'; do
+    qemu-img create -q -f qed -u -b "$backing" -F raw json.qed 3M
+    qemu_io_qed json.qed 'write -P 8 64k 64k' >/dev/null
+    nbdkit -U - -r qed json.qed --run 'nbdcopy "$uri" served.raw'
+    qemu-img compare -f qed -F raw json.qed served.raw
+    qed-img rebase -b '' json.qed
+    qemu-img compare -f qed -F raw json.qed served.raw
+  done
+
+  # A new backing image by such a name, relative to this folder.
+  local over
+  for backing in 'json:{"driver":"qed","file.filename":"other.qed"}' \
+                 'file:other.qed'; do
+    for over in qemu ours; do cp top.qed $over.qed; done
+    qemu-img rebase -f qed -b "$backing" -F qed qemu.qed
+    qed-img rebase -b "$backing" -F qed ours.qed
+    qemu-img compare -f qed -F qed qemu.qed ours.qed
+    assert_equal "$(qed-img info --output=json ours.qed |
+                    jq -r '.["backing-filename"]')" "$backing"
+  done
+
+  # The name says the format, so nothing is guessed.
+  qemu-img create -q -f qed guess.qed 1M
+  qed-img create -q -b 'json:{"driver":"raw","file.filename":"guess.qed"}' over.qed
+  assert_equal "$(qed-img info --output=json over.qed |
+                  jq -r '.["backing-filename-format"]')" raw
+}
+
+# says NAME WORDS...: what is said of an image, and of a backing image, of that
+# name.
+says ()
+{
+  local name=$1 words
+  shift
+  run -1 qed-img info "$name"
+  for words in "$@"; do assert_output --partial "$words"; done
+  run -1 qed-img create -b "$name" new.qed
+  for words in "$@"; do assert_output --partial "$words"; done
+  refute_output --partial "rebase"
+  qemu-img create -q -f qed -u -b "$name" -F raw over.qed 1M
+  run -1 qed-img map over.qed
+  for words in "$@"; do assert_output --partial "$words"; done
+  assert_output --partial "qed-img rebase -u -b"
+  assert_output --partial "backing=URI"
+}
+
+@test "names that only QEMU knows: what to do is said" {
+  says a:b.raw "Unknown protocol 'a'" "./a:b.raw"
+  says http://h/x.qed "Unknown protocol 'http'" "nbdkit curl"
+  says https://h/x.qed "nbdkit curl"
+  says ssh://h/x.qed "nbdkit ssh"
+  says rbd:pool/x "qemu-nbd"
+  says nbd:localhost:10809 "write nbd://localhost:10809/"
+  says nbd:localhost:10809:exportname=disk "write nbd://localhost:10809/disk"
+  says nbd:unix:/tmp/s "write nbd+unix:///?socket=/tmp/s"
+  says nbd:unix:/tmp/s:exportname=disk "write nbd+unix:///disk?socket=/tmp/s"
+  says 'json:{"driver":"qcow2","file.filename":"x"}' "driver 'qcow2'"
+  says 'json:{"driver":"raw","file":{"driver":"https","url":"x"}}' "driver 'https'"
+
+  # And that works.
+  truncate -s 1M a:b.raw
+  qed-img create -q -b ./a:b.raw new.qed
+  qed-img map new.qed
+}

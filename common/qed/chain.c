@@ -20,12 +20,6 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
-/* How to give an image another backing image: for all who read a message,
- * of whatever program.
- */
-#define CHAIN_OTHER_NAME \
-  "backing=URI, or for good: qed-img rebase -u -b URI IMAGE"
-
 /* ---- Formats */
 
 /* Offsets that count back from the end of the file. */
@@ -100,7 +94,7 @@ qed_probe (struct node *n, enum qed_format *format)
       errno = ENOTSUP;
       msg_error ("%s: this backing image is in %s format; serve it with its "
                  "own server, such as qemu-nbd, and name that one's URI "
-                 "instead (" CHAIN_OTHER_NAME "), or say that it is raw "
+                 "instead (" QED_OTHER_BACKING "), or say that it is raw "
                  "(backing-format=raw, -F raw)", n->name,
                  foreign_formats[i].format);
       return -1;
@@ -137,71 +131,6 @@ qed_backing_name (struct node *file, const struct qed_header *h, char **name)
   }
   *name = str;
   return 0;
-}
-
-/* QEMU takes PROTOCOL: before the first slash for a block driver. */
-static bool
-has_protocol (const char *name)
-{
-  const char *colon = strchr (name, ':');
-  const char *slash = strchr (name, '/');
-
-  return colon && (slash == NULL || colon < slash);
-}
-
-int
-qed_backing_full_name (const char *image, const char *backing, char **name)
-{
-  const char *slash = strrchr (image, '/');
-  int r;
-
-  *name = NULL;
-  if (backing[0] == '/' || has_protocol (backing) ||
-      (slash == NULL && !node_is_uri (image)))
-    r = asprintf (name, "%s", backing);
-  else if (node_is_uri (image))
-    return 0;
-  else
-    r = asprintf (name, "%.*s/%s", (int) (slash - image), image, backing);
-  if (r == -1) {
-    *name = NULL;
-    msg_error ("%s: backing name: %m", image);
-    return -1;
-  }
-  return 0;
-}
-
-const char *
-qed_without_protocol (const char *name)
-{
-  return strncmp (name, "file:", 5) == 0 ? name + 5 : name;
-}
-
-char *
-qed_backing_path (const char *image, const char *backing)
-{
-  CLEANUP_FREE char *name = NULL;
-  char *path;
-
-  if (!node_is_uri (backing) &&
-      has_protocol (backing) && qed_without_protocol (backing) == backing) {
-    errno = ENOTSUP;
-    msg_error ("%s: cannot open the backing image \"%s\": serve it over NBD "
-               "and pass that as backing=URI", image, backing);
-    return NULL;
-  }
-  if (qed_backing_full_name (image, backing, &name) == -1)
-    return NULL;
-  if (name == NULL) {
-    errno = EINVAL;
-    msg_error ("%s: the backing image \"%s\" is relative to the image, "
-               "which is no local file; pass backing=", image, backing);
-    return NULL;
-  }
-  path = strdup (qed_without_protocol (name));
-  if (path == NULL)
-    msg_error ("%s: backing name: %m", image);
-  return path;
 }
 
 /* ---- Opening */
@@ -266,7 +195,8 @@ chain_open_layer (const char *image, const char *name, bool from_header,
   CLEANUP_FREE char *path = NULL;
   struct node *file, *n = NULL;
 
-  path = from_header ? qed_backing_path (image, name) : strdup (name);
+  path = from_header ? qed_backing_path (image, name, true, &format)
+    : strdup (name);
   file = path ? align_open (path, &file_options) : NULL;
   if (file)
     n = open_formatted (file, format, options, above);

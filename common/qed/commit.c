@@ -125,7 +125,8 @@ is_base (const char *base, const char *image, const char *name,
     return 0;
   if (qed_backing_full_name (image, base, &beside) == -1)
     return -1;
-  *found = same_file (base, path) || (beside && same_file (beside, path));
+  *found = same_file (qed_without_protocol (base), path) ||
+    (beside && same_file (qed_without_protocol (beside), path));
   return 0;
 }
 
@@ -148,7 +149,7 @@ open_below (struct commit *c, const char *base,
             const struct qed_options *options)
 {
   struct qed *s = c->last->s;
-  const enum qed_format format = s->header.features & QED_BACKING_NO_PROBE
+  enum qed_format format = s->header.features & QED_BACKING_NO_PROBE
     ? QED_FORMAT_RAW : QED_FORMAT_PROBE;
   struct qed_options below = *options;
   CLEANUP_FREE char *name = NULL;
@@ -160,7 +161,7 @@ open_below (struct commit *c, const char *base,
     return -1;
   if (name == NULL)
     return no_such_base (c, base);
-  path = qed_backing_path (s->node.name, name);
+  path = qed_backing_path (s->node.name, name, true, &format);
   if (path == NULL ||
       is_base (base, s->node.name, name, path, &found) == -1)
     return -1;

@@ -220,10 +220,14 @@ extern int qed_rebase (const char *name,
                        const struct qed_rebase_options *options);
 
 /* Find a backing image the way qed_open does: make its name relative to
- * the folder of the image (result to be freed; NULL after a message),
- * and tell its format by magic.
+ * the folder of the image (result to be freed; NULL after a message, that
+ * says how to change a name that stands in the header), and set a format
+ * that is PROBE to what the name says; and tell its format by magic.
  */
-extern char *qed_backing_path (const char *image, const char *backing);
+#define QED_OTHER_BACKING \
+  "backing=URI, or for good: qed-img rebase -u -b URI IMAGE"
+extern char *qed_backing_path (const char *image, const char *backing,
+                               bool in_header, enum qed_format *format);
 extern int qed_probe (struct node *n, enum qed_format *format);
 
 /* The name as QEMU has it, also where we need not be able to open it:

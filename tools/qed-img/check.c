@@ -109,7 +109,7 @@ add_count (json_t *o, const char *key, uint64_t count)
 
 /* Returns NULL when out of memory. */
 static json_t *
-result_to_json (const char *image, const struct qed_check_result *r)
+result_to_json (const char *name, const struct qed_check_result *r)
 {
   json_t *o = json_object ();
 
@@ -121,7 +121,7 @@ result_to_json (const char *image, const struct qed_check_result *r)
       add_count (o, "leaks-fixed", r->leaks_fixed) == 0 &&
       add_count (o, "leaks", r->leaks) == 0 &&
       add_count (o, "allocated-clusters", r->allocated_clusters) == 0 &&
-      json_object_set_new (o, "filename", json_text (image)) == 0 &&
+      json_object_set_new (o, "filename", json_text (name)) == 0 &&
       json_object_set_new (o, "format", json_string ("qed")) == 0 &&
       add_count (o, "fragmented-clusters", r->fragmented_clusters) == 0)
     return o;
@@ -166,13 +166,13 @@ check_again (const char *image, const struct img_common *common,
 }
 
 static int
-print (const char *image, const struct img_common *common,
+print (const char *name, const struct img_common *common,
        const struct qed_check_result *result)
 {
   if (common->quiet)
     return 0;
   if (common->json)
-    return tool_print_json (result_to_json (image, result));
+    return tool_print_json (result_to_json (name, result));
   print_summary (result);
   return 0;
 }
@@ -183,7 +183,7 @@ run (int argc, char *argv[])
   struct qed_check_result result = { 0 };
   struct img_common common = { 0 };
   enum qed_fix fix = QED_FIX_NONE;
-  const char *image;
+  const char *image, *name;
   int c;
 
   while ((c = img_next_option (&img_check_command, argc, argv,
@@ -197,7 +197,8 @@ run (int argc, char *argv[])
       break;
     }
   }
-  image = img_one_image (argc, argv);
+  image = img_one_image (argc, argv, &common);
+  name = argv[optind];
   if (common.force_share && fix != QED_FIX_NONE) {
     msg_error ("%s: -U cannot be used with -r: an image that may be in use "
                "must not be changed", image);
@@ -209,7 +210,7 @@ run (int argc, char *argv[])
   if (result.leaks_fixed + result.corruptions_fixed > 0 &&
       check_again (image, &common, &result) == -1)
     return EXIT_NOT_CHECKED;
-  if (print (image, &common, &result) == -1)
+  if (print (name, &common, &result) == -1)
     return EXIT_NOT_CHECKED;
   return exit_status (&result);
 }

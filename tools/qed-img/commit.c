@@ -52,7 +52,7 @@ run (int argc, char *argv[])
                         "ionice(1) makes it yield to others");
     }
   }
-  image = img_one_image (argc, argv);
+  image = img_one_image (argc, argv, &common);
 
   o.no_lock = common.no_lock;
   o.progress = img_progress_start (common.progress && !common.quiet);

@@ -40,26 +40,46 @@ static const struct tool_option options[] = {
 
 struct request {
   struct img_new_image new;
+  char *file;                   /* its path or URI */
   bool quiet, unsafe, no_lock;
 };
 
 /* ---- The command line */
+
+/* IMAGE, as it is called and where it is. */
+static int
+parse_image (struct request *r, const char *image)
+{
+  struct qed_name name;
+
+  r->new.image = image;
+  if (strncmp (image, "json:", 5) == 0) {       /* as qemu-img */
+    msg_error ("%s: Unknown protocol 'json'", image);
+    return -1;
+  }
+  if (qed_parse_name (image, NULL, &name) == -1)
+    return -1;
+  r->file = name.file;
+  return 0;
+}
 
 /* IMAGE and SIZE. */
 static int
 parse_arguments (struct request *r, int argc, char *argv[], const char *list)
 {
   int64_t size = -1;
+  const char *image;
 
   if (optind >= argc)
     tool_usage_error ("Expecting image file name");
-  r->new.image = argv[optind++];
+  image = argv[optind++];
   if (optind < argc)
     size = img_parse_size ("image size", argv[optind++]);
   if (optind < argc)
     tool_usage_error ("Unexpected argument: %s", argv[optind]);
 
-  if (img_set_options (&r->new, list) == -1)
+  if (parse_image (r, image) == -1 ||
+      img_set_options (&r->new, list) == -1)
     return -1;
   if (size >= 0 && r->new.size >= 0) {
     msg_error ("%s: The image size must be specified only once",
@@ -121,7 +141,7 @@ parse_command_line (struct request *r, int argc, char *argv[])
 static int
 refuse_target (const struct request *r, const char *backing)
 {
-  if (!img_same_image (r->new.image, backing))
+  if (!img_same_image (r->file, backing))
     return 0;
   msg_error ("%s: Error: Trying to create an image with the same filename "
              "as the backing file", r->new.image);
@@ -153,11 +173,11 @@ inspect_backing (struct request *r, enum qed_format format)
   int result;
 
   if (r->unsafe) {
-    if (qed_backing_full_name (r->new.image, r->new.backing, &path) == -1)
+    if (qed_backing_full_name (r->file, r->new.backing, &path) == -1)
       return -1;
     return path ? refuse_target (r, qed_without_protocol (path)) : 0;
   }
-  path = qed_backing_path (r->new.image, r->new.backing);
+  path = qed_backing_path (r->file, r->new.backing, false, &format);
   if (path == NULL || refuse_target (r, path) == -1)
     return -1;
   result = img_chain_read (&chain, path, format, true, true);
@@ -234,7 +254,7 @@ create (struct request *r)
   options.no_lock = r->no_lock;
   options.begins = announce;
   options.opaque = r;
-  return qed_create (r->new.image, &options);
+  return qed_create (r->file, &options);
 }
 
 static int
@@ -250,6 +270,7 @@ run (int argc, char *argv[])
       (settle_backing (&r) == -1 || create (&r) == -1))
     result = -1;
   img_new_image_free (&r.new);
+  free (r.file);
   return result == -1 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 

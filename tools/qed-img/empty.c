@@ -27,7 +27,7 @@ run (int argc, char *argv[])
 
   while (img_next_option (&img_empty_command, argc, argv, &common) != -1)
     ;
-  image = img_one_image (argc, argv);
+  image = img_one_image (argc, argv, &common);
 
   if (qed_empty_image (image, common.no_lock) == -1)
     return EXIT_FAILURE;

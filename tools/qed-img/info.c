@@ -138,9 +138,10 @@ static int
 add_backing (struct img_chain *chain, bool no_lock)
 {
   const struct img_layer *last = &chain->layers[chain->nr - 1];
-  const enum qed_format format =
+  enum qed_format format =
     last->info.backing_is_raw ? QED_FORMAT_RAW : QED_FORMAT_PROBE;
-  CLEANUP_FREE char *path = qed_backing_path (last->name, last->info.backing);
+  CLEANUP_FREE char *path = qed_backing_path (last->name, last->info.backing,
+                                              true, &format);
 
   if (path == NULL || refuse_loop (chain, path) == -1)
     return -1;
@@ -296,10 +297,10 @@ run (int argc, char *argv[])
   while (img_next_option (&img_info_command, argc, argv, &common)
          == IMG_BACKING_CHAIN)
     whole = true;
-  image = img_one_image (argc, argv);
+  image = img_one_image (argc, argv, &common);
 
-  r = img_chain_read (&chain, image, QED_FORMAT_QED, common.force_share,
-                      whole);
+  r = img_chain_read (&chain, image, QED_FORMAT_QED,
+                      common.force_share || common.no_lock, whole);
   if (r == 0)
     r = print (&chain, common.json, whole);
   img_chain_free (&chain);

@@ -173,6 +173,7 @@ run (int argc, char *argv[])
   struct img_common common = { 0 };
   int64_t start = 0, length = INT64_MAX;
   struct map map = { 0 };
+  const char *image;
   struct node *n;
   int c, result;
 
@@ -188,8 +189,9 @@ run (int argc, char *argv[])
     }
   }
   how.read_only = true;
-  how.no_lock = common.force_share;
-  n = qed_open (img_one_image (argc, argv), &how);
+  image = img_one_image (argc, argv, &common);
+  how.no_lock = common.force_share || common.no_lock;
+  n = qed_open (image, &how);
   if (n == NULL)
     return EXIT_FAILURE;
 

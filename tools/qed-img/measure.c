@@ -62,7 +62,8 @@ mistake (const char *text)
 }
 
 static void
-parse_arguments (struct request *r, int argc, char *argv[])
+parse_arguments (struct request *r, int argc, char *argv[],
+                 struct img_common *common)
 {
   if (argc - optind > 1)
     mistake ("At most one filename argument is allowed.");
@@ -75,6 +76,8 @@ parse_arguments (struct request *r, int argc, char *argv[])
     mistake ("--size N cannot be used together with a filename.");
   if (r->snapshot)
     mistake ("-l is not supported: QED images have no snapshots");
+  if (r->source)
+    r->source = img_parse_image (r->source, common);
 }
 
 /* Returns 1 if help was asked for and printed. */
@@ -108,7 +111,7 @@ parse_command_line (struct request *r, int argc, char *argv[],
     img_print_options ();
     return 1;
   }
-  parse_arguments (r, argc, argv);
+  parse_arguments (r, argc, argv, common);
   if (r->is_raw && list)
     mistake ("Invalid options for file format 'raw': it has none");
   return img_set_options (&r->new, list);
@@ -122,12 +125,14 @@ open_source (const struct request *r, const struct img_common *common)
   struct qed_options how = QED_DEFAULT_OPTIONS;
   const struct node_open_options raw = {
     .read_only = true,
-    .lock = common->force_share ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
+    .lock = common->force_share || common->no_lock ? NODE_LOCK_NONE
+      : NODE_LOCK_IMAGE,
   };
 
   how.read_only = true;
-  how.no_lock = common->force_share;
-  if (r->source_format && strcmp (r->source_format, "raw") == 0)
+  how.no_lock = common->force_share || common->no_lock;
+  if (r->source_format ? strcmp (r->source_format, "raw") == 0
+      : common->name_format == QED_FORMAT_RAW)
     return align_open (r->source, &raw);
   return qed_open (r->source, &how);
 }

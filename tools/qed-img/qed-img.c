@@ -158,11 +158,32 @@ img_parse_cache (const char *kind, const char *mode)
 }
 
 const char *
-img_one_image (int argc, char *argv[])
+img_parse_image (const char *arg, struct img_common *common)
 {
+  struct qed_name name;
+
+  if (qed_parse_name (arg, NULL, &name) == -1)
+    exit (EXIT_FAILURE);
+  if (name.no_lock)
+    common->no_lock = true;
+  common->name_format = name.format;
+  return name.file;             /* until the program ends */
+}
+
+const char *
+img_one_image (int argc, char *argv[], struct img_common *common)
+{
+  const char *image;
+
   if (optind != argc - 1)
     tool_usage_error ("Expecting one image file name");
-  return argv[optind];
+  image = img_parse_image (argv[optind], common);
+  if (common->name_format == QED_FORMAT_RAW && common->format == NULL) {
+    msg_error ("Could not open '%s': raw by its name, and qed-img works on "
+               "qed images", argv[optind]);
+    exit (EXIT_FAILURE);
+  }
+  return image;
 }
 
 /* ---- Progress */

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "tool/tool.h"
+#include "qed/names.h"
 #include "qed/qed.h"
 
 /* Options without a letter. */
@@ -70,6 +71,7 @@ struct img_common {
   enum node_cache cache;        /* of IMAGE, if the command has one */
   bool progress;
   const char *format;           /* NULL if not given */
+  enum qed_format name_format;  /* what the name of IMAGE says */
 };
 
 /* getopt for a command's table: the code of the next option that is the
@@ -80,8 +82,15 @@ extern int img_next_option (const struct tool_command *command,
                             int argc, char *argv[],
                             struct img_common *common);
 
-/* The only argument, after all options. */
-extern const char *img_one_image (int argc, char *argv[]);
+/* The only argument, after all options: the path or URI that it means, and
+ * what else its name says, in *common.  Does not return for mistakes.
+ */
+extern const char *img_one_image (int argc, char *argv[],
+                                  struct img_common *common);
+
+/* The same of any argument. */
+extern const char *img_parse_image (const char *arg,
+                                    struct img_common *common);
 
 /* A size on the command line, of at most INT64_MAX bytes; what names it
  * in the message.  Does not return for mistakes.

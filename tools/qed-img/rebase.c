@@ -34,6 +34,7 @@ static const struct tool_option options[] = {
 static int
 refuse_itself (const char *image, const struct qed_rebase_options *o)
 {
+  enum qed_format format = o->backing_format;
   CLEANUP_FREE char *path = NULL;
 
   if (o->backing == NULL || *o->backing == '\0')
@@ -42,7 +43,8 @@ refuse_itself (const char *image, const struct qed_rebase_options *o)
     if (qed_backing_full_name (image, o->backing, &path) == -1)
       return -1;
   }
-  else if ((path = qed_backing_path (image, o->backing)) == NULL)
+  else if ((path = qed_backing_path (image, o->backing, false,
+                                     &format)) == NULL)
     return -1;
   if (path == NULL || !img_same_image (image, qed_without_protocol (path)))
     return 0;
@@ -79,7 +81,7 @@ run (int argc, char *argv[])
       break;
     }
   }
-  image = img_one_image (argc, argv);
+  image = img_one_image (argc, argv, &common);
   if (o.backing == NULL && !o.unsafe)
     tool_usage_error ("Must specify backing file (-b) or use unsafe mode "
                       "(-u)");

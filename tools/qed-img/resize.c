@@ -172,7 +172,7 @@ run (int argc, char *argv[])
   }
   if (optind != argc - 1)
     tool_usage_error ("Expecting image file name and size");
-  image = argv[optind];
+  image = img_parse_image (argv[optind], &common);
 
   if (parse_change (&change, size) == -1 ||
       resize (image, &change, common.no_lock) == -1)
