@@ -36,7 +36,7 @@ trap clean_up EXIT
 
 say "A folder for the demo; libguestfs's machines run by QEMU itself."
 show 'demo=$(mktemp -d /tmp/qed-demo.XXXXXX)'
-show '. tests/guestfs.bash'
+show '. tests/lib/guestfs.bash'
 
 say "The base: a file system with this project's documents."
 show 'mkdir "$demo/documents"'

@@ -7,8 +7,11 @@
 # TAP driver reads.
 #
 #   tests/unit/test-*.c   C tests of common/, written with cmocka
-#   tests/*.bats          tests of modules and tools, one file a promise
-#   tests/*.sh            tests that are neither
+#   tests/ROOM/*.bats     tests of modules and tools, one file a promise:
+#                         qed/, qed-img/, writelog/, control/, replication/,
+#                         and house/ for what the tree and its build promise
+#   tests/ROOM/*.sh       tests that are neither
+#   tests/lib/            what these share: bash functions and Python modules
 
 # To add a unit test, add its name here and its sources below if it needs
 # more than the .c file of its name.
@@ -39,46 +42,46 @@ unit_tests = \
 	tests/unit/test-writelog-writer
 
 bats_tests = \
-	tests/blklogwrites.bats \
-	tests/control.bats \
-	tests/crash-recipe.bats \
-	tests/frame.bats \
-	tests/logreplay.bats \
-	tests/logwrites.bats \
-	tests/qed-bad-input.bats \
-	tests/qed-crash.bats \
-	tests/qed-damage.bats \
-	tests/qed-full-disk.bats \
-	tests/qed-guestfish.bats \
-	tests/qed-img-calls.bats \
-	tests/qed-img-completion.bats \
-	tests/qed-img-data.bats \
-	tests/qed-img-kill.bats \
-	tests/qed-img.bats \
-	tests/qed-lock.bats \
-	tests/qed-model.bats \
-	tests/qed-nbd.bats \
-	tests/qed-needcheck.bats \
-	tests/qed-params.bats \
-	tests/qed-power-loss.bats \
-	tests/qed-read.bats \
-	tests/replication-control.bats \
-	tests/replication-faults.bats \
-	tests/replication-history.bats \
-	tests/replication-kill.bats \
-	tests/replication-layer.bats \
-	tests/replication-model.bats \
-	tests/replication-params.bats \
-	tests/replication-qemu.bats \
-	tests/replication-table.bats \
-	tests/replication-walkthrough.bats \
-	tests/sources.bats
+	tests/control/control.bats \
+	tests/house/frame.bats \
+	tests/house/sources.bats \
+	tests/qed-img/calls.bats \
+	tests/qed-img/completion.bats \
+	tests/qed-img/data.bats \
+	tests/qed-img/kill.bats \
+	tests/qed-img/qed-img.bats \
+	tests/qed/bad-input.bats \
+	tests/qed/crash.bats \
+	tests/qed/damage.bats \
+	tests/qed/full-disk.bats \
+	tests/qed/guestfish.bats \
+	tests/qed/lock.bats \
+	tests/qed/model.bats \
+	tests/qed/nbd.bats \
+	tests/qed/needcheck.bats \
+	tests/qed/params.bats \
+	tests/qed/power-loss.bats \
+	tests/qed/read.bats \
+	tests/replication/control.bats \
+	tests/replication/faults.bats \
+	tests/replication/history.bats \
+	tests/replication/kill.bats \
+	tests/replication/layer.bats \
+	tests/replication/model.bats \
+	tests/replication/params.bats \
+	tests/replication/qemu.bats \
+	tests/replication/table.bats \
+	tests/replication/walkthrough.bats \
+	tests/writelog/blklogwrites.bats \
+	tests/writelog/crash-recipe.bats \
+	tests/writelog/logreplay.bats \
+	tests/writelog/logwrites.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
 if SANITIZERS
 TESTS = $(unit_tests)
 else
-TESTS = tests/sanitizers.sh $(bats_tests) $(unit_tests)
+TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests)
 endif
 
 # Each unit test is linked with the library.  The others are run by tests.
@@ -101,55 +104,55 @@ SH_LOG_DRIVER = $(tap_driver)
 SH_LOG_COMPILER = $(tap_run)
 
 EXTRA_DIST += \
+	$(bats_tests) \
+	$(benches) \
 	tests/bench/functions.bash \
-	tests/blklogwrites.py \
-	tests/control-ask.py \
-	tests/crash-check.sh \
-	tests/data/kernel-ext4.log.xz \
-	tests/data/kernel-ext4.states \
+	tests/bench/replication.py \
 	tests/demo.sh \
-	tests/functions.bash \
-	tests/guestfs.bash \
-	tests/logreplay.py \
-	tests/logwrites-model.py \
-	tests/qed-attempt.py \
-	tests/qed-crash.py \
-	tests/qed-damage.py \
-	tests/qed-errors.py \
-	tests/qed-full-disk.py \
-	tests/qed-functions.bash \
-	tests/qed-fuzz.py \
-	tests/qed-image.py \
-	tests/qed-img-functions.bash \
-	tests/qed-img-kill.py \
-	tests/qed-model.py \
-	tests/qed-repair-kill.py \
-	tests/qed_attempt.py \
-	tests/qed_format.py \
-	tests/qed_server.py \
-	tests/qmp_client.py \
-	tests/replication-bench.py \
-	tests/replication-control.py \
-	tests/replication-faults.py \
-	tests/replication-functions.bash \
-	tests/replication-history.py \
-	tests/replication-kill.py \
-	tests/replication-layer.py \
-	tests/replication-model.py \
-	tests/replication-qemu.py \
-	tests/replication-table.py \
-	tests/replication_model.py \
-	tests/replication_qemu.py \
-	tests/replication_server.py \
-	tests/sanitizers.sh \
+	tests/house/sanitizers.sh \
+	tests/lib/control-ask.py \
+	tests/lib/flight_model.py \
+	tests/lib/functions.bash \
+	tests/lib/guestfs.bash \
+	tests/lib/qed-functions.bash \
+	tests/lib/qed-image.py \
+	tests/lib/qed-img-functions.bash \
+	tests/lib/qed_format.py \
+	tests/lib/qed_server.py \
+	tests/lib/qmp_client.py \
+	tests/lib/replication-functions.bash \
+	tests/lib/replication_qemu.py \
+	tests/lib/replication_server.py \
+	tests/lib/spoiled_image.py \
+	tests/lib/writelog_format.py \
+	tests/qed-img/kill.py \
+	tests/qed-img/repair-kill.py \
+	tests/qed/crash.py \
+	tests/qed/damage.py \
+	tests/qed/errors.py \
+	tests/qed/full-disk.py \
+	tests/qed/fuzz.py \
+	tests/qed/model.py \
+	tests/qed/try-image.py \
+	tests/replication/control.py \
+	tests/replication/faults.py \
+	tests/replication/history.py \
+	tests/replication/kill.py \
+	tests/replication/layer.py \
+	tests/replication/model.py \
+	tests/replication/qemu.py \
+	tests/replication/table.py \
 	tests/tap.sh \
 	tests/unit/memory-node.h \
 	tests/unit/replication-unit.h \
 	tests/unit/server.h \
 	tests/unit/unit.h \
-	tests/writelog_format.py \
-	$(benches) \
-	$(bats_tests)
+	tests/writelog/blklogwrites.py \
+	tests/writelog/crash-check.sh \
+	tests/writelog/data/kernel-ext4.log.xz \
+	tests/writelog/data/kernel-ext4.states \
+	tests/writelog/logreplay.py \
+	tests/writelog/logwrites-model.py
 
 # Long campaigns, of which the suite runs a short form: more of the random
 # models and more killed servers; more damaged images and logs, and more
@@ -158,15 +161,15 @@ EXTRA_DIST += \
 
 .PHONY: soak fuzz bench
 soak_bats = \
-	tests/blklogwrites.bats \
-	tests/logreplay.bats \
-	tests/qed-crash.bats \
-	tests/qed-model.bats \
-	tests/qed-nbd.bats \
-	tests/replication-faults.bats \
-	tests/replication-kill.bats \
-	tests/replication-model.bats \
-	tests/replication-qemu.bats
+	tests/qed/crash.bats \
+	tests/qed/model.bats \
+	tests/qed/nbd.bats \
+	tests/replication/faults.bats \
+	tests/replication/kill.bats \
+	tests/replication/model.bats \
+	tests/replication/qemu.bats \
+	tests/writelog/blklogwrites.bats \
+	tests/writelog/logreplay.bats
 soak_units = \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-threads
@@ -179,7 +182,7 @@ soak: all $(soak_units)
 fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
-	    $(srcdir)/tests/qed-bad-input.bats
+	    $(srcdir)/tests/qed/bad-input.bats
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \
 	    tests/unit/test-control
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-1000000} \

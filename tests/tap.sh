@@ -5,13 +5,13 @@
 
 # Run one test program and print what it reports as one TAP stream:
 #
-#     tests/tap.sh tests/NAME.bats | tests/NAME.sh | tests/unit/test-NAME
+#     tests/tap.sh tests/ROOM/NAME.bats | tests/ROOM/NAME.sh | tests/unit/test-NAME
 #
 # What the program's exit status says is in the stream too, and a program
 # that hangs is ended and fails.  Exit status 0 means that the stream says
 # everything.
 
-. "$(dirname "$0")/guestfs.bash"
+. "$(dirname "$0")/lib/guestfs.bash"
 
 # No file of tests takes as long as this, in seconds, on any machine.
 limit=${TEST_FILE_TIMEOUT:-3600}

@@ -26,9 +26,9 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-tests=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lib=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 python=/usr/bin/python3
-export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$tests
+export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$lib
 
 make_folder logreplay-bench
 cd "$dir"

@@ -18,5 +18,5 @@
 
 need nbdkit qemu-system-x86_64 qemu-img fio
 
-PYTHONDONTWRITEBYTECODE=1 \
-  exec /usr/bin/python3 "$(dirname "$0")/../replication-bench.py"
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$(dirname "$0")/../lib" \
+  exec /usr/bin/python3 "$(dirname "$0")/replication.py"

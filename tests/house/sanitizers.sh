@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The unit tests again, built with the address and undefined-behaviour
+# sanitizers and then with the thread sanitizer.  Each unit test is one test
+# here, which fails on any report; the tools must build, too.  Prints TAP.
+#
+# Run it by hand as:  ./run bash tests/house/sanitizers.sh
+
+builddir=$(cd "$(dirname "$(type -P nbdkit)")/../.." && pwd)
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/bd.XXXXXX") || exit 1
+trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
+
+count=0
+
+# report ok|"not ok" NAME [LOG]: print one result, with the log if bad.
+report ()
+{
+  count=$((count + 1))
+  echo "$1 $count - $2"
+  if [ "$1" != ok ]; then
+    sed 's/^/# /' "$3"
+  fi
+}
+
+# The thread sanitizer cannot work with highly randomised addresses.
+without_randomisation ()
+{
+  if setarch -R true 2>/dev/null; then
+    setarch -R "$@"
+  else
+    "$@"
+  fi
+}
+
+# run_test TEST: leaves TEST.out, and TEST.ok if it passes.
+run_test ()
+{
+  if ( cd "$dir" && without_randomisation timeout 900 "$1" ) >"$1.out" 2>&1
+  then
+    touch "$1.ok"
+  fi
+}
+
+# Build the tree of sources with these sanitizers and run its unit tests, two
+# at a time: many wait for something most of the time.
+check_with ()
+{
+  local sanitizers=$1 dir=$tmp/$1 log=$tmp/$1.log test tests=()
+  mkdir "$dir"
+  if ( cd "$dir" &&
+         "$tmp/source/configure" --enable-sanitizers="$sanitizers" \
+           CFLAGS="-g -O1" &&
+         make -j2 && make -j2 check TESTS= ) >"$log" 2>&1
+  then
+    report ok "$sanitizers: unit tests and tools build"
+  else
+    report "not ok" "$sanitizers: unit tests and tools build" "$log"
+    return
+  fi
+
+  for test in "$dir"/tests/unit/test-*; do
+    if [ -f "$test" ] && [ -x "$test" ]; then tests+=("$test"); fi
+  done
+  for test in "${tests[@]}"; do
+    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+    run_test "$test" &
+  done
+  wait
+  for test in "${tests[@]}"; do
+    if [ -e "$test.ok" ]; then
+      report ok "$sanitizers: ${test##*/}"
+    else
+      report "not ok" "$sanitizers: ${test##*/}" "$test.out"
+    fi
+  done
+}
+
+# A copy of the sources, because those of a build in the source tree cannot
+# be built a second time elsewhere.
+if ! make -C "$builddir" distdir distdir="$tmp/source" >"$tmp/log" 2>&1; then
+  report "not ok" "the sources can be copied" "$tmp/log"
+else
+  check_with address,undefined
+  check_with thread
+fi
+echo "1..$count"
