@@ -109,6 +109,8 @@ EXTRA_DIST += \
 	tests/bench/functions.bash \
 	tests/bench/replication.py \
 	tests/demo.sh \
+	tests/house/arrows.bats \
+	tests/house/arrows.py \
 	tests/house/sanitizers.sh \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \
