@@ -13,6 +13,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/utils/byteorder.h \
 	common/utils/cleanup.h \
 	common/utils/clock.h \
+	common/utils/iovec.h \
 	common/utils/iszero.h \
 	common/utils/jsontext.c \
 	common/utils/jsontext.h \
@@ -38,6 +39,12 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/file.c \
 	common/node/lock.c \
 	common/node/lock.h \
+	common/node/nbd-conn.c \
+	common/node/nbd-conn.h \
+	common/node/nbd-linger.c \
+	common/node/nbd-linger.h \
+	common/node/nbd-status.c \
+	common/node/nbd-status.h \
 	common/node/nbd.c \
 	common/node/node.h \
 	common/node/open.c \

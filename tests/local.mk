@@ -23,7 +23,9 @@ unit_tests = \
 	tests/unit/test-file-node \
 	tests/unit/test-flush \
 	tests/unit/test-job \
-	tests/unit/test-nbd-node \
+	tests/unit/test-nbd-connections \
+	tests/unit/test-nbd-requests \
+	tests/unit/test-nbd-status \
 	tests/unit/test-qed-buffer \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
@@ -146,6 +148,7 @@ EXTRA_DIST += \
 	tests/replication/table.py \
 	tests/tap.sh \
 	tests/unit/memory-node.h \
+	tests/unit/nbd-unit.h \
 	tests/unit/replication-unit.h \
 	tests/unit/server.h \
 	tests/unit/unit.h \

@@ -39,6 +39,7 @@
 
 #include "node/align.h"
 #include "utils/cleanup.h"
+#include "utils/iovec.h"
 #include "utils/message.h"
 #include "module/next.h"
 #include "utils/rounding.h"
@@ -145,36 +146,12 @@ write_buffer (struct next_node *n, const void *buf, size_t count,
   return 0;
 }
 
-/* Where in a vector we are. */
-struct cursor {
-  const struct iovec *iov;
-  size_t done;                  /* of the first part */
-};
-
-/* Copy the next bytes of a vector, which has that many. */
-static void
-gather (struct cursor *c, char *buf, size_t count)
-{
-  while (count > 0) {
-    const size_t len = MIN (c->iov->iov_len - c->done, count);
-
-    memcpy (buf, (const char *) c->iov->iov_base + c->done, len);
-    buf += len;
-    count -= len;
-    c->done += len;
-    if (c->done == c->iov->iov_len) {
-      c->iov++;
-      c->done = 0;
-    }
-  }
-}
-
 static int
 write_vector (struct next_node *n, const struct iovec *iov, int iovcnt,
               size_t count, uint64_t offset, uint32_t flags)
 {
   CLEANUP_FREE char *bounce = NULL;
-  struct cursor cursor = { .iov = iov };
+  struct iov_cursor cursor = { .iov = iov };
 
   if (iovcnt == 1)
     return write_buffer (n, iov->iov_base, count, offset, flags);
@@ -188,7 +165,7 @@ write_vector (struct next_node *n, const struct iovec *iov, int iovcnt,
   while (count > 0) {
     const size_t len = MIN (count, BOUNCE_SIZE);
 
-    gather (&cursor, bounce, len);
+    iov_copy (&cursor, bounce, len);
     if (write_buffer (n, bounce, len, offset, flags) == -1)
       return -1;
     count -= len;

@@ -17,6 +17,7 @@
 
 #include "node/direct.h"
 #include "utils/cleanup.h"
+#include "utils/iovec.h"
 #include "utils/rounding.h"
 
 #define BOUNCE_SIZE (UINT64_C (1024) * 1024)
@@ -68,14 +69,10 @@ direct_pread (int fd, void *buf, size_t count, uint64_t offset,
 static void
 gather (uint8_t *buf, size_t len, const struct iovec *iov, size_t done)
 {
-  for (; len > 0; ++iov) {
-    const size_t n = done < iov->iov_len ? MIN (iov->iov_len - done, len) : 0;
+  struct iov_cursor at = { .iov = iov };
 
-    memcpy (buf, (uint8_t *) iov->iov_base + done, n);
-    buf += n;
-    len -= n;
-    done = n ? 0 : done - iov->iov_len;
-  }
+  iov_skip (&at, done);
+  iov_copy (&at, buf, len);
 }
 
 /* The last block, of which the vector has the first len bytes. */

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/iovec.h"
 #include "node/direct.h"
 #include "node/lock.h"
 #include "utils/message.h"
@@ -126,18 +127,14 @@ static ssize_t
 write_rest (int fd, const struct iovec *iov, int iovcnt, size_t done,
             uint64_t offset)
 {
+  struct iov_cursor at = { .iov = iov };
   struct iovec first;
 
-  while (done >= iov->iov_len) {
-    done -= iov->iov_len;
-    iov++;
-    iovcnt--;
-  }
-  if (done == 0)
-    return pwritev (fd, iov, iovcnt, offset);
-
-  first.iov_base = (char *) iov->iov_base + done;
-  first.iov_len = iov->iov_len - done;
+  iov_skip (&at, done);
+  first.iov_len = iov_here (&at);
+  if (first.iov_len == at.iov->iov_len)
+    return pwritev (fd, at.iov, iovcnt - (at.iov - iov), offset);
+  first.iov_base = iov_take (&at, first.iov_len);
   return pwritev (fd, &first, 1, offset);
 }
 
