@@ -10,6 +10,8 @@ common_libblockdrivers_la_LIBADD = $(LIBNBD_LIBS) $(JANSSON_LIBS)
 common_libblockdrivers_la_SOURCES = \
 	common/utils/bitmap.c \
 	common/utils/bitmap.h \
+	common/utils/bootid.c \
+	common/utils/bootid.h \
 	common/utils/byteorder.h \
 	common/utils/cleanup.h \
 	common/utils/clock.h \

@@ -42,10 +42,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "control/control.h"
 #include "request/job.h"
 #include "utils/message.h"
@@ -56,15 +56,15 @@
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 #define MAX_REQUEST 1048576     /* bytes */
 #define MAX_UNREAD 65536        /* bytes */
-#define MAX_STALLED 10          /* seconds */
+#define MAX_STALLED 10000       /* milliseconds */
 #define READ_SIZE 16384         /* bytes */
 
-/* Seconds of silence after which a client gives way to a new one, if
+/* Milliseconds of silence after which a client gives way to a new one, if
  * there are MAX_CLIENTS: if it has never said a word, and otherwise, since
  * who makes a checkpoint of several disks may have to wait for another.
  */
-#define SILENT_STRANGER 3
-#define SILENT_CLIENT 60
+#define SILENT_STRANGER 3000
+#define SILENT_CLIENT 60000
 
 struct control_client {
   struct control *control;
@@ -76,8 +76,8 @@ struct control_client {
   char *output;                 /* output_len bytes not sent yet */
   size_t output_len;
   bool output_failed;           /* nobody reads the answers any more */
-  time_t last_sent;             /* when some of it was; CLOCK_MONOTONIC */
-  time_t last_heard;            /* the same clock */
+  int64_t last_sent;            /* when some of it was (clock.h) */
+  int64_t last_heard;           /* the same clock */
   bool negotiated;              /* qmp_capabilities was first */
 
   /* The request that is being dealt with.  While busy it belongs to the
@@ -103,7 +103,7 @@ struct control {
   struct control_client *clients[MAX_CLIENTS];
   size_t nr_clients;
   bool accept_failed;           /* the last time */
-  time_t accept_again;          /* not before; CLOCK_MONOTONIC */
+  int64_t accept_again;         /* not before; the same clock */
 
   pthread_mutex_t lock;         /* protects the rest; taken before those
                                    that is_urgent takes */
@@ -111,15 +111,6 @@ struct control {
   struct control_client *first, *last; /* the queue */
   bool ending;
 };
-
-static time_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec;
-}
 
 /* ---- Answers */
 
@@ -146,7 +137,7 @@ send_output (struct control_client *client)
       client->output_failed = true;
       break;
     }
-    client->last_sent = now ();
+    client->last_sent = clock_ms ();
     client->output_len -= r;
     memmove (client->output, client->output + r, client->output_len);
   }
@@ -173,7 +164,7 @@ answer (struct control_client *client, json_t *json)
       memcpy (p + client->output_len, text, len);
       memcpy (p + client->output_len + len, "\r\n", 2);
       if (client->output_len == 0)
-        client->last_sent = now ();
+        client->last_sent = clock_ms ();
       client->output_len += len + 2;
     }
     else {
@@ -454,7 +445,7 @@ receive (struct control_client *client)
 
   if (r > 0 && stream_append (&client->input, buffer, r) == 0) {
     client->has_request = true;
-    client->last_heard = now ();
+    client->last_heard = clock_ms ();
   }
   else if (r >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
                       errno != EINTR))
@@ -492,7 +483,7 @@ must_read (const struct control_client *client)
 static bool
 has_stalled (const struct control_client *client)
 {
-  return must_read (client) && now () - client->last_sent > MAX_STALLED;
+  return must_read (client) && clock_ms () - client->last_sent > MAX_STALLED;
 }
 
 static bool
@@ -563,14 +554,14 @@ add_client (struct control *control, int fd)
   }
   client->control = control;
   client->fd = fd;
-  client->last_heard = now ();
+  client->last_heard = clock_ms ();
   stream_init (&client->input, MAX_REQUEST);
   control->clients[control->nr_clients++] = client;
   answer (client, qmp_greeting ());
 }
 
 /* When may this one be sent away? */
-static time_t
+static int64_t
 patience_ends (const struct control_client *client)
 {
   return client->last_heard +
@@ -582,7 +573,7 @@ static size_t
 find_silent (const struct control *control)
 {
   size_t found = control->nr_clients;
-  time_t earliest = now ();
+  int64_t earliest = clock_ms ();
 
   for (size_t i = 0; i < control->nr_clients; ++i) {
     const struct control_client *const client = control->clients[i];
@@ -617,7 +608,7 @@ may_accept (const struct control *control)
 {
   if (is_full (control) && find_silent (control) == control->nr_clients)
     return false;
-  return !control->accept_failed || now () >= control->accept_again;
+  return !control->accept_failed || clock_ms () >= control->accept_again;
 }
 
 /* For want of resources, most likely.  Said once, and tried again a
@@ -629,7 +620,7 @@ accept_failed (struct control *control)
   if (!control->accept_failed)
     msg_error ("accepting a client of the control socket: %m");
   control->accept_failed = true;
-  control->accept_again = now () + 2;
+  control->accept_again = clock_ms () + 2000;
 }
 
 static void

@@ -12,9 +12,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "request/job.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
@@ -26,8 +26,7 @@ struct job {
 
   pthread_mutex_t lock;         /* protects the rest; a leaf lock */
   pthread_cond_t changed;       /* woken or cancelled */
-  bool woken, cancelled, ended;
-  uint64_t done, total;
+  bool woken, cancelled;
   int result, result_errno;
 };
 
@@ -41,7 +40,6 @@ job_thread (void *vp)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&job->lock);
   job->result = r;
   job->result_errno = err;
-  job->ended = true;
   return NULL;
 }
 
@@ -115,57 +113,21 @@ job_wake (struct job *job)
 }
 
 bool
-job_progress (struct job *job, uint64_t *done, uint64_t *total)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&job->lock);
-  *done = job->done;
-  *total = job->total;
-  return !job->ended;
-}
-
-bool
 job_cancelled (struct job *job)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&job->lock);
   return job->cancelled;
 }
 
-void
-job_set_progress (struct job *job, uint64_t done, uint64_t total)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&job->lock);
-  job->done = done;
-  job->total = total;
-}
-
-static struct timespec
-deadline_in (int64_t milliseconds)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  ts.tv_sec += milliseconds / 1000;
-  ts.tv_nsec += milliseconds % 1000 * 1000000;
-  if (ts.tv_nsec >= 1000000000) {
-    ts.tv_sec++;
-    ts.tv_nsec -= 1000000000;
-  }
-  return ts;
-}
-
 bool
 job_sleep (struct job *job, int64_t milliseconds)
 {
-  const struct timespec deadline = deadline_in (MAX (milliseconds, 0));
-  int r = 0;
+  const int64_t until = milliseconds < 0 ? INT64_MAX
+                                         : clock_ms () + milliseconds;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&job->lock);
-  while (!job->woken && !job->cancelled && r != ETIMEDOUT) {
-    if (milliseconds < 0)
-      pthread_cond_wait (&job->changed, &job->lock);
-    else
-      r = pthread_cond_timedwait (&job->changed, &job->lock, &deadline);
-  }
+  while (!job->woken && !job->cancelled && clock_ms () < until)
+    clock_wait (&job->changed, &job->lock, until);
   if (!job->woken && !job->cancelled)
     return false;
   job->woken = false;

@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Background jobs: one thread with progress, cancel and sleep, which
+/* Background jobs: one thread with cancel and sleep, which
  * ends before whoever started it goes away.  Start jobs only after the
  * last fork.  Specification: block-layer.md, "The request core",
  * background jobs.
@@ -39,12 +39,8 @@ extern int job_wait (struct job *job);
 /* Wake the job from job_sleep. */
 extern void job_wake (struct job *job);
 
-/* How far is it, in the job's own units?  False once it has ended. */
-extern bool job_progress (struct job *job, uint64_t *done, uint64_t *total);
-
 /* For the function that runs. */
 extern bool job_cancelled (struct job *job);
-extern void job_set_progress (struct job *job, uint64_t done, uint64_t total);
 
 /* Sleep for some milliseconds (-1: no limit), or until job_wake or
  * job_finish.  A wake-up that came between two sleeps is not lost.

@@ -167,47 +167,6 @@ test_wake_up_before_sleep (void **state)
   pthread_barrier_destroy (&woken);
 }
 
-#define STEPS 1000
-
-static int
-make_progress (struct job *job, void *opaque)
-{
-  pthread_barrier_t *seen = opaque;
-
-  job_set_progress (job, 0, STEPS);
-  pthread_barrier_wait (seen);
-  for (uint64_t i = 1; i <= STEPS; ++i)
-    job_set_progress (job, i, STEPS);
-  return 0;
-}
-
-static void
-test_progress (void **state)
-{
-  pthread_barrier_t seen;
-  uint64_t done, total, last = 0;
-  struct job *job;
-
-  (void) state;
-  pthread_barrier_init (&seen, NULL, 2);
-  job = job_start ("progress", make_progress, &seen);
-  assert_non_null (job);
-  assert_true (job_progress (job, &done, &total));
-  assert_int_equal (done, 0);
-  assert_true (total == 0 || total == STEPS);
-
-  pthread_barrier_wait (&seen);
-  while (job_progress (job, &done, &total)) {
-    assert_int_equal (total, STEPS);
-    assert_in_range (done, last, STEPS);
-    last = done;
-    sched_yield ();
-  }
-  assert_int_equal (done, STEPS);
-  assert_int_equal (job_wait (job), 0);
-  pthread_barrier_destroy (&seen);
-}
-
 static int
 read_own_name (struct job *job, void *opaque)
 {
@@ -240,7 +199,6 @@ main (void)
     cmocka_unit_test (test_finish_wakes_a_sleeper),
     cmocka_unit_test (test_no_wake_up_is_lost),
     cmocka_unit_test (test_wake_up_before_sleep),
-    cmocka_unit_test (test_progress),
     cmocka_unit_test (test_threads_have_names),
   };
 

@@ -32,18 +32,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "tools/blkctl/blkctl.h"
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "tools/blkctl/client.h"
 #include "utils/message.h"
 #include "tool/tool.h"
 
-/* Seconds that may lie between the first preparation and the commit: less
- * than servers hold a guest, which is 10.
+/* Milliseconds that may lie between the first preparation and the commit: less
+ * than servers hold a guest, which is 10 s.
  */
-#define ROUND_LIMIT 5
+#define ROUND_LIMIT 5000
 
 struct participant {
   struct client client;
@@ -180,15 +180,6 @@ tell_what_was_made (const struct participant *all, int nr)
                : "it is not known to have made the checkpoint");
 }
 
-static time_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec;
-}
-
 /* Each of them once, primaries first. */
 static bool
 first_round (struct participant *all, int nr)
@@ -204,11 +195,11 @@ first_round (struct participant *all, int nr)
 static bool
 second_round (struct participant *all, int nr)
 {
-  const time_t start = now ();
+  const int64_t start = clock_ms ();
 
   if (take_step (all, nr, PREPARED, CHECKPOINT "-prepare") < nr)
     return false;
-  if (now () - start < ROUND_LIMIT)
+  if (clock_ms () - start < ROUND_LIMIT)
     return true;
   msg_error ("the servers take too long to prepare the checkpoint");
   return false;
@@ -217,10 +208,10 @@ second_round (struct participant *all, int nr)
 static bool
 prepare (struct participant *all, int nr)
 {
-  const time_t start = now ();
+  const int64_t start = clock_ms ();
 
   return first_round (all, nr) &&
-    (now () - start < ROUND_LIMIT || second_round (all, nr)) &&
+    (clock_ms () - start < ROUND_LIMIT || second_round (all, nr)) &&
     count_connected (all, nr) == nr;
 }
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "utils/bootid.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "filters/replication/primary/dirtyfile.h"
@@ -24,7 +25,6 @@
 #define FORMAT_VERSION 1
 #define IN_USE 1
 #define HEADER_SIZE 4096
-#define BOOT_ID_LEN 36
 #define HISTORY 68
 
 /* Words are converted and moved in pieces of this many. */
@@ -36,20 +36,6 @@ struct dirty_file {
   bool begun;                   /* header is in the file */
   bool failed;                  /* the file lacks something */
 };
-
-/* A boot is known by a name; "" if this system has none. */
-static void
-get_boot_id (char id[BOOT_ID_LEN])
-{
-  FILE *fp = fopen ("/proc/sys/kernel/random/boot_id", "re");
-
-  memset (id, 0, BOOT_ID_LEN);
-  if (fp) {
-    if (fread (id, 1, BOOT_ID_LEN, fp) != BOOT_ID_LEN)
-      memset (id, 0, BOOT_ID_LEN);
-    fclose (fp);
-  }
-}
 
 static uint64_t
 nr_words (uint64_t size)
@@ -179,7 +165,7 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
   uint8_t *h = f->header;
   char boot[BOOT_ID_LEN];
 
-  get_boot_id (boot);
+  boot_id_read (boot);
   if (new) {
     if (create (f, size) == -1)
       return -1;

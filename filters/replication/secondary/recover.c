@@ -45,6 +45,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "utils/bootid.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -55,24 +56,7 @@
 #define NOTE_BOOT_ID 32
 #define NOTE_HISTORY 80
 
-#define BOOT_ID_FILE "/proc/sys/kernel/random/boot_id"
-#define BOOT_ID_LEN 36
-
 /* ---- The note */
-
-/* Where there is no such thing all boots are the same one. */
-static void
-read_boot_id (uint8_t id[BOOT_ID_LEN])
-{
-  FILE *fp = fopen (BOOT_ID_FILE, "re");
-
-  memset (id, 0, BOOT_ID_LEN);
-  if (fp == NULL)
-    return;
-  if (fread (id, 1, BOOT_ID_LEN, fp) != BOOT_ID_LEN)
-    memset (id, 0, BOOT_ID_LEN);
-  fclose (fp);
-}
 
 /* Called with the note's lock. */
 static int
@@ -83,7 +67,7 @@ put_note (struct secondary *s, enum buffers_state state,
 
   memcpy (note, NOTE_MAGIC, sizeof NOTE_MAGIC);
   put_le32 (note + NOTE_STATE, state);
-  read_boot_id (note + NOTE_BOOT_ID);
+  boot_id_read (note + NOTE_BOOT_ID);
   memcpy (note + NOTE_HISTORY, history->text, HISTORY_LEN);
   if (qed_buffer_put_note (s->hidden, note) == -1)
     return -1;
@@ -148,7 +132,7 @@ get_state (struct secondary *s, enum buffers_state *state, bool *same_boot)
   }
   *state = value;
   history_set (&s->history, note + NOTE_HISTORY);
-  read_boot_id (id);
+  boot_id_read (id);
   *same_boot = memcmp (id, note + NOTE_BOOT_ID, sizeof id) == 0;
   return 0;
 }
