@@ -64,32 +64,53 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/chain.h \
 	common/qed/commit.c \
 	common/qed/create.c \
+	common/qed/create.h \
 	common/qed/empty.c \
+	common/qed/empty.h \
 	common/qed/format.c \
 	common/qed/format.h \
 	common/qed/measure.c \
 	common/qed/names.c \
 	common/qed/names.h \
 	common/qed/open.c \
+	common/qed/open.h \
 	common/qed/parallel.c \
 	common/qed/parallel.h \
 	common/qed/qed.h \
 	common/qed/rebase.c \
-	common/qed/resize.c \
 	common/qed/image/cache.c \
+	common/qed/image/cache.h \
+	common/qed/image/image.c \
 	common/qed/image/image.h \
 	common/qed/image/map.c \
+	common/qed/image/map.h \
 	common/qed/image/need-check.c \
+	common/qed/image/need-check.h \
 	common/qed/image/scan.c \
 	common/qed/image/scan.h \
 	common/qed/image/space.c \
-	common/qed/io/copy-before-write.c \
+	common/qed/image/space.h \
+	common/qed/image/table.c \
+	common/qed/image/table.h \
+	common/qed/io/allocate.c \
+	common/qed/io/allocate.h \
+	common/qed/io/backing.c \
+	common/qed/io/backing.h \
+	common/qed/io/extents.c \
+	common/qed/io/io.h \
 	common/qed/io/read.c \
+	common/qed/io/resize.c \
 	common/qed/io/write.c \
+	common/qed/io/zero.c \
+	common/qed/io/zero.h \
 	common/qed/repair/check.c \
+	common/qed/repair/check.h \
 	common/qed/repair/compact.c \
+	common/qed/repair/compact.h \
 	common/qed/repair/entries.c \
+	common/qed/repair/entries.h \
 	common/qed/repair/header.c \
+	common/qed/repair/header.h \
 	common/qed/repair/journal.c \
 	common/qed/repair/journal.h \
 	common/writelog/format.c \

@@ -35,7 +35,7 @@
  * have clusters where the tables are to be.  The first time they are emptied
  * the table comes behind them instead.
  *
- * The thread ends in buffer_close.
+ * The thread ends in buffer_stop.
  */
 
 #include <config.h>
@@ -44,9 +44,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qed/empty.h"
+#include "qed/image/map.h"
+#include "qed/image/space.h"
+#include "qed/io/allocate.h"
+#include "qed/open.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
-#include "qed/image/image.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -67,7 +71,30 @@
  */
 #define KEEP_FOR 5000
 
-/* ---- Opening */
+/* To find the end of data can take a file system longer than to read some
+ * of it, so the node under a buffer is not asked for less than this.
+ */
+#define ASK_LEN ((uint64_t) 16 * 1024 * 1024)
+
+struct buffer {
+  /* Emptying: where the next L1 table will be, and where it was. */
+  uint64_t next_l1, previous_l1;
+
+  /* Under space_lock.  The layer's clusters are from first to the end. */
+  uint64_t first;
+  int64_t began;                /* clock_ms, of this layer */
+  uint64_t kept;                /* bytes, from first on, */
+  int64_t kept_until;           /* for this long; INT64_MAX if none are */
+  uint64_t drop_start, drop_end; /* what is to become holes */
+  bool dropping;                /* then this is just becoming one: */
+  uint64_t dropping_start, dropping_end;
+  bool drop_failed;             /* so it is not tried again */
+  pthread_cond_t dropped;       /* dropping has changed */
+
+  struct job *drop_job;         /* NULL before node_start */
+};
+
+/* ---- New buffers */
 
 int
 qed_buffer_create (const char *name, uint64_t size)
@@ -97,7 +124,8 @@ count_all (struct qed *s)
     if (qed_map (s, size - offset, offset, &m) == -1)
       return -1;
     if (m.kind != MAP_UNALLOCATED)
-      count_held (s, div_round_up (m.length, s->cluster_size));
+      atomic_fetch_add (&s->nr_mapped,
+                        div_round_up (m.length, s->cluster_size));
     offset += m.length;
   }
   return 0;
@@ -127,77 +155,43 @@ find_first (struct qed *s)
     ? first_behind (s, home) : home;
 }
 
-static int
-make_buffer (struct qed *s)
-{
-  struct buffer *b;
-
-  if (s->file->fixed_size) {
-    errno = EINVAL;
-    msg_error ("%s: a buffer must be a regular file", s->node.name);
-    return -1;
-  }
-  b = calloc (1, sizeof *b);
-  if (b == NULL) {
-    msg_error ("%s: open: %m", s->node.name);
-    return -1;
-  }
-  pthread_cond_init (&b->dropped, NULL);
-  pthread_mutex_init (&b->scratch_lock, NULL);
-  b->began = clock_ms ();
-  b->kept_until = INT64_MAX;
-  s->buffer = b;
-  find_first (s);
-  /* Nobody can tell what a damaged one held. */
-  return s->node.read_only ? 0 : count_all (s);
-}
-
-struct node *
-qed_buffer_open (const char *name)
-{
-  struct qed_options options = QED_DEFAULT_OPTIONS;
-  struct node *n;
-
-  options.backing = "none";
-  options.repair = QED_REPAIR_NEVER;
-  options.untouched = true;
-  n = qed_open (name, &options);
-  if (n && make_buffer (qed_of_node (n)) == -1) {
-    const int err = errno;
-
-    node_close (n);
-    errno = err;
-    return NULL;
-  }
-  return n;
-}
-
-void
-qed_buffer_set_backing (struct node *n, struct node *backing, bool written)
-{
-  struct qed *s = qed_of_node (n);
-
-  s->backing = backing;
-  s->buffer->backing_written = written;
-}
-
-void
-buffer_close (struct qed *s)
+static void
+buffer_stop (struct qed *s)
 {
   job_finish (s->buffer->drop_job);
   s->buffer->drop_job = NULL;
 }
 
-void
+static void
 buffer_free (struct qed *s)
 {
-  scratch_free_all (s->buffer);
   pthread_cond_destroy (&s->buffer->dropped);
-  pthread_mutex_destroy (&s->buffer->scratch_lock);
   free (s->buffer);
 }
 
 /* ---- What it holds */
+
+int
+qed_buffer_hold (struct node *n, uint64_t count, uint64_t offset)
+{
+  struct qed *s = qed_of_node (n);
+  const uint64_t start = round_down (offset, s->cluster_size);
+  const uint64_t end =
+    MIN (round_up (offset + count, s->cluster_size), node_size (n));
+  int r;
+
+  if (n->read_only) {
+    errno = EROFS;
+    msg_error ("%s: the buffer can no longer be written", n->name);
+    return -1;
+  }
+  request_begin (&s->requests);
+  r = header_known (s);
+  if (r == 0)
+    r = allocate_hold (s, end - start, start);
+  request_end (&s->requests);
+  return r;
+}
 
 int
 qed_buffer_held (struct node *n, uint64_t count, uint64_t offset,
@@ -216,7 +210,7 @@ qed_buffer_held (struct node *n, uint64_t count, uint64_t offset,
 uint64_t
 qed_buffer_nr_held (struct node *n)
 {
-  return atomic_load (&qed_of_node (n)->buffer->nr_held);
+  return atomic_load (&qed_of_node (n)->nr_mapped);
 }
 
 uint64_t
@@ -235,7 +229,7 @@ keep_no_longer (struct qed *s)
 
   b->kept = 0;
   b->kept_until = INT64_MAX;
-  b->drop_end = atomic_load (&b->stale_end);
+  b->drop_end = atomic_load (&s->stale_end);
   b->drop_start = MIN (MAX (s->end, b->first), b->drop_end);
 }
 
@@ -285,29 +279,29 @@ drop_thread (struct job *job, void *opaque)
   return 0;
 }
 
-int
+static int
 buffer_start (struct qed *s)
 {
   s->buffer->drop_job = job_start ("qed-drop", drop_thread, s);
   return s->buffer->drop_job ? 0 : -1;
 }
 
-void
-buffer_take_space (struct qed *s, uint64_t n)
+static uint64_t
+buffer_reserve (struct qed *s, uint64_t n)
 {
   struct buffer *b = s->buffer;
-  const uint64_t bytes = n << s->cluster_bits;
+  const uint64_t start = MAX (s->end, b->first);
+  const uint64_t end = start + (n << s->cluster_bits);
 
-  if (s->end < b->first)
-    s->end = b->first;
-  while (b->dropping && s->end < b->dropping_end &&
-         s->end + bytes > b->dropping_start)
+  while (b->dropping && start < b->dropping_end && end > b->dropping_start)
     pthread_cond_wait (&b->dropped, &s->space_lock);
-  b->drop_start = MIN (MAX (b->drop_start, s->end + bytes), b->drop_end);
+  b->drop_start = MIN (MAX (b->drop_start, end), b->drop_end);
+  return start;
 }
 
-void
-buffer_drop_nothing (struct qed *s)
+/* Before qed_empty: nothing is dropped behind its back. */
+static void
+buffer_empty (struct qed *s)
 {
   struct buffer *b = s->buffer;
 
@@ -319,13 +313,80 @@ buffer_drop_nothing (struct qed *s)
     pthread_cond_wait (&b->dropped, &s->space_lock);
 }
 
-void
-buffer_is_new (struct qed *s)
+static void
+buffer_emptied (struct qed *s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
   find_first (s);
-  atomic_store (&s->buffer->stale_end, 0);
+  space_set_stale (s, 0);
   s->buffer->began = clock_ms ();
+}
+
+static const struct qed_hooks buffer_hooks = {
+  .start = buffer_start,
+  .stop = buffer_stop,
+  .free = buffer_free,
+  .reserve = buffer_reserve,
+  .empty = buffer_empty,
+  .emptied = buffer_emptied,
+};
+
+/* ---- Opening */
+
+static int
+make_buffer (struct qed *s)
+{
+  struct buffer *b;
+
+  if (s->file->fixed_size) {
+    errno = EINVAL;
+    msg_error ("%s: a buffer must be a regular file", s->node.name);
+    return -1;
+  }
+  b = calloc (1, sizeof *b);
+  if (b == NULL) {
+    msg_error ("%s: open: %m", s->node.name);
+    return -1;
+  }
+  pthread_cond_init (&b->dropped, NULL);
+  b->began = clock_ms ();
+  b->kept_until = INT64_MAX;
+  s->buffer = b;
+  s->hooks = &buffer_hooks;
+  s->is_volatile = true;
+  s->ask_len = ASK_LEN;
+  find_first (s);
+  /* Nobody can tell what a damaged one held. */
+  return s->node.read_only ? 0 : count_all (s);
+}
+
+struct node *
+qed_buffer_open (const char *name)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct node *n;
+
+  options.backing = "none";
+  options.repair = QED_REPAIR_NEVER;
+  options.untouched = true;
+  n = qed_open (name, &options);
+  if (n && make_buffer (qed_of_node (n)) == -1) {
+    const int err = errno;
+
+    node_close (n);
+    errno = err;
+    return NULL;
+  }
+  return n;
+}
+
+void
+qed_buffer_set_backing (struct node *n, struct node *backing, bool written)
+{
+  struct qed *s = qed_of_node (n);
+
+  s->backing = backing;
+  s->backing_written = written;
 }
 
 /* ---- Emptying */
@@ -376,7 +437,7 @@ qed_buffer_empty_switch (struct node *n)
   struct qed *s = qed_of_node (n);
 
   s->buffer->previous_l1 = s->header.l1_table_offset;
-  return empty_switch_table (s, s->buffer->next_l1, true);
+  return empty_switch_table (s, s->buffer->next_l1, false);
 }
 
 int
@@ -384,7 +445,7 @@ qed_buffer_empty_back (struct node *n)
 {
   struct qed *s = qed_of_node (n);
 
-  return empty_switch_table (s, s->buffer->previous_l1, true);
+  return empty_switch_table (s, s->buffer->previous_l1, false);
 }
 
 /* All but the new table is free now.  Under space_lock. */
@@ -395,15 +456,16 @@ begin_layer (struct qed *s, uint64_t table)
   const uint64_t used = s->end > b->first ? s->end - b->first : 0;
   const uint64_t table_end = table + qed_table_bytes (&s->header);
   const int64_t time = clock_ms ();
-  const uint64_t stale_end = MAX (atomic_load (&b->stale_end),
+  const uint64_t stale_end = MAX (atomic_load (&s->stale_end),
                                   MAX (s->end, table_end));
 
-  atomic_store (&b->stale_end, stale_end);
+  space_set_stale (s, stale_end);
   b->kept = MIN (MAX (used, b->kept / 2), MAX_KEPT);
   b->kept_until = b->kept > 0 ? time + MAX (KEEP_FOR, 2 * (time - b->began))
     : INT64_MAX;
   b->began = time;
-  b->first = s->end = first_behind (s, table);
+  b->first = first_behind (s, table);
+  space_begin (s, b->first, true);
   b->drop_start = MIN (b->first + b->kept, stale_end);
   b->drop_end = stale_end;
 }

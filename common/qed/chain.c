@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Chains of backing images (qed.md, "Backing name"). */
+/* Formats and loops of backing images (qed.md, "Backing name"). */
 
 #include <config.h>
 
@@ -16,6 +16,7 @@
 
 #include "node/align.h"
 #include "qed/chain.h"
+#include "qed/format.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
@@ -103,37 +104,7 @@ qed_probe (struct node *n, enum qed_format *format)
   return 0;
 }
 
-/* ---- Names */
-
-int
-qed_backing_name (struct node *file, const struct qed_header *h, char **name)
-{
-  char *str;
-
-  *name = NULL;
-  if (!(h->features & QED_BACKING_FILE) || h->backing_len == 0)
-    return 0;
-  str = calloc (1, h->backing_len + 1);
-  if (str == NULL) {
-    msg_error ("%s: backing name: %m", file->name);
-    return -1;
-  }
-  if (node_pread (file, str, h->backing_len, h->backing_offset) == -1) {
-    free (str);
-    return -1;
-  }
-  if (memchr (str, 0, h->backing_len) != NULL) {
-    errno = EINVAL;
-    msg_error ("%s: QED header: the backing name at offset %" PRIu32
-               " has a zero byte in it", file->name, h->backing_offset);
-    free (str);
-    return -1;
-  }
-  *name = str;
-  return 0;
-}
-
-/* ---- Opening */
+/* ---- Loops */
 
 int
 chain_find_loop (const struct chain_link *link)
@@ -154,82 +125,4 @@ chain_find_loop (const struct chain_link *link)
     }
   }
   return 0;
-}
-
-static struct node *
-open_formatted (struct node *file, enum qed_format format,
-                const struct qed_options *options,
-                const struct chain_link *above)
-{
-  const struct chain_link link = { .above = above, .node = file };
-
-  if ((format == QED_FORMAT_PROBE && qed_probe (file, &format) == -1) ||
-      chain_find_loop (&link) == -1) {
-    node_close (file);
-    return NULL;
-  }
-  if (format == QED_FORMAT_RAW)
-    return file;
-
-  /* Others may write to a raw image below, as with QEMU, but not to one
-   * whose tables we have read.
-   */
-  if (!options->no_lock && node_add_lock (file, NODE_LOCK_IMAGE) == -1) {
-    node_close (file);
-    return NULL;
-  }
-  return chain_open_qed (file, options, above);
-}
-
-struct node *
-chain_open_layer (const char *image, const char *name, bool from_header,
-                  enum qed_format format, const struct qed_options *options,
-                  const struct chain_link *above)
-{
-  const struct node_open_options file_options = {
-    .read_only = options->read_only,
-    .lock = options->no_lock ? NODE_LOCK_NONE
-      : options->read_only ? NODE_LOCK_BACKING : NODE_LOCK_IMAGE,
-    .from_file = from_header, .cache = options->cache
-  };
-  CLEANUP_FREE char *path = NULL;
-  struct node *file, *n = NULL;
-
-  path = from_header ? qed_backing_path (image, name, true, &format)
-    : strdup (name);
-  file = path ? align_open (path, &file_options) : NULL;
-  if (file)
-    n = open_formatted (file, format, options, above);
-  if (n == NULL) {
-    const int err = errno;
-
-    msg_error ("%s: cannot open its backing image \"%s\"", image, name);
-    errno = err;
-  }
-  return n;
-}
-
-struct node *
-chain_open_backing (const char *image, const char *name, bool from_header,
-                    enum qed_format format, const struct qed_options *options,
-                    const struct chain_link *above)
-{
-  struct qed_options below = *options;
-
-  below.read_only = true;
-  below.backing = NULL;
-  below.backing_format = QED_FORMAT_PROBE;
-  below.copy_on_read = false;
-  below.l2_cache_size = options->l2_cache_size / 2;
-  return chain_open_layer (image, name, from_header, format, &below, above);
-}
-
-struct node *
-chain_reopen (struct qed *bare, const struct qed_options *options)
-{
-  struct node *file = bare->file;
-
-  bare->file = NULL;
-  qed_free_bare (bare);
-  return chain_open_qed (file, options, NULL);
 }

@@ -24,11 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qed/chain.h"
+#include "qed/image/map.h"
+#include "qed/open.h"
+#include "qed/parallel.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
-#include "qed/parallel.h"
 #include "utils/rounding.h"
 
 /* Zeroes take no buffer, but must not keep a thread for ever. */
@@ -77,7 +78,7 @@ open_top (struct commit *c, const char *name,
     .lock = options->no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
     .cache = options->cache
   };
-  struct qed *s = qed_open_bare (name, &file_options);
+  struct qed *s = open_bare (name, &file_options);
 
   return s && add_layer (c, &s->node) ? 0 : -1;
 }
@@ -88,7 +89,7 @@ reopen_top (struct commit *c, const char *name,
             const struct qed_options *options)
 {
   struct layer *l = c->top;
-  struct node *n = chain_reopen (l->s, options);
+  struct node *n = open_again (l->s, options);
 
   l->s = n ? qed_of_node (n) : NULL;
   if (n == NULL)
@@ -157,7 +158,7 @@ open_below (struct commit *c, const char *base,
   struct node *n;
   bool found;
 
-  if (qed_backing_name (s->file, &s->header, &name) == -1)
+  if (header_backing_name (s->file, &s->header, &name) == -1)
     return -1;
   if (name == NULL)
     return no_such_base (c, base);
@@ -167,8 +168,8 @@ open_below (struct commit *c, const char *base,
     return -1;
   below.read_only = !found;
   below.backing = found ? NULL : "none";
-  n = chain_open_layer (s->node.name, name, true, format, &below,
-                        &c->last->link);
+  n = open_layer (s->node.name, name, true, format, &below,
+                  &c->last->link);
   if (n == NULL)
     return -1;
   if (found) {

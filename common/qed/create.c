@@ -18,7 +18,8 @@
 #include <string.h>
 
 #include "node/align.h"
-#include "qed/chain.h"
+#include "qed/create.h"
+#include "qed/open.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
@@ -34,7 +35,7 @@
 #define PIECE ((uint64_t) 1024 * 1024)
 
 static int
-refuse (const char *name, const char *why)
+create_refuse (const char *name, const char *why)
 {
   errno = EINVAL;
   msg_error ("%s: %s", name, why);
@@ -48,14 +49,14 @@ qed_make_header (const char *name, const struct qed_create_options *o,
   const uint64_t backing_len = o->backing ? strlen (o->backing) : 0;
 
   if (!qed_cluster_size_ok (o->cluster_size))
-    return refuse (name, "QED cluster size must be within range "
-                   "[4096, 67108864] and power of 2");
+    return create_refuse (name, "QED cluster size must be within range "
+                          "[4096, 67108864] and power of 2");
   if (!qed_table_size_ok (o->table_size))
-    return refuse (name, "QED table size must be within range [1, 16] and "
-                   "power of 2");
+    return create_refuse (name, "QED table size must be within range [1, 16] "
+                          "and power of 2");
   if (backing_len > QED_MAX_BACKING_LEN)
-    return refuse (name, "the name of the backing image is longer than "
-                   "4095 bytes");
+    return create_refuse (name, "the name of the backing image is longer than "
+                          "4095 bytes");
   if (o->size > qed_max_image_size (o->cluster_size, o->table_size)) {
     errno = EINVAL;
     msg_error ("%s: QED image size must not be more than %" PRIu64
@@ -218,7 +219,7 @@ qed_get_info (const char *name, bool no_lock, struct qed_info *info)
   const struct node_open_options options = {
     .read_only = true, .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
   };
-  struct qed *s = qed_open_bare (name, &options);
+  struct qed *s = open_bare (name, &options);
   int r;
 
   if (s == NULL)
@@ -233,10 +234,10 @@ qed_get_info (const char *name, bool no_lock, struct qed_info *info)
     .backing_is_raw = s->header.features & QED_BACKING_NO_PROBE,
     .allocated_size = node_allocated_size (s->file),
   };
-  r = qed_backing_name (s->file, &s->header, &info->backing);
+  r = header_backing_name (s->file, &s->header, &info->backing);
   if (r == 0 && info->backing)
     r = qed_backing_full_name (name, info->backing, &info->full_backing);
-  qed_free_bare (s);
+  image_free (s);
   if (r == -1)
     qed_info_free (info);
   return r;

@@ -27,7 +27,7 @@
  *
  * Storage of fixed size has no end behind which there is always room.
  * There a table's length is kept free at its end by whoever allocates
- * (grow_file), so that a full buffer can be emptied.  Images that were
+ * (space.c), so that a full buffer can be emptied.  Images that were
  * filled by other means are searched for room inside.
  */
 
@@ -37,19 +37,16 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "qed/chain.h"
+#include "qed/empty.h"
+#include "qed/image/map.h"
+#include "qed/image/need-check.h"
+#include "qed/image/scan.h"
+#include "qed/image/space.h"
+#include "qed/image/table.h"
+#include "qed/open.h"
 #include "utils/cleanup.h"
-#include "qed/image/image.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
-
-static int
-flush (struct qed *s)
-{
-  flusher_written (&s->flusher);
-  return flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
-}
 
 /* ---- A place for a table */
 
@@ -118,48 +115,24 @@ make_empty_table (struct qed *s, uint64_t *place)
 /* ---- The header */
 
 int
-empty_switch_table (struct qed *s, uint64_t l1, bool need_check)
+empty_switch_table (struct qed *s, uint64_t l1, bool flush)
 {
-  const struct qed_header old = s->header;
+  const struct header_edit edit = {
+    .set = QED_NEED_CHECK, .l1_table_offset = l1, .flush = flush
+  };
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
-  s->header.l1_table_offset = l1;
-  if (need_check)
-    s->header.features |= QED_NEED_CHECK;
-  else
-    s->header.features &= ~(uint64_t) QED_NEED_CHECK;
   TRACE_META ("qed: empty: L1 table at %" PRIu64, l1);
-  if (header_write (s) == 0)
-    return 0;
-
-  const int err = errno;
-
-  /* Nobody knows which of them is there now; make it the old one. */
-  s->header = old;
-  if (header_write (s) == -1) {
-    msg_error ("%s: empty: the header could neither be changed nor be "
-               "restored; the image is read-only now", s->node.name);
-    s->node.read_only = true;
-  }
-  errno = err;
-  return -1;
+  return header_change (s, &edit);
 }
 
 void
 empty_forget (struct qed *s)
 {
-  for (uint64_t i = 0; i < s->nr_l1; ++i)
-    atomic_store (&s->l1[i], 0);
-  cache_forget (&s->cache);
+  table_forget (s);
   damage_free (s->damage);
   s->damage = NULL;
-  s->nr_freed = 0;
-  s->keep_need_check = false;
-  atomic_store (&s->metadata_failed, false);
-  atomic_store (&s->need_check, true);
-  atomic_store (&s->unsettled, false);
-  if (s->buffer)
-    atomic_store (&s->buffer->nr_held, 0);
+  need_check_forget (s);
+  atomic_store (&s->nr_mapped, 0);
 }
 
 /* ---- Giving space back */
@@ -197,26 +170,16 @@ reclaim (struct qed *s, uint64_t from)
 
   if (home + bytes > from)      /* too near to move */
     return 0;
-  if (give_back (s, home, from, &all_zero) == -1 || flush (s) == -1 ||
-      empty_switch_table (s, home, true) == -1 || flush (s) == -1)
+  if (give_back (s, home, from, &all_zero) == -1 || image_flush (s) == -1 ||
+      empty_switch_table (s, home, true) == -1)
     return -1;
-  s->end = home + bytes;
+  space_begin (s, home + bytes, false);
   if (s->file->fixed_size)
     return 0;
-  if (node_resize (s->file, s->end) == -1)
+  if (space_reach (s, home + bytes) == -1)
     return -1;
-  s->tail_cut = true;
   /* What held data must not come back when the file grows again. */
-  return all_zero ? 0 : flush (s);
-}
-
-static int
-mark_clean (struct qed *s)
-{
-  if (empty_switch_table (s, s->header.l1_table_offset, false) == -1)
-    return -1;
-  atomic_store (&s->need_check, false);
-  return 0;
+  return all_zero ? 0 : image_flush (s);
 }
 
 /* While neither requests nor updates of metadata are in flight. */
@@ -225,15 +188,12 @@ empty_layer (struct qed *s)
 {
   uint64_t place;
 
-  if (make_empty_table (s, &place) == -1 || flush (s) == -1 ||
+  if (make_empty_table (s, &place) == -1 || image_flush (s) == -1 ||
       empty_switch_table (s, place, true) == -1)
     return -1;
   empty_forget (s);
-  s->end = place + qed_table_bytes (&s->header);
-  s->tail_cut = false;
-  if (flush (s) == -1 || reclaim (s, place) == -1)
-    return -1;
-  return mark_clean (s);
+  space_begin (s, place + qed_table_bytes (&s->header), false);
+  return reclaim (s, place) == -1 ? -1 : need_check_clear (s, false);
 }
 
 int
@@ -248,13 +208,15 @@ qed_empty (struct node *n)
     return -1;
   }
   drain_begin (&s->requests);
-  drain_begin (&s->allocations);
-  if (s->buffer)
-    buffer_drop_nothing (s);
-  r = empty_layer (s);
-  if (s->buffer && r == 0)
-    buffer_is_new (s);
-  drain_end (&s->allocations);
+  drain_begin (&s->updates);
+  if (s->hooks)
+    s->hooks->empty (s);
+  r = header_known (s);
+  if (r == 0)
+    r = empty_layer (s);
+  if (s->hooks && r == 0)
+    s->hooks->emptied (s);
+  drain_end (&s->updates);
   drain_end (&s->requests);
   return r;
 }
@@ -265,20 +227,20 @@ qed_empty_image (const char *name, bool no_lock)
   const struct node_open_options options = {
     .lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE
   };
-  struct qed *s = qed_open_bare (name, &options);
+  struct qed *s = open_bare (name, &options);
   CLEANUP_FREE char *backing = NULL;
   int r;
 
   if (s == NULL)
     return -1;
   /* What nobody could open afterwards is not to be emptied. */
-  r = qed_backing_name (s->file, &s->header, &backing);
+  r = header_backing_name (s->file, &s->header, &backing);
   if (r == 0)
-    r = qed_clear_unknown_bits (s);
+    r = header_clear_unknown (s);
   if (r == 0)
     r = qed_empty (&s->node);
   if (r == 0)
-    r = flush (s);
-  qed_free_bare (s);
+    r = image_flush (s);
+  image_free (s);
   return r;
 }

@@ -96,8 +96,8 @@ qed_max_image_size (uint32_t cluster_size, uint32_t table_size)
 }
 
 static int
-refuse (const char *name, const char *field, uint64_t value,
-        const char *rule)
+header_refuse (const char *name, const char *field, uint64_t value,
+               const char *rule)
 {
   errno = EINVAL;
   if (name)
@@ -127,11 +127,11 @@ check_backing (const char *name, const struct qed_header *h)
   if (!(h->features & QED_BACKING_FILE))
     return 0;
   if (h->backing_len > QED_MAX_BACKING_LEN)
-    return refuse (name, "backing_filename_size", h->backing_len,
-                   "it must be below 4096");
+    return header_refuse (name, "backing_filename_size", h->backing_len,
+                          "it must be below 4096");
   if ((uint64_t) h->backing_offset + h->backing_len > qed_header_bytes (h))
-    return refuse (name, "backing_filename_offset", h->backing_offset,
-                   "the name must lie inside the header's clusters");
+    return header_refuse (name, "backing_filename_offset", h->backing_offset,
+                          "the name must lie inside the header's clusters");
   return 0;
 }
 
@@ -160,26 +160,26 @@ qed_header_decode (const uint8_t buf[QED_HEADER_LEN], const char *name,
   if (check_features (name, h) == -1)
     return -1;
   if (!qed_cluster_size_ok (h->cluster_size))
-    return refuse (name, "cluster_size", h->cluster_size,
-                   "it must be a power of two from 4096 to 67108864");
+    return header_refuse (name, "cluster_size", h->cluster_size,
+                          "it must be a power of two from 4096 to 67108864");
   if (!qed_table_size_ok (h->table_size))
-    return refuse (name, "table_size", h->table_size,
-                   "it must be a power of two from 1 to 16");
+    return header_refuse (name, "table_size", h->table_size,
+                          "it must be a power of two from 1 to 16");
   if (h->header_size == 0 || qed_header_bytes (h) > UINT32_MAX)
-    return refuse (name, "header_size", h->header_size,
-                   "header_size times cluster_size must be from 1 to "
-                   "4294967295 bytes");
+    return header_refuse (name, "header_size", h->header_size,
+                          "header_size times cluster_size must be from 1 to "
+                          "4294967295 bytes");
   if (!is_aligned (h->image_size, QED_SECTOR))
-    return refuse (name, "image_size", h->image_size,
-                   "it must be a multiple of 512");
+    return header_refuse (name, "image_size", h->image_size,
+                          "it must be a multiple of 512");
   if (h->image_size > qed_max_image_size (h->cluster_size, h->table_size))
-    return refuse (name, "image_size", h->image_size,
-                   "that is more than tables of this geometry can map");
+    return header_refuse (name, "image_size", h->image_size,
+                          "that is more than tables of this geometry can map");
   if (!is_aligned (h->l1_table_offset, h->cluster_size))
-    return refuse (name, "l1_table_offset", h->l1_table_offset,
-                   "it must be a multiple of cluster_size");
+    return header_refuse (name, "l1_table_offset", h->l1_table_offset,
+                          "it must be a multiple of cluster_size");
   if (h->l1_table_offset < qed_header_bytes (h))
-    return refuse (name, "l1_table_offset", h->l1_table_offset,
-                   "the table must lie behind the header's clusters");
+    return header_refuse (name, "l1_table_offset", h->l1_table_offset,
+                          "the table must lie behind the header's clusters");
   return check_backing (name, h);
 }

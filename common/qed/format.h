@@ -34,7 +34,7 @@
 #define QED_KNOWN_AUTOCLEAR 0
 
 /* But this one of autoclear_features is set while a repair of ours is
- * under way, and cleared by whoever does not know it (plan.c).
+ * under way, and cleared by whoever does not know it (journal.c).
  */
 #define QED_REPAIRING (UINT64_C (1) << 63)
 

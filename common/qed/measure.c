@@ -11,7 +11,8 @@
 
 #include <inttypes.h>
 
-#include "qed/image/image.h"
+#include "node/node.h"
+#include "qed/create.h"
 #include "utils/rounding.h"
 
 /* Clusters of data in source; *tables is how many L2 tables they need. */

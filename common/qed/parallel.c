@@ -14,9 +14,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "qed/parallel.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
-#include "qed/parallel.h"
 #include "utils/rounding.h"
 
 #define THREADS 4
@@ -60,7 +60,7 @@ take (struct run *run, struct piece *piece, uint64_t *span)
 }
 
 static void
-finish (struct run *run, int r, uint64_t span)
+parallel_finish (struct run *run, int r, uint64_t span)
 {
   const struct qed_progress *progress = run->p->progress;
 
@@ -86,14 +86,14 @@ worker (void *vp)
 
   if (buf == NULL) {
     msg_error ("copying: %m");
-    finish (run, -1, 0);
+    parallel_finish (run, -1, 0);
     return NULL;
   }
   while (take (run, &piece, &span)) {
     const int r = piece.length == 0 ? 0
       : p->work (p->opaque, &piece, buf, buf + PARALLEL_BUFFER);
 
-    finish (run, r, span);
+    parallel_finish (run, r, span);
   }
   return NULL;
 }

@@ -27,20 +27,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qed/chain.h"
+#include "qed/image/map.h"
+#include "qed/io/allocate.h"
+#include "qed/io/backing.h"
+#include "qed/open.h"
+#include "qed/parallel.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
-#include "qed/parallel.h"
 #include "utils/rounding.h"
 
 /* ---- The header */
-
-static int
-flush (struct qed *s)
-{
-  flusher_written (&s->flusher);
-  return flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
-}
 
 /* Before anything is changed: can the header name this backing image? */
 static int
@@ -81,37 +77,28 @@ name_place (const struct qed *s, uint64_t len)
   return QED_HEADER_LEN;
 }
 
-static void
-set_fields (struct qed_header *h, uint64_t place, uint64_t len, bool raw)
-{
-  h->features &= ~(uint64_t) (QED_BACKING_FILE | QED_BACKING_NO_PROBE);
-  h->autoclear_features &= QED_KNOWN_AUTOCLEAR;
-  h->backing_offset = len ? place : 0;
-  h->backing_len = len;
-  if (len > 0)
-    h->features |= QED_BACKING_FILE | (raw ? QED_BACKING_NO_PROBE : 0);
-}
-
 static int
 switch_header (struct qed *s, const char *name, bool raw)
 {
   const uint64_t len = strlen (name);
   const uint64_t place = name_place (s, len);
-  const struct qed_header old = s->header;
+  struct header_edit edit = {
+    .clear = QED_BACKING_FILE | QED_BACKING_NO_PROBE,
+    .new_name = true, .flush = true
+  };
 
-  if (flush (s) == -1)
+  if (image_flush (s) == -1)
     return -1;
-  if (len > 0 && (node_pwrite (s->file, name, len, place) == -1 ||
-                  flush (s) == -1))
-    return -1;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
-  set_fields (&s->header, place, len, raw);
-  if (header_write (s) == -1) {
-    s->header = old;
-    return -1;
+  if (len > 0) {
+    if (node_pwrite (s->file, name, len, place) == -1 ||
+        image_flush (s) == -1)
+      return -1;
+    edit.set = QED_BACKING_FILE | (raw ? QED_BACKING_NO_PROBE : 0);
+    edit.clear &= ~edit.set;
+    edit.backing_offset = place;
+    edit.backing_len = len;
   }
-  return flush (s);
+  return header_change (s, &edit);
 }
 
 /* ---- Comparing the old chain with the new one */
@@ -120,30 +107,6 @@ struct rebase {
   struct qed *s;
   struct node *old, *new;       /* NULL if none; old is s->backing */
 };
-
-/* Block status of a backing image, which may be shorter than the disk. */
-static int
-view_extents (struct node *n, uint64_t count, uint64_t offset,
-              struct extent *e)
-{
-  const uint64_t size = n ? node_size (n) : 0;
-
-  if (offset < size)
-    return node_extents (n, MIN (count, size - offset), offset, e);
-  *e = (struct extent) { .length = count, .flags = EXTENT_ZERO };
-  return 0;
-}
-
-static int
-view_read (struct node *n, void *buf, size_t count, uint64_t offset)
-{
-  const uint64_t size = n ? node_size (n) : 0;
-  const size_t there =
-    offset < size ? MIN (size - offset, (uint64_t) count) : 0;
-
-  memset ((char *) buf + there, 0, count - there);
-  return there ? node_pread (n, buf, there, offset) : 0;
-}
 
 static bool
 same_store (const struct node *a, const struct node *b)
@@ -185,8 +148,8 @@ find_difference (struct rebase *rb, uint64_t count, uint64_t offset,
   while (*skip < count) {
     struct extent a, b;
 
-    if (view_extents (rb->old, count - *skip, offset + *skip, &a) == -1 ||
-        view_extents (rb->new, a.length, offset + *skip, &b) == -1)
+    if (backing_extents (rb->old, count - *skip, offset + *skip, &a) == -1 ||
+        backing_extents (rb->new, a.length, offset + *skip, &b) == -1)
       return -1;
     *length = MIN (a.length, b.length);
     if (!known_equal (&a, &b))
@@ -236,8 +199,8 @@ differs (struct rebase *rb, uint64_t count, uint64_t offset,
   while (count > 0 && !*result) {
     const uint64_t length = MIN (count, (uint64_t) PARALLEL_BUFFER);
 
-    if (view_read (rb->old, buf1, length, offset) == -1 ||
-        view_read (rb->new, buf2, length, offset) == -1)
+    if (backing_read (rb->old, buf1, length, offset) == -1 ||
+        backing_read (rb->new, buf2, length, offset) == -1)
       return -1;
     *result = memcmp (buf1, buf2, length) != 0;
     count -= length;
@@ -262,13 +225,13 @@ hold_differences (void *opaque, const struct piece *piece,
     if (differs (rb, length, offset, buf1, buf2, &different) == -1)
       return -1;
     if (!different) {
-      if (run < offset && qed_hold (rb->s, offset - run, run) == -1)
+      if (run < offset && allocate_hold (rb->s, offset - run, run) == -1)
         return -1;
       run = offset + length;
     }
     offset += length;
   }
-  return run < end ? qed_hold (rb->s, end - run, run) : 0;
+  return run < end ? allocate_hold (rb->s, end - run, run) : 0;
 }
 
 /* ---- Rebasing */
@@ -281,7 +244,7 @@ rebase_unsafe (const char *name, const struct qed_rebase_options *o,
     .lock = o->no_image_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE,
     .cache = o->cache
   };
-  struct qed *s = qed_open_bare (name, &options);
+  struct qed *s = open_bare (name, &options);
   int r;
 
   if (s == NULL)
@@ -289,7 +252,7 @@ rebase_unsafe (const char *name, const struct qed_rebase_options *o,
   r = check_name (s, backing);
   if (r == 0)
     r = switch_header (s, backing, o->backing_format == QED_FORMAT_RAW);
-  qed_free_bare (s);
+  image_free (s);
   return r;
 }
 
@@ -304,8 +267,8 @@ open_new (struct rebase *rb, const struct qed_rebase_options *o,
     return 0;
   options.no_lock = o->no_lock;
   options.cache = o->backing_cache;
-  rb->new = chain_open_backing (rb->s->node.name, backing, true,
-                                o->backing_format, &options, &link);
+  rb->new = open_backing (rb->s->node.name, backing, true, o->backing_format,
+                          &options, &link);
   return rb->new ? 0 : -1;
 }
 
@@ -358,14 +321,14 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
 
   options.no_lock = o->no_lock;
   options.cache = o->backing_cache;
-  rb.s = qed_open_bare (name, &file_options);
+  rb.s = open_bare (name, &file_options);
   if (rb.s == NULL)
     return -1;
   /* What can be refused is refused before the image is changed. */
   if (check_name (rb.s, backing) == -1 || open_new (&rb, o, backing) == -1)
-    qed_free_bare (rb.s);
+    image_free (rb.s);
   else
-    n = chain_reopen (rb.s, &options);
+    n = open_again (rb.s, &options);
   if (n == NULL) {
     err = errno;
     node_close (rb.new);
@@ -376,11 +339,15 @@ qed_rebase (const char *name, const struct qed_rebase_options *o)
   rb.old = rb.s->backing;
   r = rebase_open_image (&rb, o, backing);
   err = errno;
-  if (node_close (n) == -1)
+  /* What failed first says why. */
+  if (node_close (n) == -1 && r == 0) {
+    err = errno;
     r = -1;
-  else
-    errno = err;
-  if (node_close (rb.new) == -1)
+  }
+  if (node_close (rb.new) == -1 && r == 0) {
+    err = errno;
     r = -1;
+  }
+  errno = err;
   return r;
 }

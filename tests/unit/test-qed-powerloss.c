@@ -31,11 +31,11 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "qed/chain.h"
-#include "qed/image/image.h"
+#include "qed/image/need-check.h"
+#include "qed/open.h"
 #include "qed/qed.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
+#include "qed/repair/check.h"
 #include "tests/unit/unit.h"
 
 #define SECTOR 512
@@ -444,11 +444,11 @@ struct load {
 };
 
 static void
-open_image (struct load *load)
+open_load (struct load *load)
 {
   struct qed_options options = QED_DEFAULT_OPTIONS;
 
-  load->image = chain_open_qed (&load->medium->node, &options, NULL);
+  load->image = open_image (&load->medium->node, &options, NULL);
   CHECK (load->image && !load->image->read_only);
 }
 
@@ -475,7 +475,7 @@ die_and_come_back (struct load *load)
     record_sectors (m, end, m->size - end);
   }
   load->medium = m;
-  open_image (load);
+  open_load (load);
 }
 
 static void
@@ -555,7 +555,7 @@ run_load (bool fixed, const char *backing, const uint8_t *backing_data,
   load.medium = new_medium (fixed, path, judge_served, seed);
   expect_ordered = fixed || backing;
   new_model (backing_data);
-  open_image (&load);
+  open_load (&load);
 
   while (load.medium->states < STATES) {
     struct medium *m = load.medium;
@@ -573,7 +573,7 @@ run_load (bool fixed, const char *backing, const uint8_t *backing_data,
       pthread_mutex_unlock (&m->lock);
     }
     if (random_below (&m->seed, 2) == 0)
-      CHECK (settle (qed_of_node (load.image)) == 0);
+      CHECK (need_check_rest (qed_of_node (load.image)) == 0);
     if (random_below (&m->seed, 5) == 0)
       empty (&load);
     if (random_below (&m->seed, 4) == 0)
@@ -647,7 +647,7 @@ static void
 damage_image (const char *path)
 {
   const struct node_open_options options = { .read_only = true };
-  struct qed *s = qed_open_bare (path, &options);
+  struct qed *s = open_bare (path, &options);
   CLEANUP_CLOSE int fd = open (path, O_RDWR);
   uint64_t l2[NR_WINDOWS], end;
 
@@ -655,7 +655,7 @@ damage_image (const char *path)
   for (unsigned i = 0; i < NR_WINDOWS; ++i)
     l2[i] = s->l1[i];
   end = node_size (s->file);
-  qed_free_bare (s);
+  image_free (s);
   for (unsigned i = 0; i < 3; ++i) {
     set_entry (fd, l2[0], i, l2[0] + 6 * CLUSTER);
     set_entry (fd, l2[1], i, l2[i % 2]);
@@ -721,12 +721,12 @@ repair_without_power (bool fixed)
       write_file (path, m->now, m->size);
       repair_and_read (path, repaired);
     }
-    s = qed_open_bare_file (&m->node);
+    s = open_bare_file (&m->node);
     CHECK (s && repair_image (s, QED_FIX_ALL, true, NULL, NULL, &result)
            == 0);
     CHECK (result.corruptions == 0);
     states += m->states;
-    qed_free_bare (s);
+    image_free (s);
   }
   assert_int_not_equal (nr_completed, 0);
   assert_int_not_equal (nr_taken_back, 0);

@@ -19,11 +19,15 @@
  * the reader's (sequence, key, entry, sequence) are kept by release
  * stores and acquire loads of each entry, which cost nothing on x86.
  *
- * A miss takes cache.lock to choose a victim, by a clock that spares
+ * A miss takes cache->lock to choose a victim, by a clock that spares
  * what was used since its hand last passed, and reads without the lock.
  * Others who want the same slice wait for it.  A pinned slice is never
  * replaced.  Who finds all ways of a set pinned waits; those who hold
  * pins do not wait for other pins, so that ends.
+ *
+ * A slice whose write has failed is doubtful: the file may have what was
+ * written or not.  It has no key any more, so lookups miss it; when its
+ * last pin is gone it is read again, by who needs it next.
  */
 
 #include <config.h>
@@ -33,50 +37,78 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qed/image/cache.h"
 #include "utils/cleanup.h"
-#include "qed/image/image.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
 #define MAX_WAYS 8
 
+/* A set-associative cache. */
+struct slice_cache {
+  struct slice *slices;         /* nr_sets * nr_ways */
+  uint64_t nr_sets;             /* power of two */
+  unsigned nr_ways;
+
+  pthread_mutex_t lock;         /* see struct slice; a leaf lock, not held
+                                   during I/O */
+  pthread_cond_t changed;       /* a slice was loaded or unpinned */
+  unsigned hand;                /* of the clock, under lock */
+};
+
 int
-cache_init (struct slice_cache *cache, uint64_t max_bytes)
+cache_init (struct qed *s, uint64_t max_bytes)
 {
   const uint64_t nr_slices = MAX (max_bytes / SLICE_LEN, UINT64_C (1));
+  struct slice_cache *cache = calloc (1, sizeof *cache);
 
-  cache->nr_ways = MIN (nr_slices, (uint64_t) MAX_WAYS);
-  cache->nr_sets = UINT64_C (1) << log_2 (nr_slices / cache->nr_ways);
-  cache->hand = 0;
+  if (cache) {
+    cache->nr_ways = MIN (nr_slices, (uint64_t) MAX_WAYS);
+    cache->nr_sets = UINT64_C (1) << log_2 (nr_slices / cache->nr_ways);
+    cache->slices = calloc (cache->nr_sets * cache->nr_ways,
+                            sizeof *cache->slices);
+  }
+  if (cache == NULL || cache->slices == NULL) {
+    msg_error ("Could not open '%s': %m", s->node.name);
+    free (cache);
+    return -1;
+  }
   pthread_mutex_init (&cache->lock, NULL);
   pthread_cond_init (&cache->changed, NULL);
-  cache->slices = calloc (cache->nr_sets * cache->nr_ways,
-                          sizeof *cache->slices);
-  return cache->slices ? 0 : -1;
+  s->cache = cache;
+  return 0;
 }
 
 void
-cache_destroy (struct slice_cache *cache)
+cache_free (struct qed *s)
 {
-  if (cache->slices) {
-    for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i)
-      free (atomic_load (&cache->slices[i].entries));
-    free (cache->slices);
-  }
+  struct slice_cache *cache = s->cache;
+
+  if (cache == NULL)
+    return;
+  for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i)
+    free (atomic_load (&cache->slices[i].entries));
+  free (cache->slices);
   pthread_mutex_destroy (&cache->lock);
   pthread_cond_destroy (&cache->changed);
+  free (cache);
 }
 
 void
-cache_forget (struct slice_cache *cache)
+cache_forget (struct qed *s)
 {
-  if (cache->slices == NULL)
+  struct slice_cache *cache = s->cache;
+
+  if (cache == NULL)
     return;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
   for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i) {
-    assert (cache->slices[i].pins == 0);
-    atomic_fetch_add (&cache->slices[i].sequence, 2);
-    atomic_store (&cache->slices[i].key, 0);
+    struct slice *slice = &cache->slices[i];
+
+    assert (slice->pins == 0);
+    atomic_fetch_add (&slice->sequence, 2);
+    atomic_store (&slice->key, 0);
+    slice->doubtful = 0;
   }
 }
 
@@ -116,10 +148,10 @@ cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
 {
   const uint64_t number = cluster >> SLICE_BITS;
   const unsigned index = cluster & (SLICE_ENTRIES - 1);
-  struct slice *set = set_of (&s->cache, number);
+  struct slice *set = set_of (s->cache, number);
   struct slice *slice;
 
-  for (unsigned way = 0; way < s->cache.nr_ways; ++way)
+  for (unsigned way = 0; way < s->cache->nr_ways; ++way)
     if (peek (&set[way], number + 1, index, entry))
       return 0;
 
@@ -132,17 +164,20 @@ cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
   return 0;
 }
 
-/* The slice with this key, loaded or being loaded.  Under cache.lock. */
+/* The slice with this key, loaded, being loaded or to be.  Under
+ * cache->lock.
+ */
 static struct slice *
 find (struct slice_cache *cache, struct slice *set, uint64_t key)
 {
   for (unsigned way = 0; way < cache->nr_ways; ++way)
-    if (set[way].loading == key || atomic_load (&set[way].key) == key)
+    if (set[way].loading == key || set[way].doubtful == key ||
+        atomic_load (&set[way].key) == key)
       return &set[way];
   return NULL;
 }
 
-/* A slice that may be replaced, or NULL.  Under cache.lock. */
+/* A slice that may be replaced, or NULL.  Under cache->lock. */
 static struct slice *
 find_victim (struct slice_cache *cache, struct slice *set)
 {
@@ -186,15 +221,16 @@ load (struct qed *s, struct slice *slice, uint64_t number,
   return 0;
 }
 
-/* Replace a victim.  Called and returns with cache.lock. */
+/* Replace a victim.  Called and returns with cache->lock. */
 static int
 replace (struct qed *s, struct slice *slice, uint64_t key,
          uint64_t table_offset)
 {
-  struct slice_cache *cache = &s->cache;
+  struct slice_cache *cache = s->cache;
   int r, err;
 
   slice->loading = key;
+  slice->doubtful = 0;
   atomic_fetch_add (&slice->sequence, 1);
   atomic_store (&slice->key, 0);
   pthread_mutex_unlock (&cache->lock);
@@ -213,19 +249,21 @@ replace (struct qed *s, struct slice *slice, uint64_t key,
 struct slice *
 cache_pin (struct qed *s, uint64_t cluster, uint64_t table_offset)
 {
-  struct slice_cache *cache = &s->cache;
+  struct slice_cache *cache = s->cache;
   const uint64_t key = (cluster >> SLICE_BITS) + 1;
   struct slice *set = set_of (cache, key - 1);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
   for (;;) {
     struct slice *slice = find (cache, set, key);
+    bool replaceable = true;
 
-    if (slice == NULL) {
+    if (slice == NULL)
       slice = find_victim (cache, set);
-      if (slice && replace (s, slice, key, table_offset) == -1)
-        return NULL;
-    }
+    else if (slice->doubtful != key || slice->pins > 0)
+      replaceable = false;
+    if (slice && replaceable && replace (s, slice, key, table_offset) == -1)
+      return NULL;
     if (slice && slice->loading == 0 && atomic_load (&slice->key) == key) {
       slice->pins++;
       atomic_store_explicit (&slice->used, true, memory_order_relaxed);
@@ -238,9 +276,20 @@ cache_pin (struct qed *s, uint64_t cluster, uint64_t table_offset)
 void
 cache_unpin (struct qed *s, struct slice *slice)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->cache.lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->cache->lock);
 
   assert (slice->pins > 0);
   if (--slice->pins == 0)
-    pthread_cond_broadcast (&s->cache.changed);
+    pthread_cond_broadcast (&s->cache->changed);
+}
+
+void
+cache_doubt (struct qed *s, struct slice *slice)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->cache->lock);
+
+  assert (slice->pins > 0);
+  slice->doubtful = atomic_load (&slice->key);
+  atomic_fetch_add (&slice->sequence, 2);
+  atomic_store (&slice->key, 0);
 }

@@ -3,17 +3,17 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Where the bytes of the disk are: lookups of runs, and block status,
- * which is made from them.
- */
+/* Where the bytes of the disk are: lookups of runs. */
 
 #include <config.h>
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 
+#include "qed/image/cache.h"
+#include "qed/image/map.h"
 #include "utils/cleanup.h"
-#include "qed/image/image.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -22,26 +22,17 @@
  */
 #define MAX_REPORTED 1000
 
-static bool
-inside (const struct qed *s, uint64_t length, uint64_t offset)
+void
+damage_free (struct damage *d)
 {
-  const uint64_t size = node_size (s->file);
-
-  return is_aligned (offset, s->cluster_size) &&
-    offset >= qed_header_bytes (&s->header) &&
-    offset <= size && length <= size - offset;
-}
-
-bool
-qed_cluster_offset_ok (const struct qed *s, uint64_t offset)
-{
-  return inside (s, s->cluster_size, offset);
-}
-
-bool
-qed_table_offset_ok (const struct qed *s, uint64_t offset)
-{
-  return inside (s, qed_table_bytes (&s->header), offset);
+  if (d == NULL)
+    return;
+  bitmap_free (&d->tables);
+  bitmap_free (&d->shared);
+  bitmap_free (&d->l1);
+  bitmap_free (&d->reported);
+  pthread_mutex_destroy (&d->lock);
+  free (d);
 }
 
 static bool
@@ -49,7 +40,7 @@ data_ok (const struct qed *s, uint64_t offset)
 {
   const uint64_t file_cluster = offset >> s->cluster_bits;
 
-  if (!qed_cluster_offset_ok (s, offset))
+  if (!image_cluster_ok (s, offset))
     return false;
   return s->damage == NULL ||
     (!bitmap_has (&s->damage->tables, file_cluster) &&
@@ -110,7 +101,7 @@ look_up (struct qed *s, uint64_t cluster, uint64_t *entry, uint64_t *covers)
     return 0;
   }
   *covers = 1;
-  if (!qed_table_offset_ok (s, table) ||
+  if (!image_table_ok (s, table) ||
       (s->damage && bitmap_has (&s->damage->l1, l1_index)))
     return damaged_l1 (s, l1_index, table);
   return cache_lookup (s, cluster, table, entry);
@@ -158,70 +149,4 @@ qed_map (struct qed *s, uint64_t count, uint64_t offset, struct mapping *m)
   if (m->length > count)
     m->length = count;
   return 0;
-}
-
-/* Block status of a cluster that this layer has. */
-static int
-data_extents (struct qed *s, const struct mapping *m, struct extent *ret)
-{
-  if (node_extents (s->file, m->length, m->file_offset, ret) == -1)
-    return -1;
-  ret->flags = (ret->flags & (EXTENT_HOLE | EXTENT_ZERO)) | EXTENT_MAPPED;
-  ret->depth = 0;
-  ret->where = &s->node;
-  ret->offset = m->file_offset;
-  return 0;
-}
-
-/* Block status of what this layer does not have, for as long as that
- * is true: 0 bytes if its mapping has changed meanwhile.
- */
-static int
-backing_extents (struct qed *s, uint64_t count, uint64_t offset,
-                 struct extent *ret)
-{
-  if (node_extents (s->backing, count, offset, ret) == -1 ||
-      qed_still_backing (s, ret->length, offset, &ret->length) == -1)
-    return -1;
-  ret->depth++;
-  return 0;
-}
-
-static int
-extents (struct qed *s, uint64_t count, uint64_t offset, struct extent *ret)
-{
-  struct mapping m;
-  uint64_t backing_size;
-
-  if (qed_map (s, count, offset, &m) == -1)
-    return -1;
-  if (m.kind == MAP_DATA)
-    return data_extents (s, &m, ret);
-
-  backing_size = s->backing ? node_size (s->backing) : 0;
-  if (m.kind == MAP_UNALLOCATED && offset < backing_size)
-    return backing_extents (s, MIN (m.length, backing_size - offset), offset,
-                            ret);
-  *ret = (struct extent) {
-    .length = m.length, .flags = EXTENT_ZERO | EXTENT_HOLE,
-    .where = &s->node
-  };
-  if (m.kind == MAP_UNALLOCATED)
-    ret->flags |= EXTENT_UNALLOCATED;
-  return 0;
-}
-
-int
-qed_extents (struct node *n, uint64_t count, uint64_t offset,
-             struct extent *ret)
-{
-  struct qed *s = qed_of_node (n);
-  int r;
-
-  request_begin (&s->requests);
-  do
-    r = extents (s, count, offset, ret);
-  while (r == 0 && ret->length == 0);
-  request_end (&s->requests);
-  return r;
 }

@@ -21,10 +21,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "qed/image/scan.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
 
 #define PIECE ((uint64_t) 256 * 1024)
 
@@ -147,7 +147,7 @@ found (struct scan *scan, const struct finding *f)
 }
 
 static int
-out_of_memory (const struct qed *s)
+scan_out_of_memory (const struct qed *s)
 {
   msg_error ("%s: reading the tables: %m", s->node.name);
   return -1;
@@ -175,11 +175,11 @@ mark_table (struct qed *s, struct scan *scan, uint64_t offset,
     const int r = bitmap_add (&scan->tables, i);
 
     if (r == -1 || bitmap_add (&scan->used, i) == -1)
-      return out_of_memory (s);
+      return scan_out_of_memory (s);
     if (r == 1) {
       overlaps++;
       if (bitmap_add (&scan->contested, i) == -1)
-        return out_of_memory (s);
+        return scan_out_of_memory (s);
     }
   }
   note_end (scan, offset + bytes);
@@ -235,9 +235,9 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
 {
   struct finding f = table_finding (s, TABLE_OUTSIDE, index, entry);
 
-  if (qed_table_offset_ok (s, entry) && overlaps_l1 (s, entry))
+  if (image_table_ok (s, entry) && overlaps_l1 (s, entry))
     f.kind = TABLE_OVERLAPS;
-  else if (qed_table_offset_ok (s, entry) &&
+  else if (image_table_ok (s, entry) &&
            is_there (scan, index, SCAN_TABLE, entry,
                      qed_table_bytes (&s->header))) {
     const int r = mark_table (s, scan, entry, qed_table_bytes (&s->header));
@@ -251,7 +251,7 @@ visit_l1_first (struct qed *s, struct scan *scan, uint64_t context,
   }
   f.cut = is_cut (s, entry, qed_table_bytes (&s->header));
   found (scan, &f);
-  return bitmap_add (&scan->bad_l1, index) == -1 ? out_of_memory (s) : 0;
+  return bitmap_add (&scan->bad_l1, index) == -1 ? scan_out_of_memory (s) : 0;
 }
 
 static int
@@ -275,14 +275,14 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
     scan->result.fragmented_clusters++;
   scan->previous = entry;
 
-  if (qed_cluster_offset_ok (s, entry) &&
+  if (image_cluster_ok (s, entry) &&
       is_there (scan, l1_index, index, entry, s->cluster_size)) {
     if (bitmap_has (&scan->tables, cluster))
       f.kind = DATA_IN_TABLE;
     else {
       r = bitmap_add (&scan->used, cluster);
       if (r == -1)
-        return out_of_memory (s);
+        return scan_out_of_memory (s);
       if (r == 0) {
         note_end (scan, entry + s->cluster_size);
         if (scan->unit)
@@ -291,7 +291,7 @@ visit_l2 (struct qed *s, struct scan *scan, uint64_t l1_index,
       }
       f.kind = DATA_SHARED;
       if (bitmap_add (&scan->shared, cluster) == -1)
-        return out_of_memory (s);
+        return scan_out_of_memory (s);
     }
   }
   f.cut = is_cut (s, entry, s->cluster_size);
@@ -331,7 +331,7 @@ visit_l1_second (struct qed *s, struct scan *scan, uint64_t context,
    */
   if (r != -1 && is_contested (s, scan, entry) &&
       bitmap_add (&scan->bad_l1, index) == -1)
-    return out_of_memory (s);
+    return scan_out_of_memory (s);
   return r == -1 ? -1 : 0;
 }
 

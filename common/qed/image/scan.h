@@ -11,10 +11,8 @@
 #ifndef BLOCKDRIVERS_QED_SCAN_H
 #define BLOCKDRIVERS_QED_SCAN_H
 
-#include <stdint.h>
-
-#include "utils/bitmap.h"
 #include "qed/image/image.h"
+#include "utils/bitmap.h"
 
 enum finding_kind {
   TABLE_OUTSIDE,                /* an L1 entry that no table can have */
@@ -81,38 +79,5 @@ extern void scan_free (struct scan *scan);
 /* A finding in one line of words; returns buf. */
 #define FINDING_LEN 320
 extern char *finding_text (const struct finding *f, char buf[FINDING_LEN]);
-
-/* Read the header of an image that is to be repaired, and correct a
- * single bit of it, or give the L1 table clusters that the end of the
- * file does not have any more, if the image can be opened only (or
- * without any fault) that way (mend.c).  The report is as in qed_check.
- * Returns 1 if it did one of these, 0 if there was nothing to do or that
- * could be done, -1 after a message.
- */
-extern int mend_header (struct node *file,
-                        void (*report) (void *opaque, const char *line),
-                        void *opaque);
-
-/* Point entries that are wrong in one bit to the leaked tables and
- * clusters that they meant (relink.c).  *fixed is how many.
- */
-extern int relink_entries (struct qed *s,
-                           void (*report) (void *opaque, const char *line),
-                           void *opaque, uint64_t *fixed);
-
-/* Move what stands at the end of the file into leaked clusters, and cut
- * the file (compact.c).  The image must have no other faults and not be
- * of fixed size.  L1 entries in memory must be read again afterwards.
- */
-extern int compact_image (struct qed *s);
-
-/* Repair what scans find, until one finds nothing that can be repaired
- * any more; fills in the last one's result with the sums of what was
- * fixed.  Leaks inside the file are made holes, or if thorough is set
- * given back; and then findings tell who shares a cluster.  See check.c.
- */
-extern int repair_image (struct qed *s, enum qed_fix fix, bool thorough,
-                         void (*report) (void *opaque, const char *line),
-                         void *opaque, struct qed_check_result *result);
 
 #endif /* BLOCKDRIVERS_QED_SCAN_H */

@@ -13,70 +13,12 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "qed/image/image.h"
+#include "qed/image/map.h"
+#include "qed/io/allocate.h"
+#include "qed/io/backing.h"
+#include "qed/io/io.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-
-int
-qed_read_backing (struct qed *s, void *buf, size_t count, uint64_t offset)
-{
-  const uint64_t size = s->backing ? node_size (s->backing) : 0;
-  const size_t there =
-    offset < size ? MIN (size - offset, (uint64_t) count) : 0;
-
-  memset ((char *) buf + there, 0, count - there);
-  return there ? node_pread (s->backing, buf, there, offset) : 0;
-}
-
-int
-qed_backing_data (struct qed *s, uint64_t count, uint64_t offset,
-                  uint64_t *skip, uint64_t *length)
-{
-  const uint64_t size = s->backing ? node_size (s->backing) : 0;
-  const uint64_t start = offset;
-  const uint64_t end = MIN (offset + count, size);
-  struct extent e = { .length = 0 };
-
-  if (s->buffer && count < BUFFER_ASK_LEN && offset < end) {
-    *skip = 0;
-    *length = end - offset;
-    return 0;
-  }
-  while (offset < end) {
-    if (node_extents (s->backing, end - offset, offset, &e) == -1)
-      return -1;
-    if (!(e.flags & EXTENT_ZERO)) {
-      *skip = offset - start;
-      *length = e.length;
-      return 0;
-    }
-    offset += e.length;
-  }
-  *skip = count;
-  *length = 0;
-  return 0;
-}
-
-int
-qed_still_backing (struct qed *s, uint64_t count, uint64_t offset,
-                   uint64_t *length)
-{
-  atomic_int barrier = 0;
-  struct mapping m;
-
-  *length = count;
-  if (s->buffer == NULL || !s->buffer->backing_written)
-    return 0;
-  /* Whoever writes to a cluster of the backing image has seen to it that
-   * this layer maps the cluster before.  So if the lookup comes after
-   * the read, and finds nothing, the read came before the write.
-   */
-  atomic_fetch_add (&barrier, 1);
-  if (qed_map (s, count, offset, &m) == -1)
-    return -1;
-  *length = m.kind == MAP_UNALLOCATED ? m.length : 0;
-  return 0;
-}
 
 /* Read the run that begins at offset; returns how far it went or -1: 0
  * if its mapping has changed meanwhile.
@@ -98,9 +40,9 @@ read_run (struct qed *s, void *buf, size_t count, uint64_t offset)
     memset (buf, 0, m.length);
     break;
   case MAP_UNALLOCATED:
-    r = qed_read_backing (s, buf, m.length, offset);
+    r = backing_read (s->backing, buf, m.length, offset);
     if (r == 0)
-      r = qed_still_backing (s, m.length, offset, &m.length);
+      r = backing_unchanged (s, m.length, offset, &m.length);
     break;
   }
   return r == -1 ? -1 : (ssize_t) m.length;
@@ -116,7 +58,7 @@ qed_pread (struct node *n, void *buf, size_t count, uint64_t offset)
   request_begin (&s->requests);
   /* Who cannot copy (no space) can still read. */
   if (s->options.copy_on_read && s->backing)
-    qed_copy_up (s, count, offset);
+    allocate_copy_up (s, count, offset);
   while (count > 0) {
     const ssize_t done = read_run (s, buf, count, offset);
 
@@ -154,7 +96,7 @@ qed_cache (struct node *n, uint64_t count, uint64_t offset)
   TRACE_IO ("qed: cache count=%" PRIu64 " offset=%" PRIu64, count, offset);
   request_begin (&s->requests);
   if (s->options.copy_on_read && s->backing)
-    r = qed_copy_up (s, count, offset);
+    r = allocate_copy_up (s, count, offset);
   while (r == 0 && count > 0) {
     if (qed_map (s, count, offset, &m) == -1 ||
         cache_run (s, &m, offset) == -1)

@@ -7,7 +7,7 @@
  *
  * Repairs never assume which of two users of a cluster is right: the
  * later one is given a copy, so that both read as before.  Only entries
- * that point to where nothing can be are cleared (if relink.c has not
+ * that point to where nothing can be are cleared (if entries.c has not
  * found what they meant).
  *
  * A repair works in rounds, each of which begins with a scan.  First come
@@ -17,9 +17,9 @@
  * may be somebody's data, before it has got its copy.  In each round
  * copies are made and flushed, then entries are changed and flushed.
  *
- * A thorough repair is a plan first (plan.c).  Killed at any point, the
- * image is as before, or the next one completes what was planned.
- * Without a plan it has some entries repaired, and unused clusters at
+ * A thorough repair is made through a journal (journal.c).  Killed at any
+ * point, the image is as before, or the next one completes what was begun.
+ * Without one it has some entries repaired, and unused clusters at
  * its end; the next repair goes on from there.
  *
  * Copies make the file longer.  Entries that pointed behind its end do
@@ -37,12 +37,17 @@
 #include <stdlib.h>
 
 #include "node/align.h"
-#include "qed/chain.h"
+#include "qed/image/need-check.h"
+#include "qed/image/scan.h"
+#include "qed/image/space.h"
+#include "qed/repair/check.h"
+#include "qed/repair/compact.h"
+#include "qed/repair/entries.h"
+#include "qed/repair/header.h"
+#include "qed/repair/journal.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
-#include "qed/repair/journal.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
 
 /* Findings that one round deals with; the next takes more. */
 #define MAX_FINDINGS 65536
@@ -69,7 +74,7 @@ struct copy {
 struct repair {
   struct qed *s;
   bool thorough;
-  struct plan *plan;            /* or NULL */
+  struct journal *journal;      /* or NULL */
   struct bitmap shared;         /* from the scan before, if thorough */
   struct first_user *users;     /* 2 * MAX_SHARED, open addressing */
   size_t nr_users;
@@ -157,7 +162,7 @@ report_finding (struct repair *rep, const struct finding *f)
 }
 
 static void
-collect (void *opaque, const struct finding *f)
+check_collect (void *opaque, const struct finding *f)
 {
   struct repair *rep = opaque;
 
@@ -342,24 +347,6 @@ fix_findings (struct repair *rep)
   return node_flush (s->file) == -1 ? -1 : fixed;
 }
 
-/* Read the L1 entries again that a repair may have changed. */
-static int
-reload_l1 (struct qed *s)
-{
-  const size_t bytes = s->nr_l1 * QED_ENTRY_LEN;
-  CLEANUP_FREE uint8_t *buf = malloc (bytes + 1);
-
-  if (buf == NULL) {
-    msg_error ("%s: repair: %m", s->node.name);
-    return -1;
-  }
-  if (node_pread (s->file, buf, bytes, s->header.l1_table_offset) == -1)
-    return -1;
-  for (uint64_t i = 0; i < s->nr_l1; ++i)
-    atomic_store (&s->l1[i], qed_entry_get (buf, i));
-  return 0;
-}
-
 /* Punch holes where runs of clusters are used by nobody, from cluster i
  * on.
  */
@@ -418,7 +405,7 @@ fix_leaks (struct qed *s, struct scan *scan, bool thorough)
       return -1;
     scan->result.image_end = s->end;
     scan->result.leaks_fixed = scan->result.leaks;
-    return reload_l1 (s);
+    return image_read_l1 (s);
   }
   if (node_size (s->file) > scan->result.image_end &&
       node_resize (s->file, scan->result.image_end) == -1)
@@ -427,20 +414,6 @@ fix_leaks (struct qed *s, struct scan *scan, bool thorough)
     return -1;
   scan->result.leaks_fixed = scan->result.leaks;
   return 0;
-}
-
-/* Everything has been checked and is durable. */
-static int
-mark_clean (struct qed *s)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
-
-  if (!(s->header.features & QED_NEED_CHECK))
-    return 0;
-  s->header.features &= ~(uint64_t) QED_NEED_CHECK;
-  if (header_write (s) == -1)
-    return -1;
-  return node_flush (s->file);
 }
 
 /* Scan quietly first: is there anything to be found, and which clusters
@@ -469,7 +442,7 @@ static int
 scan_loudly (struct repair *rep, struct scan *scan)
 {
   *scan = (struct scan) {
-    .found = collect, .unit = note_user, .is_there = is_there,
+    .found = check_collect, .unit = note_user, .is_there = is_there,
     .opaque = rep
   };
   return scan_image (rep->s, scan);
@@ -481,6 +454,7 @@ scan_round (struct repair *rep, struct scan *scan)
 {
   struct qed *s = rep->s;
   bool clean = false;
+  uint64_t end;
 
   rep->nr = 0;
   scan_free (scan);
@@ -493,11 +467,11 @@ scan_round (struct repair *rep, struct scan *scan)
   }
 
   /* Copies go behind everything, in use or not. */
-  s->end = scan->result.image_end;
+  end = scan->result.image_end;
   if (!s->file->fixed_size)
-    s->end = round_up (MAX (s->end, node_size (s->file)), s->cluster_size);
-  s->tail_cut = true;
-  plan_set_end (rep->plan, s->end);
+    end = round_up (MAX (end, node_size (s->file)), s->cluster_size);
+  space_begin (s, end, true);
+  journal_set_end (rep->journal, s->end);
   return 0;
 }
 
@@ -514,8 +488,9 @@ do_phase (struct repair *rep, int phase, struct scan *scan, uint64_t *fixed)
     if (scan_round (rep, scan) == -1)
       return -1;
     n = rep->findings ? fix_findings (rep) : 0;
-    if (n == -1 || (n > 0 && reload_l1 (rep->s) == -1) ||
-        (plan_is_large (rep->plan) && plan_carry_out (rep->plan) == -1))
+    if (n == -1 || (n > 0 && image_read_l1 (rep->s) == -1) ||
+        (journal_is_large (rep->journal) &&
+         journal_carry_out (rep->journal) == -1))
       return -1;
     *fixed += n;
   } while (n > 0);
@@ -528,8 +503,8 @@ fix_all (struct repair *rep, struct scan *scan, uint64_t *fixed)
   struct qed *s = rep->s;
 
   if (rep->thorough &&
-      (plan_new (s, &rep->plan) == -1 ||
-       relink_entries (s, rep->report, rep->opaque, fixed) == -1))
+      (journal_new (s, &rep->journal) == -1 ||
+       repair_entries (s, rep->report, rep->opaque, fixed) == -1))
     return -1;
   if (do_phase (rep, MAKE_COPIES, scan, fixed) == -1)
     return -1;
@@ -557,7 +532,7 @@ do_phases (struct repair *rep, enum qed_fix fix, struct scan *scan)
     (8 * bytes_taken (rep->s->file) + COPY_BUDGET) >> rep->s->cluster_bits;
   if (fix == QED_FIX_ALL) {
     r = fix_all (rep, scan, &fixed);
-    r = plan_finish (rep->plan, r);
+    r = journal_finish (rep->journal, r);
   }
   else
     r = do_phase (rep, LOOK, scan, &fixed);
@@ -588,10 +563,10 @@ repair_image (struct qed *s, enum qed_fix fix, bool thorough,
       scan.result.check_errors == 0) {
     r = fix_leaks (s, &scan, thorough);
     if (r == 0)
-      r = mark_clean (s);
+      r = need_check_clear (s, true);
   }
   if (r == -1 && fix == QED_FIX_ALL)
-    reload_l1 (s);              /* some entries may have been repaired */
+    image_read_l1 (s);              /* some entries may have been repaired */
   *result = scan.result;
   free (rep.findings);
   free (rep.users);
@@ -662,17 +637,6 @@ extend_last_cluster (struct qed *s,
   return 0;
 }
 
-/* A name that nobody can read makes the image as useless as any other
- * fault of the header does.
- */
-static int
-check_backing_name (struct qed *s)
-{
-  CLEANUP_FREE char *name = NULL;
-
-  return qed_backing_name (s->file, &s->header, &name);
-}
-
 /* *fixed is how many faults have been corrected: those of the header, and
  * what the file has lost at its end.
  */
@@ -688,25 +652,29 @@ open_for_check (const char *name, enum qed_fix fix, bool no_lock,
     .cache = cache
   };
   struct node *file = align_open (name, &options);
+  CLEANUP_FREE char *backing = NULL;
   struct qed *s;
-  int mended;
+  int repaired;
 
   if (file == NULL)
     return NULL;
-  mended = plan_resume (file);
-  if (mended == 0 && fix == QED_FIX_ALL)
-    mended = mend_header (file, report, opaque);
-  if (mended == -1) {
+  repaired = journal_resume (file);
+  if (repaired == 0 && fix == QED_FIX_ALL)
+    repaired = repair_header (file, report, opaque);
+  if (repaired == -1) {
     node_close (file);
     return NULL;
   }
-  *fixed = mended;
-  s = qed_open_bare_file (file);
-  if (s && (check_backing_name (s) == -1 ||
-            (fix != QED_FIX_NONE && qed_clear_unknown_bits (s) == -1) ||
+  *fixed = repaired;
+  s = image_open (file);
+  /* A name that nobody can read makes the image as useless as any other
+   * fault of the header does.
+   */
+  if (s && (header_backing_name (file, &s->header, &backing) == -1 ||
+            (fix != QED_FIX_NONE && header_clear_unknown (s) == -1) ||
             (fix == QED_FIX_ALL &&
              extend_last_cluster (s, report, opaque, fixed) == -1))) {
-    qed_free_bare (s);
+    image_free (s);
     return NULL;
   }
   return s;
@@ -727,6 +695,6 @@ qed_check (const char *name, enum qed_fix fix, bool no_lock,
     return -1;
   r = repair_image (s, fix, true, report, opaque, result);
   result->corruptions_fixed += fixed;
-  qed_free_bare (s);
+  image_free (s);
   return r;
 }

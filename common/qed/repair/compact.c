@@ -33,10 +33,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qed/image/scan.h"
+#include "qed/image/space.h"
+#include "qed/repair/compact.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
 
 /* Data clusters that one round moves. */
 #define MAX_DATA 65536
@@ -81,7 +83,8 @@ first_of (const struct compact *c, const struct unit *u)
 /* ---- Finding what is where */
 
 static void
-collect (void *opaque, uint64_t l1_index, uint64_t l2_index, uint64_t offset)
+compact_collect (void *opaque, uint64_t l1_index, uint64_t l2_index,
+                 uint64_t offset)
 {
   struct compact *c = opaque;
   const struct unit u = {
@@ -120,7 +123,7 @@ static int
 find_units (struct compact *c, bool tables, bool data,
             uint64_t first, uint64_t end)
 {
-  struct scan scan = { .unit = collect, .opaque = c };
+  struct scan scan = { .unit = compact_collect, .opaque = c };
   int r;
 
   c->tables = tables;
@@ -128,7 +131,7 @@ find_units (struct compact *c, bool tables, bool data,
   c->first = first;
   c->end = end;
   c->nr = 0;
-  collect (c, IN_HEADER, SCAN_TABLE, c->s->header.l1_table_offset);
+  compact_collect (c, IN_HEADER, SCAN_TABLE, c->s->header.l1_table_offset);
   r = scan_image (c->s, &scan);
   scan_free (&scan);
   if (r == -1)
@@ -160,19 +163,6 @@ copy_unit (struct compact *c, const struct unit *u, void *buf)
   return 0;
 }
 
-static int
-switch_l1_table (struct qed *s, uint64_t offset)
-{
-  const uint64_t old = s->header.l1_table_offset;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
-  s->header.l1_table_offset = offset;
-  if (header_write (s) == 0)
-    return 0;
-  s->header.l1_table_offset = old;
-  return -1;
-}
-
 /* Let what refers to a unit refer to its copy. */
 static int
 switch_unit (struct compact *c, const struct unit *u)
@@ -182,7 +172,9 @@ switch_unit (struct compact *c, const struct unit *u)
   uint64_t place;
 
   if (u->l1_index == IN_HEADER)
-    return switch_l1_table (s, u->to);
+    return header_change (s, &(struct header_edit) {
+                            .l1_table_offset = u->to
+                          });
   place = s->header.l1_table_offset + u->l1_index * QED_ENTRY_LEN;
   if (u->l2_index != SCAN_TABLE) {
     if (node_pread (s->file, buf, sizeof buf, place) == -1)
@@ -412,7 +404,7 @@ do_rounds (struct compact *c)
     return -1;
   if (node_resize (c->s->file, c->goal << c->s->cluster_bits) == -1)
     return -1;
-  c->s->end = c->goal << c->s->cluster_bits;
+  space_begin (c->s, c->goal << c->s->cluster_bits, true);
   return node_flush (c->s->file);
 }
 

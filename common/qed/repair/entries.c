@@ -29,10 +29,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "qed/image/scan.h"
+#include "qed/repair/entries.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
 
 /* More bad entries than this, and it is no table. */
 #define MAX_BAD_ENTRIES 16
@@ -42,7 +43,7 @@
 #define PIECE ((uint64_t) 256 * 1024)
 #define LINE_LEN 256
 
-struct relink {
+struct entry_repair {
   struct qed *s;
   void (*report) (void *opaque, const char *line);
   void *opaque;
@@ -70,73 +71,73 @@ is_wrong (const struct qed *s, const struct finding *f)
 }
 
 static void
-collect (void *opaque, const struct finding *f)
+entries_collect (void *opaque, const struct finding *f)
 {
-  struct relink *rl = opaque;
+  struct entry_repair *er = opaque;
 
   if (f->kind == DATA_IN_TABLE &&
-      bitmap_add (&rl->data_in, f->entry >> rl->s->cluster_bits) == -1)
-    rl->out_of_memory = true;
-  if (is_wrong (rl->s, f) && rl->nr < MAX_FINDINGS)
-    rl->findings[rl->nr++] = *f;
+      bitmap_add (&er->data_in, f->entry >> er->s->cluster_bits) == -1)
+    er->out_of_memory = true;
+  if (is_wrong (er->s, f) && er->nr < MAX_FINDINGS)
+    er->findings[er->nr++] = *f;
 }
 
 static int
-out_of_memory (const struct relink *rl)
+entries_out_of_memory (const struct entry_repair *er)
 {
   errno = ENOMEM;
-  msg_error ("%s: repair: %m", rl->s->node.name);
+  msg_error ("%s: repair: %m", er->s->node.name);
   return -1;
 }
 
 static int
-scan_again (struct relink *rl)
+scan_again (struct entry_repair *er)
 {
-  scan_free (&rl->scan);
-  bitmap_free (&rl->data_in);
-  rl->scan = (struct scan) { .found = collect, .opaque = rl };
-  rl->nr = 0;
-  if (scan_image (rl->s, &rl->scan) == -1)
+  scan_free (&er->scan);
+  bitmap_free (&er->data_in);
+  er->scan = (struct scan) { .found = entries_collect, .opaque = er };
+  er->nr = 0;
+  if (scan_image (er->s, &er->scan) == -1)
     return -1;
-  return rl->out_of_memory ? out_of_memory (rl) : 0;
+  return er->out_of_memory ? entries_out_of_memory (er) : 0;
 }
 
 static bool
-is_leaked (const struct relink *rl, uint64_t offset, uint64_t bytes)
+is_leaked (const struct entry_repair *er, uint64_t offset, uint64_t bytes)
 {
-  const struct qed *s = rl->s;
+  const struct qed *s = er->s;
   const uint64_t size = node_size (s->file);
 
   if (!is_aligned (offset, s->cluster_size) || offset > size ||
       bytes > size - offset)
     return false;
   for (uint64_t done = 0; done < bytes; done += s->cluster_size)
-    if (bitmap_has (&rl->scan.used, (offset + done) >> s->cluster_bits))
+    if (bitmap_has (&er->scan.used, (offset + done) >> s->cluster_bits))
       return false;
   return true;
 }
 
 static int
-claim (struct relink *rl, uint64_t offset, uint64_t bytes)
+claim_clusters (struct entry_repair *er, uint64_t offset, uint64_t bytes)
 {
-  const struct qed *s = rl->s;
+  const struct qed *s = er->s;
 
   for (uint64_t done = 0; done < bytes; done += s->cluster_size)
-    if (bitmap_add (&rl->scan.used,
+    if (bitmap_add (&er->scan.used,
                     (offset + done) >> s->cluster_bits) == -1)
-      return out_of_memory (rl);
+      return entries_out_of_memory (er);
   return 0;
 }
 
 static int
-write_entry (struct relink *rl, uint64_t place, uint64_t value)
+write_entry (struct entry_repair *er, uint64_t place, uint64_t value)
 {
   uint8_t buf[QED_ENTRY_LEN];
 
   TRACE_META ("qed: repair: entry at %" PRIu64 " = %" PRIu64, place, value);
   qed_entry_put (buf, 0, value);
-  rl->fixed++;
-  return node_pwrite (rl->s->file, buf, sizeof buf, place);
+  er->fixed++;
+  return node_pwrite (er->s->file, buf, sizeof buf, place);
 }
 
 /* ---- Tables */
@@ -145,7 +146,7 @@ write_entry (struct relink *rl, uint64_t place, uint64_t value)
  * *nr counts them.
  */
 static int
-check_entries (struct relink *rl, const uint8_t *buf, uint64_t n,
+check_entries (struct entry_repair *er, const uint8_t *buf, uint64_t n,
                struct bitmap *seen, uint64_t *nr, bool *good)
 {
   for (uint64_t i = 0; i < n; ++i) {
@@ -154,13 +155,13 @@ check_entries (struct relink *rl, const uint8_t *buf, uint64_t n,
 
     if (entry == QED_UNALLOCATED || entry == QED_ZERO)
       continue;
-    if (!is_leaked (rl, entry, rl->s->cluster_size)) {
+    if (!is_leaked (er, entry, er->s->cluster_size)) {
       *good = false;
       return 0;
     }
-    r = bitmap_add (seen, entry >> rl->s->cluster_bits);
+    r = bitmap_add (seen, entry >> er->s->cluster_bits);
     if (r == -1)
-      return out_of_memory (rl);
+      return entries_out_of_memory (er);
     if (r == 1) {
       *good = false;
       return 0;
@@ -172,24 +173,24 @@ check_entries (struct relink *rl, const uint8_t *buf, uint64_t n,
 
 /* Is this an L2 table that has lost its L1 entry? */
 static int
-is_lost_table (struct relink *rl, uint64_t offset, bool *good)
+is_lost_table (struct entry_repair *er, uint64_t offset, bool *good)
 {
-  struct qed *s = rl->s;
+  struct qed *s = er->s;
   const uint64_t bytes = qed_table_bytes (&s->header);
   CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
   struct bitmap seen = BITMAP_EMPTY;
   uint64_t nr = 0;
   int r = 0;
 
-  *good = is_leaked (rl, offset, bytes);
+  *good = is_leaked (er, offset, bytes);
   if (buf == NULL)
-    return out_of_memory (rl);
+    return entries_out_of_memory (er);
   for (uint64_t done = 0; r == 0 && *good && done < bytes; done += PIECE) {
     const uint64_t length = MIN (bytes - done, PIECE);
 
     r = node_pread (s->file, buf, length, offset + done);
     if (r == 0)
-      r = check_entries (rl, buf, length / QED_ENTRY_LEN, &seen, &nr, good);
+      r = check_entries (er, buf, length / QED_ENTRY_LEN, &seen, &nr, good);
   }
   /* Nor does a table refer to its own clusters. */
   for (uint64_t i = 0; i < s->header.table_size; ++i)
@@ -205,16 +206,16 @@ is_lost_table (struct relink *rl, uint64_t offset, bool *good)
  * of them is.
  */
 static bool
-is_suspect (const struct relink *rl, uint64_t index)
+is_suspect (const struct entry_repair *er, uint64_t index)
 {
-  const struct qed *s = rl->s;
+  const struct qed *s = er->s;
   const uint64_t table = atomic_load (&s->l1[index]);
-  bool suspect = bitmap_has (&rl->scan.bad_l1, index);
+  bool suspect = bitmap_has (&er->scan.bad_l1, index);
 
   if (table == 0)
     return false;
   for (uint64_t i = 0; i < s->header.table_size && !suspect; ++i)
-    suspect = bitmap_has (&rl->data_in, (table >> s->cluster_bits) + i);
+    suspect = bitmap_has (&er->data_in, (table >> s->cluster_bits) + i);
   for (uint64_t i = 0; i < s->nr_l1 && suspect; ++i)
     if (i != index && atomic_load (&s->l1[i]) == table)
       suspect = false;
@@ -223,17 +224,17 @@ is_suspect (const struct relink *rl, uint64_t index)
 
 /* The one lost table that an L1 entry may have meant, or 0. */
 static int
-find_table (struct relink *rl, uint64_t entry, uint64_t *table)
+find_table (struct entry_repair *er, uint64_t entry, uint64_t *table)
 {
   *table = 0;
   for (unsigned bit = 0; bit < 64; ++bit) {
     const uint64_t offset = entry ^ UINT64_C (1) << bit;
     bool good;
 
-    if (offset < qed_header_bytes (&rl->s->header) ||
-        !is_leaked (rl, offset, qed_table_bytes (&rl->s->header)))
+    if (offset < qed_header_bytes (&er->s->header) ||
+        !is_leaked (er, offset, qed_table_bytes (&er->s->header)))
       continue;
-    if (is_lost_table (rl, offset, &good) == -1)
+    if (is_lost_table (er, offset, &good) == -1)
       return -1;
     if (good && *table) {
       *table = 0;
@@ -247,15 +248,15 @@ find_table (struct relink *rl, uint64_t entry, uint64_t *table)
 
 /* Do more entries make sense than not, where an L1 entry points? */
 static int
-looks_like_table (struct relink *rl, uint64_t offset, bool *result)
+looks_like_table (struct entry_repair *er, uint64_t offset, bool *result)
 {
-  struct qed *s = rl->s;
+  struct qed *s = er->s;
   const uint64_t bytes = qed_table_bytes (&s->header);
   CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
   int64_t more = 0;
 
   if (buf == NULL)
-    return out_of_memory (rl);
+    return entries_out_of_memory (er);
   for (uint64_t done = 0; done < bytes; done += PIECE) {
     const uint64_t length = MIN (bytes - done, PIECE);
 
@@ -265,8 +266,8 @@ looks_like_table (struct relink *rl, uint64_t offset, bool *result)
       const uint64_t entry = qed_entry_get (buf, i);
 
       if (entry != QED_UNALLOCATED && entry != QED_ZERO)
-        more += qed_cluster_offset_ok (s, entry) &&
-          !bitmap_has (&rl->scan.tables, entry >> s->cluster_bits) ? 1 : -1;
+        more += image_cluster_ok (s, entry) &&
+          !bitmap_has (&er->scan.tables, entry >> s->cluster_bits) ? 1 : -1;
     }
   }
   *result = more > 0;
@@ -274,40 +275,40 @@ looks_like_table (struct relink *rl, uint64_t offset, bool *result)
 }
 
 static int
-relink_table (struct relink *rl, uint64_t index)
+repair_table (struct entry_repair *er, uint64_t index)
 {
-  struct qed *s = rl->s;
+  struct qed *s = er->s;
   const uint64_t entry = atomic_load (&s->l1[index]);
   bool good = false;
   char line[LINE_LEN];
   uint64_t table;
 
-  if (!bitmap_has (&rl->scan.bad_l1, index) &&
-      looks_like_table (rl, entry, &good) == -1)
+  if (!bitmap_has (&er->scan.bad_l1, index) &&
+      looks_like_table (er, entry, &good) == -1)
     return -1;
   if (good)
     return 0;
-  if (find_table (rl, entry, &table) == -1)
+  if (find_table (er, entry, &table) == -1)
     return -1;
   if (table == 0)
     return 0;
   snprintf (line, sizeof line, "L1 entry %" PRIu64 " points to offset %" PRIu64
             " (0x%" PRIx64 ") of the file, but for one bit to a lost L2 "
             "table at %" PRIu64, index, entry, entry, table);
-  if (rl->report)
-    rl->report (rl->opaque, line);
+  if (er->report)
+    er->report (er->opaque, line);
   atomic_store (&s->l1[index], table);
-  if (claim (rl, table, qed_table_bytes (&s->header)) == -1)
+  if (claim_clusters (er, table, qed_table_bytes (&s->header)) == -1)
     return -1;
-  return write_entry (rl, s->header.l1_table_offset + index * QED_ENTRY_LEN,
+  return write_entry (er, s->header.l1_table_offset + index * QED_ENTRY_LEN,
                       table);
 }
 
 static int
-relink_tables (struct relink *rl)
+repair_tables (struct entry_repair *er)
 {
-  for (uint64_t i = 0; i < rl->s->nr_l1; ++i)
-    if (is_suspect (rl, i) && relink_table (rl, i) == -1)
+  for (uint64_t i = 0; i < er->s->nr_l1; ++i)
+    if (is_suspect (er, i) && repair_table (er, i) == -1)
       return -1;
   return 0;
 }
@@ -318,10 +319,10 @@ relink_tables (struct relink *rl)
  * of fixed size what stands behind the image was never in it.
  */
 static uint64_t
-find_cluster (const struct relink *rl, uint64_t entry)
+find_cluster (const struct entry_repair *er, uint64_t entry)
 {
-  const struct qed *s = rl->s;
-  const uint64_t end = s->file->fixed_size ? rl->scan.result.image_end
+  const struct qed *s = er->s;
+  const uint64_t end = s->file->fixed_size ? er->scan.result.image_end
     : node_size (s->file);
   uint64_t found = 0;
 
@@ -329,7 +330,7 @@ find_cluster (const struct relink *rl, uint64_t entry)
     const uint64_t offset = entry ^ UINT64_C (1) << bit;
 
     if (offset >= qed_header_bytes (&s->header) && offset < end &&
-        is_leaked (rl, offset, s->cluster_size)) {
+        is_leaked (er, offset, s->cluster_size)) {
       if (found)
         return 0;
       found = offset;
@@ -339,10 +340,10 @@ find_cluster (const struct relink *rl, uint64_t entry)
 }
 
 static int
-relink_cluster (struct relink *rl, const struct finding *f)
+repair_cluster (struct entry_repair *er, const struct finding *f)
 {
-  struct qed *s = rl->s;
-  const uint64_t cluster = find_cluster (rl, f->entry);
+  struct qed *s = er->s;
+  const uint64_t cluster = find_cluster (er, f->entry);
   char line[LINE_LEN];
 
   if (cluster == 0 || f->l1_index >= s->nr_l1)
@@ -351,63 +352,63 @@ relink_cluster (struct relink *rl, const struct finding *f)
             " points to offset %" PRIu64 " (0x%" PRIx64 ") of the file, but "
             "for one bit to a lost cluster at %" PRIu64, f->l1_index,
             f->l2_index, f->entry, f->entry, cluster);
-  if (rl->report)
-    rl->report (rl->opaque, line);
-  if (claim (rl, cluster, s->cluster_size) == -1)
+  if (er->report)
+    er->report (er->opaque, line);
+  if (claim_clusters (er, cluster, s->cluster_size) == -1)
     return -1;
-  return write_entry (rl, atomic_load (&s->l1[f->l1_index]) +
+  return write_entry (er, atomic_load (&s->l1[f->l1_index]) +
                       f->l2_index * QED_ENTRY_LEN, cluster);
 }
 
 static int
-relink_data (struct relink *rl)
+repair_data (struct entry_repair *er)
 {
   size_t i, end;
 
-  for (i = 0; i < rl->nr; i = end) {
-    for (end = i; end < rl->nr &&
-           rl->findings[end].l1_index == rl->findings[i].l1_index; ++end)
+  for (i = 0; i < er->nr; i = end) {
+    for (end = i; end < er->nr &&
+           er->findings[end].l1_index == er->findings[i].l1_index; ++end)
       ;
     if (end - i > MAX_BAD_ENTRIES)
       continue;
     for (size_t j = i; j < end; ++j)
-      if (relink_cluster (rl, &rl->findings[j]) == -1)
+      if (repair_cluster (er, &er->findings[j]) == -1)
         return -1;
   }
   return 0;
 }
 
 static int
-relink_all (struct relink *rl)
+repair_all (struct entry_repair *er)
 {
-  if (scan_again (rl) == -1)
+  if (scan_again (er) == -1)
     return -1;
-  if (rl->scan.result.corruptions == 0)
+  if (er->scan.result.corruptions == 0)
     return 0;
-  if (relink_tables (rl) == -1 || node_flush (rl->s->file) == -1 ||
-      scan_again (rl) == -1 || relink_data (rl) == -1)
+  if (repair_tables (er) == -1 || node_flush (er->s->file) == -1 ||
+      scan_again (er) == -1 || repair_data (er) == -1)
     return -1;
-  return node_flush (rl->s->file);
+  return node_flush (er->s->file);
 }
 
 int
-relink_entries (struct qed *s,
+repair_entries (struct qed *s,
                 void (*report) (void *opaque, const char *line),
                 void *opaque, uint64_t *fixed)
 {
-  struct relink rl = { .s = s, .report = report, .opaque = opaque };
+  struct entry_repair er = { .s = s, .report = report, .opaque = opaque };
   int r;
 
   *fixed = 0;
   if (s->header.features & QED_NEED_CHECK)
     return 0;
-  rl.findings = malloc (MAX_FINDINGS * sizeof *rl.findings);
-  if (rl.findings == NULL)
-    return out_of_memory (&rl);
-  r = relink_all (&rl);
-  *fixed = rl.fixed;
-  free (rl.findings);
-  scan_free (&rl.scan);
-  bitmap_free (&rl.data_in);
+  er.findings = malloc (MAX_FINDINGS * sizeof *er.findings);
+  if (er.findings == NULL)
+    return entries_out_of_memory (&er);
+  r = repair_all (&er);
+  *fixed = er.fixed;
+  free (er.findings);
+  scan_free (&er.scan);
+  bitmap_free (&er.data_in);
   return r;
 }

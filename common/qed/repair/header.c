@@ -40,14 +40,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qed/image/scan.h"
+#include "qed/repair/header.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "qed/image/scan.h"
 
 #define HEADER_BITS (QED_HEADER_LEN * 8)
 #define LINE_LEN 256
 
-struct mend {
+struct header_repair {
   struct node *file;
   uint8_t buf[QED_HEADER_LEN];  /* the header as it is */
   void (*report) (void *opaque, const char *line);
@@ -63,7 +64,7 @@ struct quality {
 };
 
 static int
-look_through (struct mend *m, const uint8_t *buf, struct quality *q)
+look_through (struct header_repair *m, const uint8_t *buf, struct quality *q)
 {
   struct scan scan = { .found = NULL };
   struct qed_header h;
@@ -73,10 +74,10 @@ look_through (struct mend *m, const uint8_t *buf, struct quality *q)
   *q = (struct quality) { .usable = false };
   if (qed_header_decode (buf, NULL, &h) == -1)
     return 0;
-  s = qed_view (m->file, &h);
+  s = image_view (m->file, &h);
   if (s == NULL)
     return -1;
-  if (qed_table_offset_ok (s, h.l1_table_offset)) {
+  if (image_table_ok (s, h.l1_table_offset)) {
     r = scan_image (s, &scan);
     q->usable = true;
     q->corruptions = scan.result.corruptions + scan.result.check_errors;
@@ -109,7 +110,7 @@ makes_sense (const struct quality *q)
 }
 
 static bool
-better (const struct mend *m, const struct quality *a,
+better (const struct header_repair *m, const struct quality *a,
         const struct quality *b)
 {
   if (!makes_sense (a))
@@ -124,7 +125,7 @@ better (const struct mend *m, const struct quality *a,
 
 /* Shall the best header replace the one that is there? */
 static bool
-is_convincing (const struct mend *m, const struct quality *best,
+is_convincing (const struct header_repair *m, const struct quality *best,
                const struct quality *now)
 {
   if (!best->usable || !now->usable)
@@ -135,7 +136,7 @@ is_convincing (const struct mend *m, const struct quality *best,
 
 /* Try the header in m->buf; keep it if it is better than the best. */
 static int
-try_header (struct mend *m, uint8_t *best_buf, struct quality *best)
+try_header (struct header_repair *m, uint8_t *best_buf, struct quality *best)
 {
   struct quality q;
 
@@ -150,7 +151,7 @@ try_header (struct mend *m, uint8_t *best_buf, struct quality *best)
 
 /* Is the L1 table where new images have it? */
 static bool
-is_at_home (const struct mend *m)
+is_at_home (const struct header_repair *m)
 {
   uint8_t buf[QED_HEADER_LEN];
 
@@ -161,7 +162,7 @@ is_at_home (const struct mend *m)
 
 /* Find the best header that could have been meant. */
 static int
-find_header (struct mend *m, bool only_l1_offset, uint8_t *best_buf,
+find_header (struct header_repair *m, bool only_l1_offset, uint8_t *best_buf,
              struct quality *best)
 {
   const bool only_home = only_l1_offset && m->file->fixed_size;
@@ -188,7 +189,7 @@ find_header (struct mend *m, bool only_l1_offset, uint8_t *best_buf,
 
 /* Returns 1, or -1. */
 static int
-write_header (struct mend *m, const uint8_t *buf)
+write_header (struct header_repair *m, const uint8_t *buf)
 {
   char line[LINE_LEN];
   unsigned first = 0;
@@ -208,7 +209,7 @@ write_header (struct mend *m, const uint8_t *buf)
 
 /* If the file ends within the L1 table, make it longer. */
 static int
-extend_l1_table (struct mend *m)
+extend_l1_table (struct header_repair *m)
 {
   const uint64_t size = node_size (m->file);
   struct qed_header h;
@@ -227,10 +228,12 @@ extend_l1_table (struct mend *m)
 }
 
 int
-mend_header (struct node *file,
-             void (*report) (void *opaque, const char *line), void *opaque)
+repair_header (struct node *file,
+               void (*report) (void *opaque, const char *line), void *opaque)
 {
-  struct mend m = { .file = file, .report = report, .opaque = opaque };
+  struct header_repair m = {
+    .file = file, .report = report, .opaque = opaque
+  };
   uint8_t best_buf[QED_HEADER_LEN];
   struct quality now, best;
 

@@ -39,11 +39,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qed/repair/journal.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
-#include "qed/repair/journal.h"
 #include "utils/rounding.h"
 
 #define SECTOR QED_SECTOR
@@ -70,7 +70,7 @@ struct sector {
   uint8_t data[SECTOR];
 };
 
-struct plan {
+struct journal {
   struct node node;             /* the view; its name is borrowed */
   struct qed *s;
   struct node *file;            /* borrowed from s */
@@ -81,10 +81,10 @@ struct plan {
   bool begun;                   /* the record is in the file */
 };
 
-static struct plan *
-plan_of_node (struct node *n)
+static struct journal *
+journal_of_node (struct node *n)
 {
-  return (struct plan *) n;
+  return (struct journal *) n;
 }
 
 /* ---- The record */
@@ -174,7 +174,7 @@ compare_sectors (const void *a, const void *b)
 }
 
 static struct sector *
-find_sector (struct plan *p, uint64_t offset)
+find_sector (struct journal *p, uint64_t offset)
 {
   const struct sector key = { .offset = offset };
   void *found = tfind (&key, &p->sectors, compare_sectors);
@@ -186,7 +186,7 @@ find_sector (struct plan *p, uint64_t offset)
  * message.
  */
 static struct sector *
-hold_sector (struct plan *p, uint64_t offset)
+hold_sector (struct journal *p, uint64_t offset)
 {
   struct sector *sector = find_sector (p, offset);
 
@@ -222,7 +222,8 @@ part_of_sector (size_t count, uint64_t offset)
 }
 
 static int
-hold_back (struct plan *p, const uint8_t *buf, size_t count, uint64_t offset)
+hold_back (struct journal *p, const uint8_t *buf, size_t count,
+           uint64_t offset)
 {
   for (size_t n; count > 0; buf += n, offset += n, count -= n) {
     struct sector *sector = hold_sector (p, round_down (offset, SECTOR));
@@ -236,7 +237,7 @@ hold_back (struct plan *p, const uint8_t *buf, size_t count, uint64_t offset)
 }
 
 static void
-forget_sectors (struct plan *p)
+forget_sectors (struct journal *p)
 {
   tdestroy (p->sectors, free);
   p->sectors = NULL;
@@ -245,7 +246,7 @@ forget_sectors (struct plan *p)
 
 /* Before the file grows. */
 static int
-begin (struct plan *p)
+begin (struct journal *p)
 {
   if (p->begun)
     return 0;
@@ -260,9 +261,9 @@ begin (struct plan *p)
 /* ---- The view */
 
 static int
-plan_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+journal_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
-  struct plan *p = plan_of_node (n);
+  struct journal *p = journal_of_node (n);
   uint8_t *to = buf;
 
   if (node_pread (p->file, buf, count, offset) == -1)
@@ -281,10 +282,10 @@ plan_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 }
 
 static int
-plan_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+journal_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
               size_t count, uint64_t offset)
 {
-  struct plan *p = plan_of_node (n);
+  struct journal *p = journal_of_node (n);
 
   if (offset >= p->end)
     return begin (p) == -1 ? -1
@@ -301,22 +302,22 @@ plan_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
  * file has a hole: entries are changed, never added.
  */
 static int
-plan_extents (struct node *n, uint64_t count, uint64_t offset,
+journal_extents (struct node *n, uint64_t count, uint64_t offset,
               struct extent *ret)
 {
-  return node_extents (plan_of_node (n)->file, count, offset, ret);
+  return node_extents (journal_of_node (n)->file, count, offset, ret);
 }
 
 static int
-plan_flush (struct node *n)
+journal_flush (struct node *n)
 {
-  return node_flush (plan_of_node (n)->file);
+  return node_flush (journal_of_node (n)->file);
 }
 
 static int
-plan_resize (struct node *n, uint64_t size)
+journal_resize (struct node *n, uint64_t size)
 {
-  struct plan *p = plan_of_node (n);
+  struct journal *p = journal_of_node (n);
 
   if (begin (p) == -1 || node_resize (p->file, size) == -1)
     return -1;
@@ -324,24 +325,24 @@ plan_resize (struct node *n, uint64_t size)
   return 0;
 }
 
-static const struct node_ops plan_ops = {
-  .type = "plan",
-  .pread = plan_pread,
-  .pwritev = plan_pwritev,
-  .flush = plan_flush,
-  .extents = plan_extents,
-  .resize = plan_resize,
+static const struct node_ops journal_ops = {
+  .type = "journal",
+  .pread = journal_pread,
+  .pwritev = journal_pwritev,
+  .flush = journal_flush,
+  .extents = journal_extents,
+  .resize = journal_resize,
 };
 
 int
-plan_new (struct qed *s, struct plan **plan)
+journal_new (struct qed *s, struct journal **journal)
 {
   uint8_t buf[RECORD_LEN];
   struct record record;
-  struct plan *p;
+  struct journal *p;
   bool found;
 
-  *plan = NULL;
+  *journal = NULL;
   if (!has_place (s->file, &s->header))
     return 0;
   if (read_record (s->file, &s->header, buf, &record, &found) == -1)
@@ -354,7 +355,7 @@ plan_new (struct qed *s, struct plan **plan)
     msg_error ("%s: repair: %m", s->node.name);
     return -1;
   }
-  p->node.ops = &plan_ops;
+  p->node.ops = &journal_ops;
   p->node.name = s->file->name;
   p->node.fixed_size = s->file->fixed_size;
   p->node.align = 1;
@@ -364,28 +365,28 @@ plan_new (struct qed *s, struct plan **plan)
   p->file = s->file;
   p->end = UINT64_MAX;
   s->file = &p->node;
-  *plan = p;
+  *journal = p;
   return 0;
 }
 
 void
-plan_set_end (struct plan *plan, uint64_t end)
+journal_set_end (struct journal *p, uint64_t end)
 {
-  if (plan && plan->end == UINT64_MAX)
-    plan->end = end;
+  if (p && p->end == UINT64_MAX)
+    p->end = end;
 }
 
 bool
-plan_is_large (const struct plan *plan)
+journal_is_large (const struct journal *p)
 {
-  return plan && plan->nr >= MANY_SECTORS;
+  return p && p->nr >= MANY_SECTORS;
 }
 
 /* ---- Carrying out */
 
 /* Where the journal is being written. */
 struct writing {
-  struct plan *plan;
+  struct journal *journal;
   uint8_t *buf;                 /* JOURNAL_PIECE entries */
   size_t nr;                    /* of these are filled */
   uint64_t offset;              /* where they will stand */
@@ -398,7 +399,7 @@ write_piece (struct writing *w)
   const size_t len = w->nr * ENTRY_LEN;
 
   if (w->r == 0 && len > 0)
-    w->r = node_pwrite (w->plan->file, w->buf, len, w->offset);
+    w->r = node_pwrite (w->journal->file, w->buf, len, w->offset);
   w->offset += len;
   w->nr = 0;
 }
@@ -422,11 +423,11 @@ add_to_journal (const void *node, VISIT which, void *opaque)
  * say that it is there.
  */
 static int
-write_journal (struct plan *p)
+write_journal (struct journal *p)
 {
   const uint64_t len = p->nr * (uint64_t) ENTRY_LEN;
   CLEANUP_FREE uint8_t *buf = malloc (JOURNAL_PIECE * ENTRY_LEN);
-  struct writing w = { .plan = p, .buf = buf, .offset = p->s->end };
+  struct writing w = { .journal = p, .buf = buf, .offset = p->s->end };
   struct record record = p->record;
 
   if (buf == NULL) {
@@ -460,13 +461,14 @@ apply_sector (const void *node, VISIT which, void *opaque)
   struct writing *w = opaque;
 
   if ((which == postorder || which == leaf) && w->r == 0)
-    w->r = node_pwrite (w->plan->file, sector->data, SECTOR, sector->offset);
+    w->r = node_pwrite (w->journal->file, sector->data, SECTOR,
+                        sector->offset);
 }
 
 static int
-apply (struct plan *p)
+apply_all (struct journal *p)
 {
-  struct writing w = { .plan = p };
+  struct writing w = { .journal = p };
 
   twalk_r (p->sectors, apply_sector, &w);
   return w.r == -1 ? -1 : node_flush (p->file);
@@ -474,12 +476,12 @@ apply (struct plan *p)
 
 /* One sector is changed as a whole anyway. */
 static bool
-needs_journal (const struct plan *p)
+needs_journal (const struct journal *p)
 {
   return p->begun || p->nr > 1;
 }
 
-/* The plan has been carried out or was taken back: the file ends here
+/* The repair has been carried out or was taken back: the file ends here
  * now.
  */
 static int
@@ -495,7 +497,7 @@ end_record (struct node *file, const struct qed_header *h, uint64_t end)
  * has grown by stays, so the record, which would cut it, goes first.
  */
 static int
-go_without_journal (struct plan *p, uint64_t end)
+go_without_journal (struct journal *p, uint64_t end)
 {
   if (errno != ENOSPC && errno != EDQUOT && errno != EFBIG)
     return -1;
@@ -508,7 +510,7 @@ go_without_journal (struct plan *p, uint64_t end)
 }
 
 int
-plan_carry_out (struct plan *p)
+journal_carry_out (struct journal *p)
 {
   uint64_t end;
 
@@ -518,7 +520,7 @@ plan_carry_out (struct plan *p)
   if (needs_journal (p) && (begin (p) == -1 || write_journal (p) == -1) &&
       go_without_journal (p, end) == -1)
     return -1;
-  if (apply (p) == -1)
+  if (apply_all (p) == -1)
     return -1;
   forget_sectors (p);
   if (!p->begun)
@@ -529,7 +531,7 @@ plan_carry_out (struct plan *p)
 
 /* A journal that is complete is left for the next attempt. */
 static int
-take_back (struct plan *p)
+take_back (struct journal *p)
 {
   if (!p->begun || p->record.journal)
     return 0;
@@ -537,14 +539,14 @@ take_back (struct plan *p)
 }
 
 int
-plan_finish (struct plan *p, int r)
+journal_finish (struct journal *p, int r)
 {
   int err;
 
   if (p == NULL)
     return r;
   if (r == 0)
-    r = plan_carry_out (p);
+    r = journal_carry_out (p);
   err = errno;
   if (r == -1 || p->begun)
     take_back (p);
@@ -630,7 +632,7 @@ find_record (struct node *file, struct qed_header *h, struct record *record,
 }
 
 int
-plan_resume (struct node *file)
+journal_resume (struct node *file)
 {
   struct qed_header h;
   struct record record;

@@ -27,8 +27,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qed/image/cache.h"
+#include "qed/io/allocate.h"
+#include "qed/io/backing.h"
+#include "qed/io/io.h"
+#include "qed/io/zero.h"
 #include "utils/cleanup.h"
-#include "qed/image/image.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
@@ -36,7 +40,7 @@
 #define PIECE ((uint64_t) 256 * 1024)
 
 static int
-refuse (const struct qed *s, int err, const char *why, uint64_t size)
+resize_refuse (const struct qed *s, int err, const char *why, uint64_t size)
 {
   errno = err;
   msg_error ("%s: %s: %" PRIu64 " bytes, the disk has %" PRIu64,
@@ -48,15 +52,15 @@ static int
 check_size (const struct qed *s, uint64_t size)
 {
   if (!is_aligned (size, QED_SECTOR))
-    return refuse (s, EINVAL, "Invalid image size specified: it must be a "
-                   "multiple of 512", size);
+    return resize_refuse (s, EINVAL, "Invalid image size specified: it must "
+                          "be a multiple of 512", size);
   if (size > qed_max_image_size (s->header.cluster_size,
                                  s->header.table_size))
-    return refuse (s, EINVAL, "Invalid image size specified: it is more "
-                   "than tables of this geometry can map", size);
+    return resize_refuse (s, EINVAL, "Invalid image size specified: it is "
+                          "more than tables of this geometry can map", size);
   if (size < node_size (&s->node))
-    return refuse (s, ENOTSUP, "Shrinking images is currently not supported",
-                   size);
+    return resize_refuse (s, ENOTSUP, "Shrinking images is currently not "
+                          "supported", size);
   return 0;
 }
 
@@ -147,13 +151,14 @@ hide_backing (struct qed *s, uint64_t offset, uint64_t end)
   uint64_t skip, length, done;
 
   while (offset < MIN (end, backing_size)) {
-    if (qed_backing_data (s, end - offset, offset, &skip, &length) == -1)
+    if (backing_data (s, end - offset, offset, &skip, &length) == -1)
       return -1;
     if (length == 0)
       return 0;
     length = MIN (round_up (offset + skip + length, s->cluster_size), end);
     offset = round_down (offset + skip, s->cluster_size);
-    if (qed_mark_zero (s, length - offset, offset, &done) == -1)
+    if (allocate (s, ALLOCATE_MARK, NULL, length - offset, offset, &done)
+        == -1)
       return -1;
     offset += done;
   }
@@ -168,25 +173,9 @@ zero_new (struct qed *s, uint64_t old, uint64_t size)
 {
   const uint64_t edge = MIN (round_up (old, s->cluster_size), size);
 
-  if (edge > old && qed_zero_range (s, edge - old, old, 0) == -1)
+  if (edge > old && zero_range (s, edge - old, old, 0) == -1)
     return -1;
   return hide_backing (s, edge, size);
-}
-
-static int
-write_size (struct qed *s, uint64_t size)
-{
-  const uint64_t old = s->header.image_size;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
-  if (flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == -1)
-    return -1;
-  s->header.image_size = size;
-  if (header_write (s) == -1) {
-    s->header.image_size = old;
-    return -1;
-  }
-  return flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
 }
 
 /* Grow, while no request is in flight. */
@@ -194,25 +183,25 @@ static int
 grow (struct qed *s, uint64_t size)
 {
   const uint64_t old = node_size (&s->node), old_nr_l1 = s->nr_l1;
-  int r, err;
+  const struct header_edit edit = { .image_size = size, .flush = true };
+  int err;
 
   if (clear_last_table (s) == -1 ||
       extend_l1 (s, div_round_up (size, s->table_entries
                                   << s->cluster_bits)) == -1)
     return -1;
-  cache_forget (&s->cache);
+  cache_forget (s);
   atomic_store (&s->node.size, size);
-  r = zero_new (s, old, size);
-  if (r == 0)
-    r = write_size (s, size);
-  if (r == -1 && s->header.image_size != size) {
-    err = errno;
-    atomic_store (&s->node.size, old);
-    s->nr_l1 = old_nr_l1;
-    cache_forget (&s->cache);
-    errno = err;
-  }
-  return r;
+  if (zero_new (s, old, size) == 0 &&
+      flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == 0 &&
+      header_change (s, &edit) == 0)
+    return 0;
+  err = errno;
+  atomic_store (&s->node.size, old);
+  s->nr_l1 = old_nr_l1;
+  cache_forget (s);
+  errno = err;
+  return -1;
 }
 
 int
@@ -222,7 +211,9 @@ qed_resize (struct node *n, uint64_t size)
   int r;
 
   drain_begin (&s->requests);
-  r = check_size (s, size);
+  r = header_known (s);
+  if (r == 0)
+    r = check_size (s, size);
   if (r == 0 && size > node_size (n))
     r = grow (s, size);
   drain_end (&s->requests);

@@ -1,0 +1,87 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the backing image has, of which this layer shows all that it does
+ * not have itself.
+ */
+
+#include <config.h>
+
+#include <string.h>
+
+#include "qed/image/map.h"
+#include "qed/io/backing.h"
+#include "utils/rounding.h"
+
+int
+backing_read (struct node *backing, void *buf, size_t count, uint64_t offset)
+{
+  const uint64_t size = backing ? node_size (backing) : 0;
+  const size_t there =
+    offset < size ? MIN (size - offset, (uint64_t) count) : 0;
+
+  memset ((char *) buf + there, 0, count - there);
+  return there ? node_pread (backing, buf, there, offset) : 0;
+}
+
+int
+backing_extents (struct node *backing, uint64_t count, uint64_t offset,
+                 struct extent *e)
+{
+  const uint64_t size = backing ? node_size (backing) : 0;
+
+  if (offset < size)
+    return node_extents (backing, MIN (count, size - offset), offset, e);
+  *e = (struct extent) { .length = count, .flags = EXTENT_ZERO };
+  return 0;
+}
+
+int
+backing_data (struct qed *s, uint64_t count, uint64_t offset, uint64_t *skip,
+              uint64_t *length)
+{
+  const uint64_t size = s->backing ? node_size (s->backing) : 0;
+
+  *skip = 0;
+  *length = offset < size ? MIN (count, size - offset) : 0;
+  if (count < s->ask_len && *length > 0)
+    return 0;
+  while (*skip < count) {
+    struct extent e;
+
+    if (backing_extents (s->backing, count - *skip, offset + *skip, &e)
+        == -1)
+      return -1;
+    *length = e.length;
+    if (!(e.flags & EXTENT_ZERO))
+      return 0;
+    *skip += e.length;
+  }
+  *length = 0;
+  return 0;
+}
+
+int
+backing_unchanged (struct qed *s, uint64_t count, uint64_t offset,
+                   uint64_t *length)
+{
+  struct mapping m;
+
+  *length = count;
+  if (!s->backing_written)
+    return 0;
+  /* Whoever writes to a cluster of the backing image has seen to it that
+   * this layer maps the cluster before.  So if the lookup comes after
+   * the read, and finds nothing, the read came before the write.  The
+   * loads of the lookup must not be done before those of the read: without
+   * a fence a processor (arm64) may do them in any order, since neither
+   * needs the other.
+   */
+  atomic_thread_fence (memory_order_acquire);
+  if (qed_map (s, count, offset, &m) == -1)
+    return -1;
+  *length = m.kind == MAP_UNALLOCATED ? m.length : 0;
+  return 0;
+}
