@@ -554,12 +554,12 @@ test_extents_of_less_than_a_block (void **state)
       const uint64_t skip = offset % BLOCK;
 
       assert_int_equal (node_extents (outer, 10, offset, &e), 0);
-      assert_in_range (e.length, 1, 10);
+      assert_within (e.length, 1, 10);
       assert_int_equal (e.offset, offset);
       if (inner->extent_length <= skip)
         assert_int_equal (e.flags, EXTENT_MAPPED);
       else
-        assert_in_range (e.length, 1, inner->extent_length - skip);
+        assert_within (e.length, 1, inner->extent_length - skip);
     }
 }
 

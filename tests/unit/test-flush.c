@@ -209,7 +209,7 @@ test_coalescing_under_load (void **state)
   (void) state;
   for (unsigned i = 0; i < 20; ++i)
     flush_side_by_side (0);
-  assert_in_range (atomic_load (&medium.nr_flushes), 20, 40);
+  assert_within (atomic_load (&medium.nr_flushes), 20, 40);
 }
 
 static void

@@ -86,7 +86,7 @@ test_finish_wakes_a_sleeper (void **state)
     if (i % 2)
       usleep (100);
     assert_int_equal (job_finish (job), 0);
-    assert_in_range (rounds, 0, 1);
+    assert_within (rounds, 0, 1);
   }
 }
 

@@ -128,7 +128,7 @@ test_server_dies_under_a_writable_node (void **state)
   before = cpu_ms ();
   for (int i = 0; i < 50; ++i)
     pause_a_moment ();
-  assert_in_range (cpu_ms () - before, 0, 250);
+  assert_within (cpu_ms () - before, 0, 250);
 
   /* It stays dead when the server comes back. */
   start_server ("memory", "1M", NULL);

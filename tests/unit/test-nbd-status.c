@@ -44,7 +44,7 @@ compare_extents (struct node *n)
       hole ? (uint64_t) data : (uint64_t) lseek (fd, at, SEEK_HOLE);
 
     assert_int_equal (node_extents (n, size - at, at, &e), 0);
-    assert_in_range (e.length, 1, end - at);
+    assert_within (e.length, 1, end - at);
     assert_int_equal (e.flags & (EXTENT_HOLE | EXTENT_ZERO),
                       hole ? EXTENT_HOLE | EXTENT_ZERO : 0);
     assert_true (e.flags & EXTENT_MAPPED);
@@ -83,7 +83,7 @@ test_extents (void **state)
   assert_int_equal (node_start (n), 0);
   assert_int_equal (compare_extents (n), nr);
   assert_int_equal (node_close (n), 0);
-  assert_in_range (nr_requests ("Extents") - asked, 1, 2);
+  assert_within (nr_requests ("Extents") - asked, 1, 2);
 }
 
 /* Writes show in the block status that is asked for after them. */
@@ -103,7 +103,7 @@ test_extents_follow_writes (void **state)
   assert_int_equal (node_pwrite (n, buf, sizeof buf, 0), 0);
   assert_int_equal (node_extents (n, MIB, 0, &e), 0);
   assert_false (e.flags & EXTENT_ZERO);
-  assert_in_range (e.length, 1, sizeof buf);
+  assert_within (e.length, 1, sizeof buf);
   assert_int_equal (node_close (n), 0);
 }
 

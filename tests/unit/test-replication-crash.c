@@ -215,7 +215,7 @@ failover (struct bench *b, uint64_t *seed)
 }
 
 static void
-stop (struct bench *b)
+end_replication (struct bench *b)
 {
   go_to (IN_STOP);
   CHECK (secondary_stop (b->s, false, &b->refusal) == 0);
@@ -240,7 +240,7 @@ play_story (uint64_t seed, bool fail_over)
   if (fail_over)
     failover (&b, &seed);
   else
-    stop (&b);
+    end_replication (&b);
   go_to (AFTER);
   secondary_close (b.s);
   CHECK (node_close (disk) == 0);

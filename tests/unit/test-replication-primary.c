@@ -535,7 +535,7 @@ test_a_forwarder_cuts_long_requests (void **state)
   assert_int_equal (node_zero (node, DISK_SIZE, 0, 0), 0);
   assert_int_equal (node_discard (node, DISK_SIZE, 0), 0);
   assert_int_equal (node_flush (node), 0);
-  assert_in_range (atomic_load (&disk.longest), 1, 1024 * 1024);
+  assert_within (atomic_load (&disk.longest), 1, 1024 * 1024);
 }
 
 /* Milliseconds for which the guest waits that writes when nothing else is
@@ -1575,8 +1575,8 @@ test_a_full_copy (void **state)
   end_primary ();
   server_end (&server, SIGTERM);
   /* Only what is not zero on both sides: four areas and the last one. */
-  assert_in_range (nr_requests ("Write"), 4, 5);
-  assert_in_range (nr_requests ("Zero"), 1, 1);
+  assert_within (nr_requests ("Write"), 4, 5);
+  assert_within (nr_requests ("Zero"), 1, 1);
 }
 
 /* Dirty areas only, in runs. */

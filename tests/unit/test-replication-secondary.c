@@ -780,10 +780,10 @@ test_space_is_used_again_and_given_back (void **state)
     assert_int_equal (b.status.hidden_clusters, 1 + SIZE / CLUSTER);
     assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
     assert_byte (b.guest, 'a' + i, SIZE, 0);
-    assert_in_range (blocks_of (HIDDEN, &length), SIZE,
+    assert_within (blocks_of (HIDDEN, &length), SIZE,
                      SIZE + 2 * CLUSTER + tables);
     /* As long as one layer, and the steps in which a file grows. */
-    assert_in_range (length, SIZE, SIZE + 2 * CLUSTER + tables + (8 << 20));
+    assert_within (length, SIZE, SIZE + 2 * CLUSTER + tables + (8 << 20));
   }
   for (unsigned i = 0; i < 10; ++i)
     assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);

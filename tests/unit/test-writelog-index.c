@@ -325,7 +325,7 @@ check_extents (struct node *n, const struct model *m,
 
   for (uint64_t at = 0; at < size; at += e.length) {
     assert_int_equal (node_extents (n, size - at, at, &e), 0);
-    assert_in_range (e.length, 1, size - at);
+    assert_within (e.length, 1, size - at);
     if (e.flags & EXTENT_ZERO)
       memset (buf, 0, e.length);
     else {
@@ -912,7 +912,7 @@ check_memory (void (*range) (unsigned i, uint64_t *sector,
   assert_int_equal (totals.entries, MANY);
   print_message ("%s: %.1f bytes an entry\n", what,
                  (double) totals.memory / MANY);
-  assert_in_range (totals.memory, MANY, 300 * (uint64_t) MANY);
+  assert_within (totals.memory, MANY, 300 * (uint64_t) MANY);
   writelog_index_close (index);
   close (log.fd);
 }

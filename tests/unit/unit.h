@@ -11,6 +11,7 @@
 #define BLOCKDRIVERS_UNIT_H
 
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,6 +37,18 @@
                #condition);                                             \
       _exit (1);                                                        \
     }                                                                   \
+  } while (0)
+
+/* The value is one of these, or between them.  cmocka's own assert_in_range
+ * is deprecated in its version 2.
+ */
+#define assert_within(value, least, most)                               \
+  do {                                                                  \
+    const uint64_t value_ = (value), least_ = (least), most_ = (most);  \
+                                                                        \
+    if (value_ < least_ || value_ > most_)                              \
+      fail_msg ("%s is %" PRIu64 ", not from %" PRIu64 " to %" PRIu64,  \
+                #value, value_, least_, most_);                         \
   } while (0)
 
 /* A test that hangs has failed.  The slowest take a minute under the thread
