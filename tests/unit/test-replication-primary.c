@@ -1438,7 +1438,7 @@ crash_while_changing (uint64_t seed)
   const unsigned delay = random_below (&seed, 120000);
 
   start_threads (threads, 3, change_until_finished, NULL);
-  for (unsigned i = 0; random_below (&seed, 3); ++i) {
+  while (random_below (&seed, 3)) {
     usleep (random_below (&seed, 20000));
     primary_checkpoint (primary, &refusal);
   }
