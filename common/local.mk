@@ -39,6 +39,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/direct.c \
 	common/node/direct.h \
 	common/node/file.c \
+	common/node/file.h \
 	common/node/lock.c \
 	common/node/lock.h \
 	common/node/nbd-conn.c \
@@ -48,6 +49,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/nbd-status.c \
 	common/node/nbd-status.h \
 	common/node/nbd.c \
+	common/node/new-file.c \
 	common/node/node.h \
 	common/node/open.c \
 	common/node/uri.c \

@@ -34,6 +34,7 @@ tools_qed_img_qed_img_SOURCES = \
 	tools/qed-img/info.c \
 	tools/qed-img/map.c \
 	tools/qed-img/measure.c \
+	tools/qed-img/object.c \
 	tools/qed-img/options.c \
 	tools/qed-img/qed-img.c \
 	tools/qed-img/qed-img.h \

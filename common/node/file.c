@@ -28,37 +28,16 @@
 #include "utils/cleanup.h"
 #include "utils/iovec.h"
 #include "node/direct.h"
+#include "node/file.h"
 #include "node/lock.h"
 #include "utils/message.h"
 #include "node/node.h"
 #include "utils/rounding.h"
 
-/* Of a new file, less the umask.  Never writable for others than its
- * owner: some callers have a umask of 0, and an image is no common good.
- */
-#define NEW_FILE_MODE 0644
-
 /* What is read and written of a regular file past the page cache, and the
  * memory for it, is a multiple of this: no file system wants more.
  */
 #define DIRECT_BLOCK 4096
-
-struct file_node {
-  struct node node;
-  int fd;
-  dev_t dev;                    /* identity */
-  ino_t ino;
-  bool is_block_device;
-  bool direct;                  /* O_DIRECT */
-  pthread_mutex_t length_lock;  /* held to change the file's length, and
-                                   while a write does it for a moment;
-                                   I/O happens under it */
-  char *created;                /* the place of a new file that nobody has
-                                   said to keep, or NULL */
-  _Atomic int flush_errno;      /* of the flush that failed, or 0 */
-  atomic_bool no_zero_range;    /* the file system cannot do it */
-  atomic_bool no_punch_hole;
-};
 
 /* The name is relative to a folder that may be another one now. */
 static void
@@ -448,8 +427,8 @@ identify (struct file_node *f)
   return 0;
 }
 
-static struct file_node *
-new_node (const char *name, bool read_only)
+struct file_node *
+file_node_new (const char *name, bool read_only)
 {
   struct file_node *f = calloc (1, sizeof *f);
 
@@ -468,16 +447,12 @@ new_node (const char *name, bool read_only)
   return f;
 }
 
-/* A fifo would wait here for its other end without O_NONBLOCK. */
-#define OPEN_FLAGS (O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
-
-/* Open what is there. */
-static int
-open_file (struct file_node *f)
+int
+file_node_open_file (struct file_node *f)
 {
   f->fd = open (f->node.name,
                 (f->node.read_only ? O_RDONLY : O_RDWR) |
-                (f->direct ? O_DIRECT : 0) | OPEN_FLAGS);
+                (f->direct ? O_DIRECT : 0) | FILE_OPEN_FLAGS);
   if (f->fd == -1 && f->direct && errno == EINVAL)
     msg_error ("Could not open '%s': filesystem does not support O_DIRECT",
                f->node.name);
@@ -486,17 +461,16 @@ open_file (struct file_node *f)
   return f->fd == -1 ? -1 : 0;
 }
 
-/* Take the locks; the rest of opening. */
-static int
-settle (struct file_node *f, enum node_lock lock)
+int
+file_node_settle (struct file_node *f, enum node_lock lock)
 {
   if (identify (f) == -1)
     return -1;
   return image_lock (f->fd, f->node.name, lock, f->node.read_only);
 }
 
-static struct node *
-give_up (struct file_node *f)
+struct node *
+file_node_give_up (struct file_node *f)
 {
   const int err = errno;
 
@@ -508,147 +482,29 @@ give_up (struct file_node *f)
 struct node *
 file_node_open (const char *name, const struct node_open_options *options)
 {
-  struct file_node *f = new_node (name, options->read_only);
+  struct file_node *f = file_node_new (name, options->read_only);
 
   if (f == NULL)
     return NULL;
   f->direct = options->cache == NODE_CACHE_NONE ||
     options->cache == NODE_CACHE_DIRECTSYNC;
-  if (open_file (f) == -1 || settle (f, options->lock) == -1)
-    return give_up (f);
+  if (file_node_open_file (f) == -1 || file_node_settle (f, options->lock) == -1)
+    return file_node_give_up (f);
   return &f->node;
 }
 
-/* ---- New files
- *
- * A new file gets its name when it has its locks, where the file system
- * can do that: nobody else can come in between, and nothing is left if
- * the locks fail or the process is killed.  Elsewhere it is removed again,
- * unless another process was faster to lock it, whose file it is then.
- */
-
-/* The place that a name means, where a link may lead to nothing: what the
- * link names.  To be freed.
- */
-static char *
-new_place (const char *name)
-{
-  char *place = strdup (name);
-
-  for (int links = 0; place && links < 40; ++links) {
-    CLEANUP_FREE char *link = place;
-    char target[PATH_MAX];
-    const ssize_t len = readlink (link, target, sizeof target);
-    const char *const slash = strrchr (link, '/');
-
-    if (len == -1) {
-      link = NULL;
-      break;
-    }
-    if (asprintf (&place, "%.*s%.*s",
-                  slash && *target != '/' ? (int) (slash + 1 - link) : 0,
-                  link, (int) len, target) == -1)
-      place = NULL;
-  }
-  return place;
-}
-
-/* A file without a name in the folder of that one; -1 if there can be
- * none.
- */
-static int
-open_nameless (const char *place)
-{
-  const char *const slash = strrchr (place, '/');
-  CLEANUP_FREE char *folder =
-    slash ? strndup (place, slash + 1 - place) : strdup (".");
-
-  if (folder == NULL || access ("/proc/self/fd", X_OK) == -1)
-    return -1;
-  return open (folder, O_TMPFILE | O_RDWR | OPEN_FLAGS, NEW_FILE_MODE);
-}
-
-static int
-give_name (int fd, const char *place)
-{
-  char self[32];
-
-  snprintf (self, sizeof self, "/proc/self/fd/%d", fd);
-  return linkat (AT_FDCWD, self, AT_FDCWD, place, AT_SYMLINK_FOLLOW);
-}
-
-static int
-create_file (struct file_node *f, enum node_lock lock)
-{
-  CLEANUP_FREE char *place = new_place (f->node.name);
-  bool nameless;
-
-  if (place == NULL)
-    goto error;
-  f->fd = open_nameless (place);
-  nameless = f->fd >= 0;
-  if (!nameless) {
-    f->fd = open (place, O_CREAT | O_EXCL | O_RDWR | OPEN_FLAGS,
-                  NEW_FILE_MODE);
-    if (f->fd == -1)
-      goto error;
-  }
-  if (settle (f, lock) == -1) {
-    if (!nameless && errno != EBUSY)
-      unlink (place);
-    return -1;
-  }
-  if (nameless && give_name (f->fd, place) == -1)
-    goto error;
-  f->created = place;
-  place = NULL;
-  return 0;
-
- error:
-  msg_error ("Could not create '%s': %m", f->node.name);
-  return -1;
-}
-
-struct node *
-node_create_file (const char *name, bool no_lock)
-{
-  const enum node_lock lock = no_lock ? NODE_LOCK_NONE : NODE_LOCK_IMAGE;
-  struct file_node *f = new_node (name, false);
-  int r;
-
-  if (f == NULL)
-    return NULL;
-  if (access (name, F_OK) == 0)
-    r = open_file (f) == -1 ? -1 : settle (f, lock);
-  else
-    r = create_file (f, lock);
-  return r == 0 ? &f->node : give_up (f);
-}
-
-/* The file that a node is another way to, or NULL. */
-static struct file_node *
-file_of (const struct node *n)
+struct file_node *
+file_node_of (const struct node *n)
 {
   while (n->ops != &file_ops && n->adapted)
     n = n->adapted;
   return n->ops == &file_ops ? (struct file_node *) n : NULL;
 }
 
-void
-node_keep (struct node *n)
-{
-  struct file_node *f = file_of (n);
-
-  if (f == NULL)
-    return;
-  free (f->created);
-  f->created = NULL;
-}
-
 bool
 node_identity (const struct node *n, dev_t *dev, ino_t *ino)
 {
-  const struct file_node *f = file_of (n);
+  const struct file_node *f = file_node_of (n);
 
   if (f == NULL)
     return false;
@@ -660,7 +516,7 @@ node_identity (const struct node *n, dev_t *dev, ino_t *ino)
 bool
 node_is_removed (const struct node *n)
 {
-  const struct file_node *f = file_of (n);
+  const struct file_node *f = file_node_of (n);
   struct stat st;
 
   return f && fstat (f->fd, &st) == 0 && st.st_nlink == 0;
@@ -669,7 +525,7 @@ node_is_removed (const struct node *n)
 int
 node_add_lock (struct node *n, enum node_lock lock)
 {
-  struct file_node *f = file_of (n);
+  struct file_node *f = file_node_of (n);
 
   return f ? image_lock (f->fd, f->node.name, lock, f->node.read_only) : 0;
 }

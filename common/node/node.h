@@ -191,6 +191,12 @@ extern struct node *node_open (const char *name,
 extern struct node *node_create_file (const char *name, bool no_lock);
 extern void node_keep (struct node *n);
 
+/* How an empty local file shall be stored: without copy-on-write (on
+ * btrfs), and in extents of that many bytes (0: whatever; on XFS).  Where
+ * that cannot be it is ignored.
+ */
+extern void node_advise (struct node *n, bool no_cow, uint32_t extent_size);
+
 /* Take the locks of another role as well; a node that has no locks
  * ignores it.
  */

@@ -331,12 +331,12 @@ start_chain (struct commit *c)
 }
 
 static int
-copy_layers (struct commit *c, const struct qed_progress *progress)
+copy_layers (struct commit *c, const struct qed_commit_options *o)
 {
   const struct parallel p = {
     .size = node_size (&c->top->s->node),
     .next = next_piece, .work = copy_piece, .opaque = c,
-    .progress = progress
+    .progress = o->progress, .rate = o->rate
   };
 
   if (start_chain (c) == -1 || grow_base (c) == -1 ||
@@ -352,7 +352,7 @@ qed_commit (const char *name, const struct qed_commit_options *options)
   int r = open_chain (&c, name, options);
 
   if (r == 0)
-    r = copy_layers (&c, options->progress);
+    r = copy_layers (&c, options);
   /* An empty layer would show what those between it and the base have. */
   if (r == 0 && !options->keep && c.top == c.last)
     r = qed_empty (&c.top->s->node);

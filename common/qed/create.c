@@ -152,7 +152,7 @@ check_target (struct node *file)
 
 static int
 write_image (struct node *file, const struct qed_header *h,
-             const char *backing)
+             const struct qed_create_options *o)
 {
   const uint64_t end = h->l1_table_offset + qed_table_bytes (h);
   uint8_t buf[QED_HEADER_LEN];
@@ -168,10 +168,15 @@ write_image (struct node *file, const struct qed_header *h,
     if (node_zero (file, end, 0, NODE_MAY_TRIM) == -1)
       return -1;
   }
-  else if (node_resize (file, 0) == -1 || node_resize (file, end) == -1)
-    return -1;
+  else {
+    if (node_resize (file, 0) == -1)
+      return -1;
+    node_advise (file, o->no_cow, o->extent_size);
+    if (node_resize (file, end) == -1)
+      return -1;
+  }
 
-  if (backing && node_pwrite (file, backing, h->backing_len,
+  if (o->backing && node_pwrite (file, o->backing, h->backing_len,
                               h->backing_offset) == -1)
     return -1;
   if (node_flush (file) == -1)
@@ -201,7 +206,7 @@ qed_create (const char *name, const struct qed_create_options *options)
   if (r == 0 && options->begins)
     options->begins (options->opaque);
   if (r == 0)
-    r = write_image (file, &header, options->backing);
+    r = write_image (file, &header, options);
   if (r == 0)
     node_keep (file);
   err = errno;

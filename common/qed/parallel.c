@@ -16,6 +16,7 @@
 
 #include "qed/parallel.h"
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -28,6 +29,8 @@ struct run {
                                    in progress->report */
   uint64_t position;            /* where the next search begins */
   uint64_t done;                /* bytes that have been dealt with */
+  int64_t due;                  /* when the next piece may begin, by
+                                   clock_ms, if there is a rate */
   int error;                    /* errno of the first failure, or 0 */
 };
 
@@ -38,9 +41,20 @@ fail (struct run *run)
     run->error = errno;
 }
 
+/* When this piece may begin.  Called with the lock. */
+static int64_t
+schedule (struct run *run, uint64_t length)
+{
+  const int64_t begin = MAX (run->due, clock_ms ());
+
+  if (run->p->rate > 0)
+    run->due = begin + length * 1000.0 / run->p->rate;
+  return begin;
+}
+
 /* Find the next piece.  *span is what it takes the search forward. */
 static bool
-take (struct run *run, struct piece *piece, uint64_t *span)
+take (struct run *run, struct piece *piece, uint64_t *span, int64_t *begin)
 {
   const struct parallel *p = run->p;
 
@@ -56,6 +70,7 @@ take (struct run *run, struct piece *piece, uint64_t *span)
     ? piece->offset + piece->length - run->position
     : p->size - run->position;
   run->position += *span;
+  *begin = schedule (run, piece->length);
   return true;
 }
 
@@ -83,13 +98,17 @@ worker (void *vp)
   CLEANUP_FREE uint8_t *buf = aligned_alloc (4096, 2 * PARALLEL_BUFFER);
   struct piece piece;
   uint64_t span;
+  int64_t begin;
 
   if (buf == NULL) {
     msg_error ("copying: %m");
     parallel_finish (run, -1, 0);
     return NULL;
   }
-  while (take (run, &piece, &span)) {
+  while (take (run, &piece, &span, &begin)) {
+    if (p->rate > 0)
+      clock_sleep_until (begin);
+
     const int r = piece.length == 0 ? 0
       : p->work (p->opaque, &piece, buf, buf + PARALLEL_BUFFER);
 

@@ -36,6 +36,7 @@ struct parallel {
                uint8_t *buf1, uint8_t *buf2);
   void *opaque;
   const struct qed_progress *progress; /* may be NULL */
+  uint64_t rate;                /* bytes of pieces a second, 0: no limit */
 };
 
 /* Do it all.  Stops early when something fails, and returns -1 with the

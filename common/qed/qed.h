@@ -113,6 +113,8 @@ struct qed_create_options {
   const char *backing;          /* NULL, or the name for the header */
   bool backing_is_raw;          /* set BACKING_FORMAT_NO_PROBE */
   bool no_lock;                 /* the file system has no locks */
+  bool no_cow;                  /* node_advise */
+  uint32_t extent_size;         /* bytes; likewise */
 
   /* Called when nothing speaks against it, before something is written;
    * may be NULL.
@@ -190,6 +192,7 @@ struct qed_commit_options {
   bool keep;                    /* do not empty this layer */
   bool no_lock;
   enum node_cache cache;        /* of all images */
+  uint64_t rate;                /* bytes a second, 0: no limit */
   const struct qed_progress *progress; /* may be NULL */
 };
 extern int qed_commit (const char *name,

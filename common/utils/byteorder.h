@@ -3,8 +3,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Little-endian fields of on-disk structures, which may stand at any
- * address.
+/* Fields of on-disk structures, which may stand at any address: in
+ * little-endian order, as ours are, or big-endian, as some of others.
  */
 
 #ifndef BLOCKDRIVERS_BYTEORDER_H
@@ -30,6 +30,15 @@ get_le64 (const uint8_t *p)
 
   memcpy (&le, p, sizeof le);
   return le64toh (le);
+}
+
+static inline uint64_t
+get_be64 (const uint8_t *p)
+{
+  uint64_t be;
+
+  memcpy (&be, p, sizeof be);
+  return be64toh (be);
 }
 
 static inline void

@@ -10,6 +10,7 @@
 #ifndef BLOCKDRIVERS_CLOCK_H
 #define BLOCKDRIVERS_CLOCK_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <time.h>
@@ -37,6 +38,17 @@ clock_wait (pthread_cond_t *cond, pthread_mutex_t *lock, int64_t when)
     pthread_cond_wait (cond, lock);
   else
     pthread_cond_timedwait (cond, lock, &ts);
+}
+
+static inline void
+clock_sleep_until (int64_t when)
+{
+  const struct timespec ts = {
+    .tv_sec = when / 1000, .tv_nsec = when % 1000 * 1000000
+  };
+
+  while (clock_nanosleep (CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
+    ;
 }
 
 #endif /* BLOCKDRIVERS_CLOCK_H */

@@ -476,3 +476,131 @@ says ()
   qed-img create -q -b ./a:b.raw new.qed
   qed-img map new.qed
 }
+
+# ---- Options of the storage, of QEMU's objects, and of formats of others
+
+@test "create -o: how the file is stored" {
+  make_files
+  cases <<'TABLE'
+same | create -o preallocation=off new.qed 1G
+same | create -o preallocation=falloc new.qed 1G
+same | create -o preallocation=full new.qed 1G
+same | create -o preallocation=metadata new.qed 1G
+same | create -o preallocation=bogus new.qed 1G
+same | create -o preallocation= new.qed 1G
+same | create -o preallocation new.qed 1G
+same | create -o nocow=on new.qed 1G
+same | create -o nocow=off new.qed 1G
+same | create -o nocow=yes new.qed 1G
+same | create -o nocow=bogus new.qed 1G
+same | create -o nocow= new.qed 1G
+same | create -o nocow new.qed 1G
+same | create -o extent_size_hint=64k new.qed 1G
+same | create -o extent_size_hint=0 new.qed 1G
+same | create -o extent_size_hint=5000 new.qed 1G
+same | create -o extent_size_hint=8G new.qed 1G
+status | create -o extent_size_hint=x new.qed 1G
+status | create -o extent_size_hint= new.qed 1G
+same | create -o nocow=on,preallocation=full,extent_size_hint=2M,cluster_size=8k,table_size=2 new.qed 1G
+same | create -o preallocation=full,nocow=off -b base.qed -F qed new.qed
+same | create -o preallocation=off -o preallocation=full new.qed 1G
+same | create -o help new.qed
+same | create -o help
+same | create -o preallocation=full,help new.qed
+same | create -o nocow=on base.qed 1G
+TABLE
+
+  # What the file system is told.
+  strace -o trace -e trace=ioctl \
+         qed-img create -q -o nocow=on,extent_size_hint=64k new.qed 1M
+  grep -q 'FS_IOC_SETFLAGS.*FS_NOCOW_FL' trace
+  grep -q 'FS_IOC_FSSETXATTR.*FS_XFLAG_EXTSIZE, fsx_extsize=65536' trace
+  strace -o trace -e trace=ioctl qed-img create -q new.qed 1M
+  run ! grep -q NOCOW trace
+  grep -q 'fsx_extsize=1048576' trace
+  strace -o trace -e trace=ioctl \
+         qed-img create -q -o extent_size_hint=0 new.qed 1M
+  run ! grep -q FS_IOC trace
+}
+
+@test "--object: what has no use for QED is ignored" {
+  make_files
+  make_chain
+  cases <<'TABLE'
+same | create --object secret,id=x,data=y new.qed 1M
+same | create --object '{"qom-type":"secret","id":"x","data":"y"}' new.qed 1M
+same | create --object qom-type=secret,id=x,data=y new.qed 1M
+same | create --object throttle-group,id=x new.qed 1M
+same | create --object secret,data=y new.qed 1M
+same | create --object bogus,id=x new.qed 1M
+same | create --object bogus new.qed 1M
+status | create --object '' new.qed 1M
+status | create --object '{"id":"x"}' new.qed 1M
+status | create --object '{' new.qed 1M
+same | info --object secret,id=x,data=y base.qed
+same | info --object secret,id=x,data=y --object secret,id=z,data=y base.qed
+same | check --object secret,id=x,data=y base.qed
+same | map --object secret,id=x,data=y --output=json small.qed
+same | resize --object secret,id=x,data=y base.qed 5G
+reads | rebase --object secret,id=x,data=y -b '' top.qed
+reads | commit --object secret,id=x,data=y -d top.qed
+same | info --object
+TABLE
+  run -1 qed-img create --object tls-creds-psk,id=x,dir=.,endpoint=client \
+      new.qed 1M
+  assert_output --partial "tls-psk-file="
+}
+
+@test "-F: an image of a format that we do not read can be named" {
+  make_files
+  make_chain
+  cases <<'TABLE'
+same | create -q -b foreign.qcow2 -F qcow2 new.qed
+same | create -q -b foreign.qcow2 -F qcow2 new.qed 5M
+same | create -q -b gone.qcow2 -u -F qcow2 new.qed 5M
+same | create -q -b gone.vmdk -u -F vmdk new.qed 5M
+same | create -q -o backing_file=foreign.qcow2,backing_fmt=qcow2 new.qed
+status | create -b foreign.qcow2 -F qcow2 new.qed
+status | create -b gone.qcow2 -F qcow2 new.qed
+status | create -b gone.qcow2 -F qcow2 new.qed 5M
+status | create -b gone.x -u -F bogus new.qed 5M
+same | rebase -q -u -b foreign.qcow2 -F qcow2 top.qed
+same | rebase -q -u -b gone.vmdk -F vmdk top.qed
+status | rebase -u -b foreign.qcow2 -F qcow2 top.qed
+status | rebase -u -b foreign.qcow2 -F bogus top.qed
+status | rebase -b foreign.qcow2 -F bogus top.qed
+1, not 0: no driver of ours can read it | rebase -b foreign.qcow2 -F qcow2 top.qed
+TABLE
+  cd files || return
+  run -0 qed-img create -b foreign.qcow2 -F qcow2 new.qed
+  assert_line --partial "nbdkit's qed plugin needs backing=URI"
+  run -0 qed-img rebase -u -b foreign.qcow2 -F qcow2 top.qed
+  assert_line --partial "nbdkit's qed plugin needs backing=URI"
+
+  # As it is said.
+  qemu-io -f qcow2 -c 'write -P 7 0 1M' foreign.qcow2
+  start_qemu_nbd server -r -f qcow2 foreign.qcow2
+  nbdkit -U - -r qed new.qed backing="$qemu_uri" backing-format=raw \
+         --run 'nbdcopy "$uri" served.raw'
+  qemu-img compare -f qed -F raw new.qed served.raw
+}
+
+@test "commit -r: no faster than that" {
+  make_files
+  make_chain
+  cases <<'TABLE'
+reads | commit -d -r 100M top.qed
+reads | commit -d -r 0 top.qed
+same | commit -d -r x top.qed
+same | commit -d -r -1 top.qed
+same | commit -d -r '' top.qed
+TABLE
+  # 2 MiB at 2 MiB a second: the last piece begins when the others are due.
+  truncate -s 4M low.raw
+  qemu-img create -q -f qed -b low.raw -F raw slow.qed
+  qemu_io_qed slow.qed 'write -P 1 0 4M' >/dev/null
+  strace -f -o trace -e trace=clock_nanosleep qed-img commit -r 8M slow.qed
+  assert [ "$(grep -c 'clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME' trace)" \
+           -ge 2 ]
+  qemu-io -f raw -c 'read -P 1 0 4M' low.raw
+}

@@ -21,7 +21,7 @@ static const struct tool_option options[] = {
   { 'd', NULL, NULL, "do not empty IMAGE afterwards" },
   { 't', NULL, IMG_CACHE_MODES, "cache mode" },
   IMG_OPTION_PROGRESS,
-  { 'r', NULL, "RATE", NULL },
+  { 'r', NULL, "RATE", "copy at most so many bytes a second" },
   IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
@@ -47,9 +47,8 @@ run (int argc, char *argv[])
       o.cache = img_parse_cache ("cache", optarg);
       break;
     case 'r':
-      img_parse_size ("rate limit", optarg);
-      tool_usage_error ("-r is not supported: a commit takes what it can get; "
-                        "ionice(1) makes it yield to others");
+      o.rate = img_parse_size ("rate limit", optarg);
+      break;
     }
   }
   image = img_one_image (argc, argv, &common);

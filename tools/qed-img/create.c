@@ -24,19 +24,25 @@
 #include <string.h>
 
 #include "tools/qed-img/qed-img.h"
+#include "node/align.h"
+#include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
+#include "utils/rounding.h"
 
 static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "make an overlay over this backing image" },
-  { 'F', NULL, "raw|qed", "format of the backing image" },
+  { 'F', NULL, "FORMAT", "format of the backing image" },
   { 'u', NULL, NULL, "do not look at the backing image" },
   { 'o', NULL, "KEY=VALUE,...", "options, see '-o help'" },
   IMG_OPTION_NO_LOCK,
   IMG_OPTIONS_EVERYWHERE
 };
+
+/* In the header of a qcow2 image: where the size of the disk stands. */
+#define QCOW2_SIZE 24
 
 struct request {
   struct img_new_image new;
@@ -121,7 +127,7 @@ parse_command_line (struct request *r, int argc, char *argv[])
   r->no_lock = common.no_lock;
 
   if (img_options_want_help (list)) {
-    img_print_options ();
+    img_print_options (optind < argc);
     return 1;
   }
   if (parse_arguments (r, argc, argv, list) == -1)
@@ -162,6 +168,31 @@ use_chain (struct request *r, const struct img_chain *chain)
   return 0;
 }
 
+/* The size of the disk in an image that we cannot read otherwise, and that
+ * at least must be there.
+ */
+static int
+inspect_foreign (struct request *r, const char *path)
+{
+  const struct node_open_options how = { .read_only = true,
+                                         .from_file = true };
+  struct node *n = align_open (path, &how);
+  uint8_t header[32] = { 0 };
+  int result = 0;
+
+  if (n == NULL)
+    return -1;
+  if (node_size (n) >= sizeof header)
+    result = node_pread (n, header, sizeof header, 0);
+  if (result == 0 && r->new.size == -1 &&
+      strcmp (r->new.backing_format, "qcow2") == 0 &&
+      memcmp (header, "QFI\xfb", 4) == 0)
+    r->new.size = round_up (get_be64 (header + QCOW2_SIZE), 512);
+  if (node_close (n) == -1)
+    result = -1;
+  return result;
+}
+
 /* Look at what the new image will stand on, which may be in use
  * meanwhile.
  */
@@ -180,6 +211,8 @@ inspect_backing (struct request *r, enum qed_format format)
   path = qed_backing_path (r->file, r->new.backing, false, &format);
   if (path == NULL || refuse_target (r, path) == -1)
     return -1;
+  if (img_is_foreign_format (r->new.backing_format))
+    return inspect_foreign (r, path);
   result = img_chain_read (&chain, path, format, true, true);
   if (result == 0)
     result = use_chain (r, &chain);
@@ -190,14 +223,15 @@ inspect_backing (struct request *r, enum qed_format format)
 static int
 settle_backing (struct request *r)
 {
-  enum qed_format format;
+  enum qed_format format = QED_FORMAT_PROBE;
 
   if (r->new.backing && *r->new.backing == '\0') {
     msg_error ("%s: Expected backing file name, got empty string",
                r->new.image);
     return -1;
   }
-  if (img_parse_backing_format (r->new.image, r->new.backing_format,
+  if (!img_is_foreign_format (r->new.backing_format) &&
+      img_parse_backing_format (r->new.image, r->new.backing_format,
                                 &format) == -1)
     return -1;
   if (r->new.backing && inspect_backing (r, format) == -1)
@@ -240,6 +274,12 @@ announce (void *opaque)
   printf (" cluster_size=%" PRId64, r->new.cluster_size);
   if (r->new.table_size != -1)
     printf (" table_size=%" PRId64, r->new.table_size);
+  if (r->new.nocow)
+    printf (" nocow=%s", r->new.nocow);
+  if (r->new.preallocation)
+    printf (" preallocation=%s", r->new.preallocation);
+  if (r->new.extent_size_hint != -1)
+    printf (" extent_size_hint=%" PRId64, r->new.extent_size_hint);
   printf ("\n");
   tool_flush ();                /* before messages about failures */
 }
@@ -254,17 +294,24 @@ create (struct request *r)
   options.no_lock = r->no_lock;
   options.begins = announce;
   options.opaque = r;
-  return qed_create (r->file, &options);
+  if (qed_create (r->file, &options) == -1)
+    return -1;
+  if (r->new.backing && !r->quiet &&
+      img_is_foreign_format (r->new.backing_format))
+    img_warn_of_format (r->new.image, r->new.backing_format);
+  return 0;
 }
 
 static int
 run (int argc, char *argv[])
 {
   struct request r = {
-    .new = { .size = -1, .cluster_size = QED_DEFAULT_CLUSTER_SIZE,
-             .table_size = -1 }
+    .new = IMG_NEW_IMAGE
   };
-  int result = parse_command_line (&r, argc, argv);
+  int result;
+
+  r.new.cluster_size = QED_DEFAULT_CLUSTER_SIZE;
+  result = parse_command_line (&r, argc, argv);
 
   if (result == 0 &&
       (settle_backing (&r) == -1 || create (&r) == -1))

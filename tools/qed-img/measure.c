@@ -108,7 +108,7 @@ parse_command_line (struct request *r, int argc, char *argv[],
   r->source_format = common->format;
 
   if (img_options_want_help (list)) {
-    img_print_options ();
+    img_print_options (false);
     return 1;
   }
   parse_arguments (r, argc, argv, common);
@@ -187,13 +187,14 @@ static int
 run (int argc, char *argv[])
 {
   struct request r = {
-    .new = { .image = "measure", .size = -1, .cluster_size = -1,
-             .table_size = -1 },
-    .size = -1
+    .new = IMG_NEW_IMAGE, .size = -1
   };
   struct img_common common = { 0 };
   struct qed_measurement m;
-  int result = parse_command_line (&r, argc, argv, &common);
+  int result;
+
+  r.new.image = "measure";
+  result = parse_command_line (&r, argc, argv, &common);
 
   if (result == 0 &&
       (measure (&r, &common, &m) == -1 || print (&m, common.json) == -1))

@@ -18,30 +18,47 @@
 #include "utils/message.h"
 #include "utils/sizes.h"
 
-enum key { BACKING_FILE, BACKING_FMT, CLUSTER_SIZE, SIZE, TABLE_SIZE,
-           NR_KEYS };
+enum key { BACKING_FILE, BACKING_FMT, CLUSTER_SIZE, EXTENT_SIZE_HINT, NOCOW,
+           PREALLOCATION, SIZE, TABLE_SIZE, NR_KEYS };
+
+/* qemu-img's. */
+#define DEFAULT_EXTENT_SIZE (1024 * 1024)
 
 static const struct {
   const char *name, *kind, *help;
+  bool storage;                 /* of the file that holds the image */
 } keys[NR_KEYS] = {
   [BACKING_FILE] = { "backing_file", "str", "File name of a base image" },
   [BACKING_FMT] = { "backing_fmt", "str", "Image format of the base image" },
   [CLUSTER_SIZE] = { "cluster_size", "size", "Cluster size (in bytes)" },
+  [EXTENT_SIZE_HINT] = { "extent_size_hint", "size",
+                         "Extent size hint for the image file, 0 to disable",
+                         true },
+  [NOCOW] = { "nocow", "bool (on/off)",
+              "Turn off copy-on-write (valid only on btrfs)", true },
+  [PREALLOCATION] = { "preallocation", "str",
+                      "Preallocation mode (allowed values: off, falloc, full)",
+                      true },
   [SIZE] = { "size", "size", "Virtual disk size" },
   [TABLE_SIZE] = { "table_size", "size", "L1/L2 table size (in clusters)" },
 };
 
 void
-img_print_options (void)
+img_print_options (bool storage)
 {
-  printf ("Supported qed options:\n");
+  printf ("Supported %soptions:\n", storage ? "" : "qed ");
   for (enum key k = 0; k < NR_KEYS; ++k) {
     char synopsis[32];
 
+    if (keys[k].storage && !storage)
+      continue;
     snprintf (synopsis, sizeof synopsis, "%s=<%s>",
               keys[k].name, keys[k].kind);
     printf ("  %-22s - %s\n", synopsis, keys[k].help);
   }
+  if (!storage)
+    printf ("\nThe protocol level may support further options.\n"
+            "Specify the target filename to include those options.\n");
 }
 
 static void
@@ -80,6 +97,77 @@ parse_key_size (const struct img_new_image *new, const char *name,
   return -1;
 }
 
+/* The words that QEMU knows. */
+static int
+parse_bool (const struct img_new_image *new, const char *name,
+            const char *value, bool *result)
+{
+  if (tool_is_word_of ("on|yes|true|y", value))
+    *result = true;
+  else if (tool_is_word_of ("off|no|false|n", value))
+    *result = false;
+  else {
+    msg_error ("%s: Parameter '%s' expects 'on' or 'off'", new->image, name);
+    return -1;
+  }
+  return 0;
+}
+
+/* Space is not allocated by any mode, as with qemu-img: the file of an
+ * image is empty when this is done to it.
+ */
+static int
+check_preallocation (const struct img_new_image *new, const char *mode)
+{
+  if (tool_is_word_of ("off|falloc|full", mode))
+    return 0;
+  if (strcmp (mode, "metadata") == 0)
+    msg_error ("%s: Unsupported preallocation mode: metadata", new->image);
+  else
+    msg_error ("%s: invalid parameter value: %s", new->image, mode);
+  return -1;
+}
+
+static int
+parse_extent_size (struct img_new_image *new, const char *name,
+                   const char *value)
+{
+  if (parse_key_size (new, name, value, &new->extent_size_hint) == -1)
+    return -1;
+  if (new->extent_size_hint <= UINT32_MAX)
+    return 0;
+  msg_error ("%s: Extent size hint is too large", new->image);
+  return -1;
+}
+
+/* An option that is a word. */
+static int
+set_word (struct img_new_image *new, enum key k, const char *value)
+{
+  char **const fields[NR_KEYS] = {
+    [BACKING_FILE] = &new->backing, [BACKING_FMT] = &new->backing_format,
+    [NOCOW] = &new->nocow, [PREALLOCATION] = &new->preallocation,
+  };
+
+  if (value == NULL && !keys[k].storage) {
+    msg_error ("%s: Parameter '%s' expects a value", new->image,
+               keys[k].name);
+    return -1;
+  }
+  /* Without a value it is "on", and with "no" before it "off". */
+  if (value == NULL && k == NOCOW) {
+    msg_error ("%s: Invalid parameter 'cow'", new->image);
+    return -1;
+  }
+  value = value ? : "on";
+  if ((k == NOCOW &&
+       parse_bool (new, keys[k].name, value, &new->no_cow) == -1) ||
+      (k == PREALLOCATION && check_preallocation (new, value) == -1))
+    return -1;
+  img_set_string (fields[k], value);
+  return 0;
+}
+
 /* value is NULL if there was no equals sign. */
 static int
 set_key (struct img_new_image *new, const char *name, const char *value)
@@ -96,16 +184,13 @@ set_key (struct img_new_image *new, const char *name, const char *value)
     return parse_key_size (new, name, value, &new->size);
   case TABLE_SIZE:
     return parse_key_size (new, name, value, &new->table_size);
+  case EXTENT_SIZE_HINT:
+    return parse_extent_size (new, name, value);
   case BACKING_FILE:
   case BACKING_FMT:
-    if (value) {
-      img_set_string (k == BACKING_FILE ? &new->backing
-                      : &new->backing_format,
-                      value);
-      return 0;
-    }
-    msg_error ("%s: Parameter '%s' expects a value", new->image, name);
-    return -1;
+  case NOCOW:
+  case PREALLOCATION:
+    return set_word (new, k, value);
   default:
     msg_error ("%s: Invalid parameter '%s'", new->image, name);
     return -1;
@@ -229,6 +314,9 @@ img_create_options (const struct img_new_image *new,
     .backing = new->backing,
     .backing_is_raw = new->backing && new->backing_format &&
       strcmp (new->backing_format, "raw") == 0,
+    .no_cow = new->no_cow,
+    .extent_size = new->extent_size_hint == -1 ? DEFAULT_EXTENT_SIZE
+      : new->extent_size_hint,
   };
   if (new->cluster_size != -1 &&
       narrow (new, "cluster size", new->cluster_size,
@@ -245,6 +333,26 @@ img_new_image_free (struct img_new_image *new)
 {
   free (new->backing);
   free (new->backing_format);
+  free (new->nocow);
+  free (new->preallocation);
+}
+
+/* Others that QEMU has a driver for. */
+#define FOREIGN_FORMATS                                                 \
+  "bochs|cloop|dmg|luks|parallels|qcow|qcow2|vdi|vhdx|vmdk|vpc|vvfat"
+
+bool
+img_is_foreign_format (const char *name)
+{
+  return name && tool_is_word_of (FOREIGN_FORMATS, name);
+}
+
+void
+img_warn_of_format (const char *image, const char *name)
+{
+  msg_warning ("%s: nothing here can read a backing image in %s format: "
+               "nbdkit's qed plugin needs backing=URI, of a server that can",
+               image, name);
 }
 
 int

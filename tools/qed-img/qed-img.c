@@ -53,19 +53,6 @@ static const struct tool qed_img = {
 
 /* ---- The command line */
 
-static void
-refuse_unsupported (int code)
-{
-  switch (code) {
-  case IMG_OBJECT:
-    tool_usage_error ("--object is not supported: there are no QEMU objects "
-                      "here; TLS parameters can be given in an NBD URI");
-  case IMG_IMAGE_OPTS:
-    tool_usage_error ("--image-opts is not supported: "
-                      "give a file name or an NBD URI");
-  }
-}
-
 /* The command's table says which formats it knows. */
 static void
 check_format (const struct tool_command *command, const char *format)
@@ -109,9 +96,11 @@ img_next_option (const struct tool_command *command, int argc, char *argv[],
       common->json = tool_parse_output (optarg);
       break;
     case IMG_OBJECT:
-    case IMG_IMAGE_OPTS:
-      refuse_unsupported (c);
+      img_check_object (optarg);
       break;
+    case IMG_IMAGE_OPTS:
+      tool_usage_error ("--image-opts is not supported: "
+                        "give a file name, an NBD URI or json:{...}");
     default:
       return c;
     }

@@ -43,7 +43,7 @@ enum {
   { 'p', NULL, NULL, "show how far it is" }
 #define IMG_OPTIONS_EVERYWHERE                                          \
   TOOL_OPTION_HELP,                                                     \
-  { IMG_OBJECT, "object", "OBJECT", NULL },                             \
+  { IMG_OBJECT, "object", "OBJECT", "ignored" },                            \
   { IMG_IMAGE_OPTS, "image-opts", NULL, NULL },                         \
   { 0 }
 
@@ -107,6 +107,13 @@ extern enum node_cache img_parse_cache (const char *kind, const char *mode);
  */
 extern const struct qed_progress *img_progress_start (bool show);
 
+/* ---- object.c */
+
+/* The value of --object.  Does not return for mistakes, and for what cannot
+ * be ignored.
+ */
+extern void img_check_object (const char *text);
+
 /* ---- img-info.c */
 
 /* An image, or one below it. */
@@ -150,7 +157,16 @@ struct img_new_image {
   char *backing_format;         /* a word, or NULL if not given */
   int64_t cluster_size;         /* bytes, or -1 if not given */
   int64_t table_size;           /* clusters, or -1 if not given */
+
+  /* Of the file that holds it. */
+  int64_t extent_size_hint;     /* bytes, or -1 if not given */
+  char *nocow, *preallocation;  /* words, or NULL if not given */
+  bool no_cow;                  /* what nocow says */
 };
+
+#define IMG_NEW_IMAGE                                                   \
+  ((struct img_new_image) { .size = -1, .cluster_size = -1,             \
+                            .table_size = -1, .extent_size_hint = -1 })
 
 /* Append the value of one more -o to a list, which is to be freed.  Does
  * not return for mistakes.
@@ -158,10 +174,10 @@ struct img_new_image {
 extern void img_add_options (char **list, const char *more);
 
 /* Does the list ask which options there are?  It may be NULL here and
- * below.
+ * below.  Those of the file that holds the image are printed if storage.
  */
 extern bool img_options_want_help (const char *list);
-extern void img_print_options (void);
+extern void img_print_options (bool storage);
 
 /* Set what the list says.  -1 after a message. */
 extern int img_set_options (struct img_new_image *new, const char *list);
@@ -173,6 +189,12 @@ extern void img_new_image_free (struct img_new_image *new);
 
 /* Replace a string by a copy of value; exits if out of memory. */
 extern void img_set_string (char **field, const char *value);
+
+/* A format that QEMU can read and we cannot, of which a header can still
+ * name an image; and what to say then.
+ */
+extern bool img_is_foreign_format (const char *name);
+extern void img_warn_of_format (const char *image, const char *name);
 
 /* The format that -F names, which may be NULL: -1 after a message. */
 extern int img_parse_backing_format (const char *image, const char *name,

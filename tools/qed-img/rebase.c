@@ -20,7 +20,7 @@ static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "the new backing image, '' for none" },
-  { 'F', NULL, "raw|qed", "format of the new backing image" },
+  { 'F', NULL, "FORMAT", "format of the new backing image" },
   { 'u', NULL, NULL, "change the name only, look at no backing image" },
   { 't', NULL, IMG_CACHE_MODES, "cache mode" },
   { 'T', NULL, IMG_CACHE_MODES, "cache mode of the backing images" },
@@ -59,6 +59,7 @@ run (int argc, char *argv[])
   struct qed_rebase_options o = { NULL };
   struct img_common common = { 0 };
   const char *image, *format = NULL;
+  bool foreign;
   int c;
 
   while ((c = img_next_option (&img_rebase_command, argc, argv,
@@ -85,7 +86,9 @@ run (int argc, char *argv[])
   if (o.backing == NULL && !o.unsafe)
     tool_usage_error ("Must specify backing file (-b) or use unsafe mode "
                       "(-u)");
-  if (img_parse_backing_format (image, format, &o.backing_format) == -1 ||
+  foreign = o.unsafe && img_is_foreign_format (format);
+  if ((!foreign &&
+       img_parse_backing_format (image, format, &o.backing_format) == -1) ||
       refuse_itself (image, &o) == -1)
     return EXIT_FAILURE;
 
@@ -95,6 +98,8 @@ run (int argc, char *argv[])
   if (qed_rebase (image, &o) == -1)
     return EXIT_FAILURE;
   progress_end ();
+  if (foreign && o.backing && *o.backing && !common.quiet)
+    img_warn_of_format (image, format);
   return EXIT_SUCCESS;
 }
 
