@@ -27,6 +27,9 @@ tools_logwrites_logwrites_SOURCES = \
 bin_PROGRAMS += tools/qed-img/qed-img
 tools_qed_img_qed_img_LDADD = $(tool_libs)
 tools_qed_img_qed_img_SOURCES = \
+	tools/qed-img/arguments.c \
+	tools/qed-img/chain.c \
+	tools/qed-img/chain.h \
 	tools/qed-img/check.c \
 	tools/qed-img/commit.c \
 	tools/qed-img/create.c \

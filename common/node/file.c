@@ -488,7 +488,8 @@ file_node_open (const char *name, const struct node_open_options *options)
     return NULL;
   f->direct = options->cache == NODE_CACHE_NONE ||
     options->cache == NODE_CACHE_DIRECTSYNC;
-  if (file_node_open_file (f) == -1 || file_node_settle (f, options->lock) == -1)
+  if (file_node_open_file (f) == -1 ||
+      file_node_settle (f, options->lock) == -1)
     return file_node_give_up (f);
   return &f->node;
 }

@@ -21,7 +21,7 @@ _blockdrivers_values ()
   case $kind in
     FILE) compgen -f -- "$word" ;;
     KEY=VALUE,...)
-      "$tool" $command -o help 2>/dev/null |
+      "$tool" $command -o help IMAGE 2>/dev/null |
         sed -n 's/^  *\([a-z_]*=\)<.*/\1/p' | _blockdrivers_items "$word"
       ;;
     *[a-z]*)

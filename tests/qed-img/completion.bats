@@ -36,14 +36,14 @@ completes ()
 }
 
 @test "options of a sub-command" {
-  completes "qed-img empty -" -q -f --format= -h --help
+  completes "qed-img empty -" -q -f --format= --no-lock --object= -h --help
   completes "qed-img resize --p" --preallocation=
   completes "qed-img map --" --format= --output= --start-offset= \
-            --max-length= --force-share --help
+            --max-length= --force-share --object= --help
 }
 
 @test "words that an option takes" {
-  completes "qed-img create -F " raw qed
+  completes "qed-img commit -t " writeback writethrough none directsync unsafe
   completes "qed-img check -r l" leaks
   completes "qed-img check -r a" all
   completes "qed-img info --output=" human json
@@ -54,7 +54,7 @@ completes ()
 
 @test "keys of -o" {
   completes "qed-img create -o " backing_file= backing_fmt= cluster_size= \
-            size= table_size=
+            extent_size_hint= nocow= preallocation= size= table_size=
   completes "qed-img create -o cl" cluster_size=
   completes "qed-img create -o size=1G,ta" 1G,table_size=
 }

@@ -494,7 +494,6 @@ status | commit over-gone.qed
 status | commit over-gone-raw.qed
 status | commit unknown.qed
 1, not 1: QED images only | commit -f raw raw.img
-1, not 0: not supported, and we say so | commit -r 1M top.qed
 TABLE
 }
 

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/qed-img/chain.h"
 #include "tools/qed-img/qed-img.h"
 #include "node/align.h"
 #include "utils/byteorder.h"
@@ -34,7 +35,7 @@ static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "make an overlay over this backing image" },
-  { 'F', NULL, "FORMAT", "format of the backing image" },
+  { 'F', NULL, IMG_BACKING_FORMATS, "format of the backing image" },
   { 'u', NULL, NULL, "do not look at the backing image" },
   { 'o', NULL, "KEY=VALUE,...", "options, see '-o help'" },
   IMG_OPTION_NO_LOCK,

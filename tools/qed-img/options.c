@@ -337,14 +337,10 @@ img_new_image_free (struct img_new_image *new)
   free (new->preallocation);
 }
 
-/* Others that QEMU has a driver for. */
-#define FOREIGN_FORMATS                                                 \
-  "bochs|cloop|dmg|luks|parallels|qcow|qcow2|vdi|vhdx|vmdk|vpc|vvfat"
-
 bool
 img_is_foreign_format (const char *name)
 {
-  return name && tool_is_word_of (FOREIGN_FORMATS, name);
+  return name && tool_is_word_of (IMG_FOREIGN_FORMATS, name);
 }
 
 void

@@ -50,6 +50,11 @@ enum {
 /* Cache modes, in the order of enum node_cache. */
 #define IMG_CACHE_MODES "writeback|writethrough|none|directsync|unsafe"
 
+/* Formats of backing images, which QEMU can read and we cannot. */
+#define IMG_FOREIGN_FORMATS                                             \
+  "bochs|cloop|dmg|luks|parallels|qcow|qcow2|vdi|vhdx|vmdk|vpc"
+#define IMG_BACKING_FORMATS "raw|qed|" IMG_FOREIGN_FORMATS
+
 extern const struct tool_command img_create_command;
 extern const struct tool_command img_info_command;
 extern const struct tool_command img_check_command;
@@ -60,7 +65,7 @@ extern const struct tool_command img_commit_command;
 extern const struct tool_command img_measure_command;
 extern const struct tool_command img_empty_command;
 
-/* ---- qed-img.c */
+/* ---- arguments.c */
 
 /* What the options that mean the same everywhere have said. */
 struct img_common {
@@ -114,40 +119,7 @@ extern const struct qed_progress *img_progress_start (bool show);
  */
 extern void img_check_object (const char *text);
 
-/* ---- img-info.c */
-
-/* An image, or one below it. */
-struct img_layer {
-  char *name;                   /* path or URI, to be opened from here */
-  enum qed_format format;       /* never QED_FORMAT_PROBE */
-  uint64_t size;                /* bytes, of the disk */
-  int64_t allocated_size;       /* bytes, or -1 */
-  bool is_uri;
-  struct qed_info info;         /* if format is QED */
-};
-
-struct img_chain {
-  struct img_layer *layers;     /* the uppermost first */
-  size_t nr;
-  bool from_file;               /* the name of the uppermost one stands
-                                   in a header too, or will do so */
-};
-
-#define IMG_EMPTY_CHAIN ((struct img_chain) { NULL })
-
-/* Read what the headers say of an image and, if whole, of all images
- * below it, down to the one that has no backing image.  A loop, or an
- * image that is missing or of a foreign format, is an error: -1 after a
- * message.  The chain must be freed in any case.
- */
-extern int img_chain_read (struct img_chain *chain, const char *name,
-                           enum qed_format format, bool no_lock, bool whole);
-extern void img_chain_free (struct img_chain *chain);
-
-/* Are these the same file or export? */
-extern bool img_same_image (const char *name1, const char *name2);
-
-/* ---- img-options.c */
+/* ---- options.c */
 
 /* A new image as the command line describes it. */
 struct img_new_image {

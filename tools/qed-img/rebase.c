@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/qed-img/chain.h"
 #include "tools/qed-img/qed-img.h"
 #include "tool/progress.h"
 #include "utils/cleanup.h"
@@ -20,7 +21,7 @@ static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
   IMG_OPTION_FORMAT,
   { 'b', NULL, "FILE", "the new backing image, '' for none" },
-  { 'F', NULL, "FORMAT", "format of the new backing image" },
+  { 'F', NULL, IMG_BACKING_FORMATS, "format of the new backing image" },
   { 'u', NULL, NULL, "change the name only, look at no backing image" },
   { 't', NULL, IMG_CACHE_MODES, "cache mode" },
   { 'T', NULL, IMG_CACHE_MODES, "cache mode of the backing images" },
