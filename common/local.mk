@@ -143,6 +143,11 @@ module_sources = \
 	common/module/module.c \
 	common/module/module.h
 
+# A node as an export.
+export_sources = \
+	common/module/export.c \
+	common/module/export.h
+
 # The node of the layer below an nbdkit filter.
 next_node_sources = \
 	common/module/next.c \

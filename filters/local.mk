@@ -27,6 +27,7 @@ filters_replication_nbdkit_replication_filter_la_LIBADD = \
 filters_replication_nbdkit_replication_filter_la_SOURCES = \
 	$(module_sources) \
 	$(next_node_sources) \
+	$(export_sources) \
 	filters/replication/commands.c \
 	filters/replication/commands.h \
 	filters/replication/params.c \

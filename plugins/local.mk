@@ -13,6 +13,7 @@ plugins_qed_nbdkit_qed_plugin_la_LDFLAGS = $(module_ldflags)
 plugins_qed_nbdkit_qed_plugin_la_LIBADD = $(module_libs)
 plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
 	$(module_sources) \
+	$(export_sources) \
 	plugins/qed/server.c \
 	plugins/qed/server.h \
 	plugins/qed/qed.c
@@ -25,4 +26,5 @@ plugins_logreplay_nbdkit_logreplay_plugin_la_LDFLAGS = $(module_ldflags)
 plugins_logreplay_nbdkit_logreplay_plugin_la_LIBADD = $(module_libs)
 plugins_logreplay_nbdkit_logreplay_plugin_la_SOURCES = \
 	$(module_sources) \
+	$(export_sources) \
 	plugins/logreplay/logreplay.c

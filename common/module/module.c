@@ -18,9 +18,7 @@
 
 #include "utils/message.h"
 #include "module/module.h"
-
-/* Extents that one reply is made of at most. */
-#define MAX_EXTENTS 4096
+#include "node/node.h"
 
 static void
 to_nbdkit (enum msg_level level, const char *fs, va_list args)
@@ -118,29 +116,4 @@ module_choose (const char *key, const char *value, const char *const words[])
                 words[0], words[2] ? ", " : "", words[2] ? words[1] : "",
                 words[2] ? words[2] : words[1]);
   return -1;
-}
-
-int
-module_add_extents (struct nbdkit_extents *extents, struct node *n,
-                    uint32_t count, uint64_t offset, uint32_t flags)
-{
-  const uint64_t end = offset + count;
-
-  for (unsigned i = 0; offset < end && i < MAX_EXTENTS; ++i) {
-    struct extent e;
-    uint32_t type = 0;
-
-    if (node_extents (n, end - offset, offset, &e) == -1)
-      return i > 0 ? 0 : -1;
-    if (e.flags & EXTENT_ZERO)
-      type |= NBDKIT_EXTENT_ZERO;
-    if (e.flags & EXTENT_HOLE)
-      type |= NBDKIT_EXTENT_HOLE;
-    if (nbdkit_add_extent (extents, offset, e.length, type) == -1)
-      return -1;
-    if (flags & NBDKIT_FLAG_REQ_ONE)
-      break;
-    offset += e.length;
-  }
-  return 0;
 }

@@ -4,18 +4,12 @@
  */
 
 /* What the plugins and filters have in common as modules of nbdkit.
- * Together with node/next.c this is all in common/ that knows nbdkit, so
- * it is compiled into the modules and not into the library.
+ * Only this folder of common/ knows nbdkit, so it is compiled into the
+ * modules and not into the library.
  */
 
 #ifndef BLOCKDRIVERS_MODULE_H
 #define BLOCKDRIVERS_MODULE_H
-
-#include <stdint.h>
-
-#include "node/node.h"
-
-struct nbdkit_extents;
 
 /* For .load: hand the messages of common/ to nbdkit, and make a file size
  * limit an error of the write (EFBIG).
@@ -47,13 +41,5 @@ extern int module_set_socket (char **name, const char *key,
  */
 extern int module_choose (const char *key, const char *value,
                           const char *const words[]);
-
-/* Tell nbdkit of the extents of a node, at least one of count bytes
- * (count > 0); flags are those of .extents.  -1 with errno after a
- * message.
- */
-extern int module_add_extents (struct nbdkit_extents *extents,
-                               struct node *n, uint32_t count,
-                               uint64_t offset, uint32_t flags);
 
 #endif /* BLOCKDRIVERS_MODULE_H */

@@ -27,6 +27,7 @@
 #include "utils/cleanup.h"
 #include "writelog/moments/index.h"
 #include "utils/message.h"
+#include "module/export.h"
 #include "module/module.h"
 #include "node/node.h"
 #include "utils/rounding.h"
@@ -238,103 +239,40 @@ logreplay_default_export (int readonly, int is_tls)
   return "";
 }
 
-struct handle {
-  struct writelog_moment moment;
-  struct node *node;            /* the disk at this moment */
-};
-
+/* The handle of a connection is the disk at its moment. */
 static void *
 logreplay_open (int readonly)
 {
   const char *name = nbdkit_export_name ();
-  struct handle *h = calloc (1, sizeof *h);
+  struct writelog_moment moment;
 
-  if (h == NULL) {
-    nbdkit_error ("%s: open: %m", log_name);
+  if (name == NULL || writelog_moment_parse (log_index, name, &moment) == -1)
     return NULL;
-  }
-  if (name && writelog_moment_parse (log_index, name, &h->moment) == 0)
-    h->node = writelog_moment_open (log_index, &h->moment, base, size);
-  if (h->node == NULL) {
-    free (h);
-    return NULL;
-  }
-  return h;
+  return writelog_moment_open (log_index, &moment, base, size);
 }
 
 static void
 logreplay_close (void *handle)
 {
-  struct handle *h = handle;
-
-  node_close (h->node);
-  free (h);
+  node_close (handle);
 }
 
 static const char *
 logreplay_export_description (void *handle)
 {
-  const struct handle *h = handle;
-  const uint64_t certain = h->moment.certain;
+  const char *name = nbdkit_export_name ();
+  struct writelog_moment moment;
 
-  if (h->moment.entries == certain)
+  if (name == NULL || writelog_moment_parse (log_index, name, &moment) == -1)
+    return NULL;
+  if (moment.entries == moment.certain)
     return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
-                                 " entries", log_name, certain,
+                                 " entries", log_name, moment.certain,
                                  totals.entries);
   return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
                                " entries and a part of the next %" PRIu64,
-                               log_name, certain, totals.entries,
-                               h->moment.entries - certain);
-}
-
-/* ---- Requests */
-
-static int64_t
-logreplay_get_size (void *handle)
-{
-  return size;
-}
-
-static int
-logreplay_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
-                      uint32_t *maximum)
-{
-  const struct handle *h = handle;
-
-  *minimum = 1;
-  *preferred = h->node->preferred;
-  *maximum = UINT32_MAX;
-  return 0;
-}
-
-static int
-yes (void *handle)
-{
-  return 1;
-}
-
-static int
-logreplay_can_cache (void *handle)
-{
-  return NBDKIT_CACHE_EMULATE;
-}
-
-static int
-logreplay_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
-                 uint32_t flags)
-{
-  const struct handle *h = handle;
-
-  return node_pread (h->node, buf, count, offset);
-}
-
-static int
-logreplay_extents (void *handle, uint32_t count, uint64_t offset,
-                   uint32_t flags, struct nbdkit_extents *extents)
-{
-  const struct handle *h = handle;
-
-  return module_add_extents (extents, h->node, count, offset, flags);
+                               log_name, moment.certain, totals.entries,
+                               moment.entries - moment.certain);
 }
 
 static struct nbdkit_plugin plugin = {
@@ -357,13 +295,13 @@ static struct nbdkit_plugin plugin = {
   .open = logreplay_open,
   .close = logreplay_close,
   .export_description = logreplay_export_description,
-  .get_size = logreplay_get_size,
-  .block_size = logreplay_block_size,
-  .can_multi_conn = yes,
-  .can_extents = yes,
-  .can_cache = logreplay_can_cache,
-  .pread = logreplay_pread,
-  .extents = logreplay_extents,
+  .get_size = export_get_size,
+  .block_size = export_block_size,
+  .can_multi_conn = export_yes,
+  .can_extents = export_yes,
+  .can_cache = export_can_cache,
+  .pread = export_pread,
+  .extents = export_extents,
   .errno_is_preserved = 1,
 };
 

@@ -21,6 +21,7 @@
 #include <nbdkit-plugin.h>
 
 #include "utils/message.h"
+#include "module/export.h"
 #include "module/module.h"
 #include "node/node.h"
 #include "qed/qed.h"
@@ -186,118 +187,17 @@ qed_cleanup (void)
   image = NULL;
 }
 
-/* There is nothing to remember about a connection. */
+/* All connections have one handle. */
 static void *
 qed_plugin_open (int readonly)
 {
-  return NBDKIT_HANDLE_NOT_NEEDED;
+  return image;
 }
 
 static const char *
 qed_export_description (void *handle)
 {
   return nbdkit_printf_intern ("QED image %s", filename);
-}
-
-static int64_t
-qed_get_size (void *handle)
-{
-  return node_size (image);
-}
-
-static int
-qed_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
-                uint32_t *maximum)
-{
-  *minimum = 1;
-  *preferred = image->preferred;
-  *maximum = UINT32_MAX;
-  return 0;
-}
-
-static int
-qed_can_write (void *handle)
-{
-  return !image->read_only;
-}
-
-static int
-yes (void *handle)
-{
-  return 1;
-}
-
-static int
-qed_can_fua (void *handle)
-{
-  return NBDKIT_FUA_NATIVE;
-}
-
-static int
-qed_can_cache (void *handle)
-{
-  return NBDKIT_CACHE_NATIVE;
-}
-
-static int
-qed_plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
-                  uint32_t flags)
-{
-  return node_pread (image, buf, count, offset);
-}
-
-/* The end of each request that changes something. */
-static int
-finish (int r, uint32_t flags)
-{
-  if (r == 0 && (flags & NBDKIT_FLAG_FUA))
-    r = node_flush (image);
-  return r;
-}
-
-static int
-qed_plugin_pwrite (void *handle, const void *buf, uint32_t count,
-                   uint64_t offset, uint32_t flags)
-{
-  return finish (node_pwrite (image, buf, count, offset), flags);
-}
-
-static int
-qed_plugin_zero (void *handle, uint32_t count, uint64_t offset,
-                 uint32_t flags)
-{
-  const unsigned node_flags =
-    (flags & NBDKIT_FLAG_MAY_TRIM ? NODE_MAY_TRIM : 0) |
-    (flags & NBDKIT_FLAG_FAST_ZERO ? NODE_FAST : 0);
-
-  return finish (node_zero (image, count, offset, node_flags), flags);
-}
-
-static int
-qed_plugin_trim (void *handle, uint32_t count, uint64_t offset,
-                 uint32_t flags)
-{
-  return finish (node_discard (image, count, offset), flags);
-}
-
-static int
-qed_plugin_flush (void *handle, uint32_t flags)
-{
-  return node_flush (image);
-}
-
-static int
-qed_plugin_cache (void *handle, uint32_t count, uint64_t offset,
-                  uint32_t flags)
-{
-  return node_cache (image, count, offset);
-}
-
-static int
-qed_plugin_extents (void *handle, uint32_t count, uint64_t offset,
-                    uint32_t flags, struct nbdkit_extents *extents)
-{
-  return module_add_extents (extents, image, count, offset, flags);
 }
 
 static struct nbdkit_plugin plugin = {
@@ -317,24 +217,24 @@ static struct nbdkit_plugin plugin = {
   .cleanup = qed_cleanup,
   .open = qed_plugin_open,
   .export_description = qed_export_description,
-  .get_size = qed_get_size,
-  .block_size = qed_block_size,
-  .can_write = qed_can_write,
-  .can_flush = yes,
-  .can_trim = yes,
-  .can_zero = yes,
-  .can_fast_zero = yes,
-  .can_fua = qed_can_fua,
-  .can_multi_conn = yes,
-  .can_extents = yes,
-  .can_cache = qed_can_cache,
-  .pread = qed_plugin_pread,
-  .pwrite = qed_plugin_pwrite,
-  .zero = qed_plugin_zero,
-  .trim = qed_plugin_trim,
-  .flush = qed_plugin_flush,
-  .cache = qed_plugin_cache,
-  .extents = qed_plugin_extents,
+  .get_size = export_get_size,
+  .block_size = export_block_size,
+  .can_write = export_can_write,
+  .can_flush = export_yes,
+  .can_trim = export_yes,
+  .can_zero = export_yes,
+  .can_fast_zero = export_yes,
+  .can_fua = export_can_fua,
+  .can_multi_conn = export_yes,
+  .can_extents = export_yes,
+  .can_cache = export_can_cache,
+  .pread = export_pread,
+  .pwrite = export_pwrite,
+  .zero = export_zero,
+  .trim = export_trim,
+  .flush = export_flush,
+  .cache = export_cache,
+  .extents = export_extents,
   .errno_is_preserved = 1,
 };
 
