@@ -10,7 +10,8 @@
 load ../lib/functions
 
 # A tree with only what `run` needs, with files for a plugin and a filter
-# called qed, and a "real" nbdkit behind it that prints its arguments.
+# called qed, and a "real" nbdkit behind it that prints its arguments, unless
+# one is missing of the options that it knows.
 make_tree ()
 {
   mkdir -p tree/build-aux/bin tree/plugins/qed/.libs tree/filters/qed/.libs \
@@ -20,7 +21,12 @@ make_tree ()
   plugin=$tmp/tree/plugins/qed/.libs/nbdkit-qed-plugin.so
   filter=$tmp/tree/filters/qed/.libs/nbdkit-qed-filter.so
   touch "$plugin" "$filter"
-  printf '#!/bin/sh\nprintf "<%%s>" "$@"\n' >real/nbdkit
+  cat >real/nbdkit <<'EOF'
+#!/bin/sh
+getopt -n nbdkit -o 4D:fP:rt:U:vZ: -l dump-plugin,filter:,run:,new:,version \
+       -- "$@" >/dev/null || exit 1
+printf "<%s>" "$@"
+EOF
   chmod +x real/nbdkit
 }
 
@@ -65,6 +71,9 @@ commands_without ()
   becomes '<-fvU-><%P>' -fvU- qed
   becomes '<-U><qed><%P>' -U qed qed
   becomes '<--run><qed><%P>' --run qed qed
+  becomes '<-f><-U><-><-P><qed><%P>' -f -U - -P qed qed
+  becomes '<-Z><qed><-fZ><qed><-fZqed><--new><qed><%P>' \
+          -Z qed -fZ qed -fZqed --new qed qed
   becomes '<--run=qed><%P>' --run=qed qed
   becomes '<--dump-plugin><%P>' --dump-plugin qed
   becomes '<%P><--filter><%F><-r>' qed --filter qed -r
@@ -86,6 +95,9 @@ commands_without ()
   make_tree
   local real option wanted
   real=$(type -ap nbdkit | grep -v build-aux | head -n 1)
+  # The question is passed on to it.
+  sed -i "s|^getopt .*|[ \$# -gt 1 ] \|\| exec $real \"\$@\"|; /^ *-- /d" \
+      real/nbdkit
   for option in $("$real" --long-options) $("$real" --short-options); do
     if "$real" "$option" </dev/null 2>&1 |
         grep -q 'option.* requires an argument'; then
