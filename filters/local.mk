@@ -43,6 +43,8 @@ noinst_LTLIBRARIES += filters/replication/libreplication.la
 filters_replication_libreplication_la_SOURCES = \
 	filters/replication/history.c \
 	filters/replication/history.h \
+	filters/replication/meeting.c \
+	filters/replication/meeting.h \
 	filters/replication/primary/dirty.c \
 	filters/replication/primary/dirty.h \
 	filters/replication/primary/dirtyfile.c \
@@ -53,11 +55,22 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/mirror.h \
 	filters/replication/primary/primary.c \
 	filters/replication/primary/primary.h \
+	filters/replication/secondary/buffers.c \
+	filters/replication/secondary/buffers.h \
 	filters/replication/secondary/commit.c \
-	filters/replication/secondary/export.c \
+	filters/replication/secondary/commit.h \
+	filters/replication/secondary/guest.c \
+	filters/replication/secondary/guest.h \
+	filters/replication/secondary/incoming.c \
+	filters/replication/secondary/note.c \
+	filters/replication/secondary/note.h \
 	filters/replication/secondary/recover.c \
+	filters/replication/secondary/recover.h \
+	filters/replication/secondary/request.c \
+	filters/replication/secondary/request.h \
 	filters/replication/secondary/secondary.c \
 	filters/replication/secondary/secondary.h \
+	filters/replication/secondary/state.c \
 	filters/replication/secondary/state.h \
 	filters/replication/status.c \
 	filters/replication/status.h

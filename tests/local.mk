@@ -32,6 +32,8 @@ unit_tests = \
 	tests/unit/test-qed-threads \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-dirty \
+	tests/unit/test-replication-faults \
+	tests/unit/test-replication-meeting \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-threads \
@@ -74,6 +76,7 @@ bats_tests = \
 	tests/replication/qemu.bats \
 	tests/replication/table.bats \
 	tests/replication/walkthrough.bats \
+	tests/replication/whose-data.bats \
 	tests/writelog/blklogwrites.bats \
 	tests/writelog/crash-recipe.bats \
 	tests/writelog/logreplay.bats \

@@ -201,7 +201,7 @@ end_request (struct request *r)
     if (err == ESHUTDOWN) {
       /* To our own clients it would say that we end. */
       err = EIO;
-      if (r->n->node.read_only)
+      if (r->n->node.read_only || r->n->conns.lost_callback)
         conns_hang_up (&r->n->conns);
     }
   }

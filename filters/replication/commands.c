@@ -142,7 +142,8 @@ do_start (struct commands *c, struct control_client *client, bool full)
  * interrupted for it has ended.
  */
 static json_t *
-do_stop (struct commands *c, struct control_client *client, bool failover)
+do_stop (struct commands *c, struct control_client *client, bool failover,
+         bool force)
 {
   struct replication_refusal refusal;
 
@@ -152,7 +153,8 @@ do_stop (struct commands *c, struct control_client *client, bool failover)
   }
   if (is_held (c, client))
     return NULL;
-  return answer (client, side_stop (c->side, failover, &refusal), &refusal);
+  return answer (client, side_stop (c->side, failover, force, &refusal),
+                 &refusal);
 }
 
 /* ---- Our names */
@@ -176,14 +178,32 @@ checkpoint (void *opaque, struct control_client *client, json_t *arguments)
 
   if (is_held (c, client))
     return NULL;
+  if (side_can_checkpoint (c->side, &refusal) == -1)
+    return answer (client, -1, &refusal);
   return answer (client, side_checkpoint (c->side, &refusal), &refusal);
+}
+
+static json_t *
+reset (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_refusal refusal;
+
+  if (is_held (c, client))
+    return NULL;
+  return answer (client, side_reset (c->side, &refusal), &refusal);
 }
 
 static json_t *
 stop (void *opaque, struct control_client *client, json_t *arguments)
 {
-  return do_stop (opaque, client,
-                  json_is_true (json_object_get (arguments, "failover")));
+  const bool failover =
+    json_is_true (json_object_get (arguments, "failover"));
+  const bool force = json_is_true (json_object_get (arguments, "force"));
+
+  if (force && !failover)
+    return control_fail (client, "Parameter 'force' is only for a failover");
+  return do_stop (opaque, client, failover, force);
 }
 
 static bool
@@ -229,7 +249,8 @@ prepare (void *opaque, struct control_client *client, json_t *arguments)
   end_timer (c);
   /* Nobody else sets holder, and there is no timer. */
   again = c->holder != NULL;
-  if (!again && side_checkpoint_prepare (c->side, &refusal) == -1)
+  if (!again && (side_can_checkpoint (c->side, &refusal) == -1 ||
+                 side_checkpoint_prepare (c->side, &refusal) == -1))
     return answer (client, -1, &refusal);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
@@ -274,6 +295,13 @@ abort_prepared (void *opaque, struct control_client *client,
   return ret;
 }
 
+static void
+set_text (json_t *object, const char *key, const char *text)
+{
+  if (text[0])
+    json_object_set_new (object, key, json_text (text));
+}
+
 static json_t *
 query (void *opaque, struct control_client *client, json_t *arguments)
 {
@@ -282,7 +310,7 @@ query (void *opaque, struct control_client *client, json_t *arguments)
   json_t *ret;
 
   side_query (c->side, &s);
-  ret = json_pack ("{s:s, s:s, s:b, s:I, s:I, s:I, s:i, s:b, s:I}",
+  ret = json_pack ("{s:s, s:s, s:b, s:I, s:I, s:I, s:i, s:b, s:I, s:s, s:s}",
                    "mode", mode_name (c->side->mode),
                    "stage", replication_stage_name (s.stage),
                    "error", (int) s.error,
@@ -291,13 +319,30 @@ query (void *opaque, struct control_client *client, json_t *arguments)
                    "hidden-clusters", (json_int_t) s.hidden_clusters,
                    "failover-progress", (int) s.failover_progress,
                    "remote-connected", (int) s.remote_connected,
-                   "dirty-bytes", (json_int_t) s.dirty_bytes);
-  if (s.desc[0])
-    json_object_set_new (ret, "desc", json_text (s.desc));
+                   "dirty-bytes", (json_int_t) s.dirty_bytes,
+                   "link", s.link, "role", s.role);
+  if (c->side->mode == MODE_SECONDARY)
+    json_object_set_new (ret, "consistent", json_boolean (!s.inconsistent));
+  set_text (ret, "desc", s.desc);
+  set_text (ret, "link-desc", s.link_desc);
+  set_text (ret, "history", s.history.text);
+  set_text (ret, "partner-history", s.partner.text);
   return ret;
 }
 
 /* ---- QEMU's names */
+
+/* QEMU's tools send their commands also to a secondary that has been promoted,
+ * and to one that is done: these accept and ignore them.
+ */
+static bool
+is_done (struct commands *c)
+{
+  struct replication_status s;
+
+  side_query (c->side, &s);
+  return s.stage == REPLICATION_DONE || s.stage == REPLICATION_FAILOVER;
+}
 
 static json_t *
 xen_set_replication (void *opaque, struct control_client *client,
@@ -311,13 +356,15 @@ xen_set_replication (void *opaque, struct control_client *client,
   if (enable && failover)
     return control_fail (client, "Parameter 'failover' is only for stopping "
                          "replication");
+  if ((enable || primary != (c->side->mode == MODE_PRIMARY)) && is_done (c))
+    return json_object ();
   if (primary != (c->side->mode == MODE_PRIMARY))
     return control_fail (client, "Parameter 'primary' is %s, but "
                          "replication-mode is %s",
                          primary ? "true" : "false",
                          mode_name (c->side->mode));
   return enable ? do_start (c, client, false)
-                : do_stop (c, client, json_is_true (failover));
+                : do_stop (c, client, json_is_true (failover), false);
 }
 
 /* One that is going to be refused is not. */
@@ -333,6 +380,18 @@ xen_is_urgent (void *opaque, json_t *arguments)
 }
 
 static json_t *
+xen_do_checkpoint (void *opaque, struct control_client *client,
+                   json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_refusal refusal;
+
+  if (is_held (c, client))
+    return NULL;
+  return answer (client, side_checkpoint (c->side, &refusal), &refusal);
+}
+
+static json_t *
 query_xen_replication_status (void *opaque, struct control_client *client,
                               json_t *arguments)
 {
@@ -341,9 +400,9 @@ query_xen_replication_status (void *opaque, struct control_client *client,
   json_t *ret;
 
   side_query (c->side, &s);
-  ret = json_pack ("{s:b}", "error", (int) s.error);
-  if (s.desc[0])
-    json_object_set_new (ret, "desc", json_text (s.desc));
+  ret = json_pack ("{s:b}", "error",
+                   (int) (s.error || s.stage == REPLICATION_NONE));
+  set_text (ret, "desc", s.desc);
   return ret;
 }
 
@@ -356,6 +415,7 @@ static const struct control_argument start_arguments[] = {
 
 static const struct control_argument stop_arguments[] = {
   { "failover", JSON_TRUE, true },
+  { "force", JSON_TRUE, true },
   { NULL }
 };
 
@@ -374,10 +434,11 @@ static const struct control_command table[] = {
   { "replication-checkpoint-abort", NULL, .run = abort_prepared },
   { "replication-stop", stop_arguments, .run = stop,
     .is_urgent = stop_is_urgent },
+  { "replication-reset", NULL, .run = reset },
   { "query-replication", NULL, .run = query, .at_once = true },
   { "xen-set-replication", xen_arguments, .run = xen_set_replication,
     .is_urgent = xen_is_urgent },
-  { "xen-colo-do-checkpoint", NULL, .run = checkpoint },
+  { "xen-colo-do-checkpoint", NULL, .run = xen_do_checkpoint },
   { "query-xen-replication-status", NULL,
     .run = query_xen_replication_status, .at_once = true },
   { NULL }

@@ -40,17 +40,8 @@ history_set (struct history *h, const void *bytes)
     h->text[0] = '\0';
 }
 
-void
-history_of_description (struct history *h, const char *description)
+bool
+history_equal (const struct history *a, const struct history *b)
 {
-  const size_t before = strlen (HISTORY_FORMAT) - strlen ("%s");
-  const size_t len = description ? strlen (description) : 0;
-  const char *end;
-
-  h->text[0] = '\0';
-  if (len < before + HISTORY_LEN)
-    return;
-  end = description + len - HISTORY_LEN;
-  if (strncmp (end - before, HISTORY_FORMAT, before) == 0)
-    history_set (h, end);
+  return a->text[0] && strcmp (a->text, b->text) == 0;
 }

@@ -10,12 +10,14 @@
  * primary changes the disk, over restarts too, and is a new one when
  * somebody else did: by a rollback, a failover, or writes of the
  * secondary's guest after a stop.  The secondary tells it in the
- * description of its replication-export.  To have a new one without need
+ * description of its replication-export (meeting.h).  To have a new one without need
  * is safe: it costs a full copy.
  */
 
 #ifndef BLOCKDRIVERS_REPLICATION_HISTORY_H
 #define BLOCKDRIVERS_REPLICATION_HISTORY_H
+
+#include <stdbool.h>
 
 #define HISTORY_LEN 32          /* hexadecimal digits, without the NUL */
 
@@ -30,11 +32,7 @@ extern int history_make (struct history *h);
 /* Take one over from so many bytes; "" if they are none. */
 extern void history_set (struct history *h, const void *bytes);
 
-/* What is appended to the description of an export: a format for text. */
-#define HISTORY_FORMAT "; history %s"
-
-/* The history that a description (NULL: none) tells, or "". */
-extern void history_of_description (struct history *h,
-                                    const char *description);
+/* Is it known, and the same? */
+extern bool history_equal (const struct history *a, const struct history *b);
 
 #endif /* BLOCKDRIVERS_REPLICATION_HISTORY_H */

@@ -96,6 +96,7 @@ set_recover (enum secondary_recover *recover, const char *key,
     [RECOVER_FAIL] = "fail",
     [RECOVER_ROLLBACK] = "rollback",
     [RECOVER_DISCARD] = "discard",
+    [RECOVER_RESET] = "reset",
     NULL
   };
   const int r = module_choose (key, value, words);

@@ -5,7 +5,7 @@
 
 /* nbdkit-replication-filter: checkpoints and failover for any NBD disk.
  * This is glue: it brings parameters, exports and the control socket
- * together with common/replication, which does the work.
+ * together with the two sides, which do the work.
  *
  * There is one state for all connections.  It lasts from get_ready, when
  * files are opened so that errors appear on the command line, to
@@ -20,6 +20,7 @@
 #include <nbdkit-filter.h>
 
 #include "filters/replication/commands.h"
+#include "filters/replication/meeting.h"
 #include "module/module.h"
 #include "module/next.h"
 #include "filters/replication/params.h"
@@ -76,8 +77,9 @@ replication_config_complete (nbdkit_next_config_complete *next,
   "replication-hidden=FILE      (secondary) Buffer of old content.\n"       \
   "replication-top-id=NAME      (secondary) Export for the guest.\n"        \
   "replication-export=NAME      Secondary: export for the primary (\"\").\n" \
-  "replication-recover=fail|rollback|discard\n"                             \
-  "                             Secondary: buffers of a crash (fail).\n"    \
+  "replication-recover=fail|rollback|discard|reset\n"                       \
+  "                             Secondary: buffers of a crash (fail);\n"    \
+  "                             reset: forget that it was promoted.\n"      \
   "replication-control=SOCKET   Unix socket for commands.\n"                \
   "replication-start=BOOL       Start replication at once (false)."
 
@@ -109,16 +111,21 @@ start_now (void)
 {
   struct replication_refusal refusal;
 
-  if (side_start (&side, false, &refusal) == 0)
+  if (side_is_promoted (&side)) {
+    nbdkit_error ("replication-start: the disk was promoted by a failover, "
+                  "and is served to its guest; replication-reset, or "
+                  "replication-recover=reset, says that it may be overwritten "
+                  "again");
+    return 0;
+  }
+  if (side_launch (&side, &refusal) == 0)
     return 0;
   if (params.mode == MODE_SECONDARY) {
     nbdkit_error ("replication-start: %s", refusal.desc);
     return -1;
   }
-  nbdkit_error ("replication-start: %s; the primary serves its disk without "
-                "replication, until it is started with the command "
-                "replication-start%s", refusal.desc,
-                params.bitmap ? "" : " sync=full");
+  nbdkit_error ("replication-start: %s; the primary serves its disk, remembers "
+                "what the remote lacks, and goes on trying", refusal.desc);
   return 0;
 }
 
@@ -151,12 +158,27 @@ replication_cleanup (nbdkit_backend *backend)
 
 /* ---- Exports */
 
-static const char guest_description[] =
-  "replication secondary: the disk of its guest";
-static const char replication_description[] =
-  "replication secondary: for the primary's writes";
-static const char primary_description[] =
-  "replication primary: the disk of its guest";
+static const struct disk_identity guest_identity = { .kind = DISK_GUEST };
+static const struct disk_identity primary_identity = { .kind = DISK_PRIMARY };
+static const struct disk_identity secondary_kind = { .kind = DISK_SECONDARY };
+
+static const char *
+describe (const struct disk_identity *identity)
+{
+  char text[MEETING_TEXT];
+
+  identity_describe (identity, text);
+  return nbdkit_strdup_intern (text);
+}
+
+static int
+add_export (struct nbdkit_exports *exports, const char *name,
+            const struct disk_identity *identity)
+{
+  const char *const description = describe (identity);
+
+  return description ? nbdkit_add_export (exports, name, description) : -1;
+}
 
 static int
 replication_list_exports (nbdkit_next_list_exports *next,
@@ -164,22 +186,10 @@ replication_list_exports (nbdkit_next_list_exports *next,
                           struct nbdkit_exports *exports)
 {
   if (params.mode == MODE_PRIMARY)
-    return nbdkit_add_export (exports, "", primary_description);
-  if (nbdkit_add_export (exports, params.export,
-                         replication_description) == -1)
+    return add_export (exports, "", &primary_identity);
+  if (add_export (exports, params.export, &secondary_kind) == -1)
     return -1;
-  return nbdkit_add_export (exports, params.top_id, guest_description);
-}
-
-/* What a primary reads when it connects. */
-static const char *
-describe_replication (void)
-{
-  struct history history;
-
-  secondary_history (side.secondary, &history);
-  return nbdkit_printf_intern ("%s" HISTORY_FORMAT, replication_description,
-                               history.text);
+  return add_export (exports, params.top_id, &guest_identity);
 }
 
 /* A client that names no export gets the one with the empty name, if
@@ -196,6 +206,9 @@ static void *
 replication_open (nbdkit_next_open *next, nbdkit_context *context,
                   int readonly, const char *exportname, int is_tls)
 {
+  struct history primary;
+  bool synced;
+
   if (params.mode == MODE_PRIMARY) {
     if (strcmp (exportname, "") == 0)
       return primary_node (side.primary);
@@ -205,21 +218,38 @@ replication_open (nbdkit_next_open *next, nbdkit_context *context,
   }
   if (strcmp (exportname, params.top_id) == 0)
     return secondary_guest_node (side.secondary);
-  if (strcmp (exportname, params.export) == 0)
-    return secondary_replication_node (side.secondary);
+  if (export_is (exportname, params.export, &primary, &synced)) {
+    if (synced && secondary_synced (side.secondary, &primary) == -1)
+      return NULL;
+    return secondary_connect (side.secondary, &primary);
+  }
   nbdkit_error ("there is no export \"%s\": there are \"%s\" for the guest "
                 "and \"%s\" for the primary's writes", exportname,
                 params.top_id, params.export);
   return NULL;
 }
 
+/* A guest's node goes with its side. */
+static void
+replication_close (void *handle)
+{
+  if (params.mode == MODE_SECONDARY &&
+      handle != secondary_guest_node (side.secondary))
+    secondary_disconnect (side.secondary, handle);
+}
+
+/* What a primary reads when it connects. */
 static const char *
 replication_export_description (nbdkit_next *next, void *handle)
 {
+  struct disk_identity identity;
+
   if (params.mode == MODE_PRIMARY)
-    return primary_description;
-  return handle == secondary_guest_node (side.secondary)
-    ? guest_description : describe_replication ();
+    return describe (&primary_identity);
+  if (handle == secondary_guest_node (side.secondary))
+    return describe (&guest_identity);
+  secondary_identity (side.secondary, &identity);
+  return describe (&identity);
 }
 
 static struct nbdkit_filter filter = {
@@ -238,6 +268,7 @@ static struct nbdkit_filter filter = {
   .list_exports = replication_list_exports,
   .default_export = replication_default_export,
   .open = replication_open,
+  .close = replication_close,
   .export_description = replication_export_description,
   .get_size = request_get_size,
   .block_size = request_block_size,

@@ -79,6 +79,33 @@ side_start (struct side *side, bool full,
                        : secondary_start (side->secondary, refusal);
 }
 
+bool
+side_is_promoted (struct side *side)
+{
+  return side->secondary && secondary_is_promoted (side->secondary);
+}
+
+int
+side_launch (struct side *side, struct replication_refusal *refusal)
+{
+  return side->primary ? primary_launch (side->primary, refusal)
+                       : secondary_start (side->secondary, refusal);
+}
+
+int
+side_reset (struct side *side, struct replication_refusal *refusal)
+{
+  return side->secondary ? secondary_reset (side->secondary, refusal)
+    : replication_refuse (refusal, "replication-reset is for a secondary, "
+                          "this is a primary");
+}
+
+int
+side_can_checkpoint (struct side *side, struct replication_refusal *refusal)
+{
+  return side->primary ? primary_is_running (side->primary, refusal) : 0;
+}
+
 int
 side_checkpoint (struct side *side, struct replication_refusal *refusal)
 {
@@ -87,18 +114,17 @@ side_checkpoint (struct side *side, struct replication_refusal *refusal)
 }
 
 int
-side_stop (struct side *side, bool failover,
+side_stop (struct side *side, bool failover, bool force,
            struct replication_refusal *refusal)
 {
   return side->primary
     ? primary_stop (side->primary, failover, refusal)
-    : secondary_stop (side->secondary, failover, refusal);
+    : secondary_stop (side->secondary, failover, force, refusal);
 }
 
 void
 side_query (struct side *side, struct replication_status *status)
 {
-  *status = (struct replication_status) { .stage = REPLICATION_NONE };
   if (side->primary)
     primary_query (side->primary, status);
   else

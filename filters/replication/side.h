@@ -33,9 +33,24 @@ extern bool side_close (struct side *side);
 /* full: copy the whole disk; refused where that is not possible. */
 extern int side_start (struct side *side, bool full,
                        struct replication_refusal *refusal);
+
+/* The same at the launch of the server: a primary goes on trying. */
+extern int side_launch (struct side *side,
+                        struct replication_refusal *refusal);
+
+/* Has this secondary been promoted by a failover? */
+extern bool side_is_promoted (struct side *side);
+extern int side_reset (struct side *side,
+                       struct replication_refusal *refusal);
+
+/* A checkpoint of a primary that does not replicate means nothing; QEMU's
+ * command is ignored then, ours is refused.
+ */
+extern int side_can_checkpoint (struct side *side,
+                                struct replication_refusal *refusal);
 extern int side_checkpoint (struct side *side,
                             struct replication_refusal *refusal);
-extern int side_stop (struct side *side, bool failover,
+extern int side_stop (struct side *side, bool failover, bool force,
                       struct replication_refusal *refusal);
 extern void side_query (struct side *side,
                         struct replication_status *status);

@@ -16,6 +16,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "filters/replication/history.h"
+
 enum replication_stage {
   REPLICATION_NONE,
   REPLICATION_RUNNING,
@@ -24,7 +26,7 @@ enum replication_stage {
   REPLICATION_DONE
 };
 
-#define REPLICATION_DESC_LEN 256
+#define REPLICATION_DESC_LEN 512
 
 /* A snapshot, for query-replication. */
 struct replication_status {
@@ -37,6 +39,16 @@ struct replication_status {
   unsigned failover_progress;   /* 0 to 100 (secondary) */
   bool remote_connected;        /* (primary) */
   uint64_t dirty_bytes;         /* that the remote lacks (primary) */
+  const char *link;             /* "none", "connecting", "connected",
+                                   "refused" or "lost" */
+  char link_desc[REPLICATION_DESC_LEN]; /* why it is not connected, "" if
+                                   there is nothing to say */
+  const char *role;             /* "none" before a start, "primary",
+                                   "secondary" or "promoted" */
+  bool inconsistent;            /* the disk is a mixture (secondary) */
+  struct history history;       /* of the disk (secondary), of the primary's
+                                   identifier (primary); "" if not known */
+  struct history partner;       /* what is known of the other side */
 };
 
 /* The first error since the start, or a worse one, which stays. */

@@ -59,9 +59,20 @@ bench_begin (struct bench *b, enum secondary_recover recover)
     b->s = NULL;
     return -1;
   }
-  b->primary = secondary_replication_node (b->s);
+  b->primary = secondary_connect (b->s, &(struct history) { "" });
+  CHECK (b->primary);
   b->guest = secondary_guest_node (b->s);
   return 0;
+}
+
+/* A clean end, of what bench_begin has begun. */
+static inline void
+bench_end (struct bench *b)
+{
+  if (b->s && b->primary)
+    secondary_disconnect (b->s, b->primary);
+  secondary_close (b->s);
+  b->s = NULL;
 }
 
 /* New buffers over a new disk of zeroes. */
@@ -77,7 +88,7 @@ bench_open (struct bench *b, uint64_t size, enum secondary_recover recover)
 static inline void
 bench_close (struct bench *b)
 {
-  secondary_close (b->s);
+  bench_end (b);
   CHECK (node_close (&b->disk->node) == 0);
 }
 

@@ -172,12 +172,14 @@ open_bench (struct bench *b, struct node **disk,
     .active = ACTIVE, .hidden = HIDDEN, .recover = recover
   };
 
+  *b = (struct bench) { .s = NULL };
   *disk = node_open (DISK, &options);
   CHECK (*disk != NULL);
   b->s = secondary_open (&secondary_options);
   *refused = b->s == NULL || secondary_begin (b->s, *disk) == -1;
   if (!*refused) {
-    b->primary = secondary_replication_node (b->s);
+    b->primary = secondary_connect (b->s, &(struct history) { "" });
+    CHECK (b->primary);
     b->guest = secondary_guest_node (b->s);
   }
 }
@@ -204,7 +206,7 @@ static void
 failover (struct bench *b, uint64_t *seed)
 {
   go_to (IN_FAILOVER_COMMAND);
-  CHECK (secondary_stop (b->s, true, &b->refusal) == 0);
+  CHECK (secondary_stop (b->s, true, false, &b->refusal) == 0);
   go_to (IN_FAILOVER);
   for (unsigned i = 0; i < 6; ++i)
     request (b, false, seed);
@@ -218,7 +220,7 @@ static void
 end_replication (struct bench *b)
 {
   go_to (IN_STOP);
-  CHECK (secondary_stop (b->s, false, &b->refusal) == 0);
+  CHECK (secondary_stop (b->s, false, false, &b->refusal) == 0);
   memcpy (account->seen, account->disk, SIZE);
 }
 
@@ -242,7 +244,7 @@ play_story (uint64_t seed, bool fail_over)
   else
     end_replication (&b);
   go_to (AFTER);
-  secondary_close (b.s);
+  bench_end (&b);
   CHECK (node_close (disk) == 0);
 }
 
@@ -255,7 +257,7 @@ recover (enum secondary_recover how)
   bool refused;
 
   open_bench (&b, &disk, how, &refused);
-  secondary_close (b.s);
+  bench_end (&b);
   CHECK (node_close (disk) == 0);
   _exit (refused);
 }

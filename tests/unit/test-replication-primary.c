@@ -389,12 +389,18 @@ test_stages_of_a_forwarder (void **state)
   assert_int_equal (query ().stage, REPLICATION_DONE);
   assert_requests (-1, -1, -1);
   assert_disk_was_asked (0, 0);
+
+  /* It starts again, but not after a failover. */
   assert_done (primary_start (primary, false, &refusal));
+  assert_int_equal (query ().stage, REPLICATION_RUNNING);
+  assert_requests (-1, 0, 0);
   assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (query ().checkpoints, 1);
   assert_done (primary_stop (primary, false, &refusal));
   assert_done (primary_stop (primary, true, &refusal));
   assert_int_equal (query ().stage, REPLICATION_DONE);
-  assert_int_equal (query ().checkpoints, 1);
+  assert_refused (primary_start (primary, false, &refusal),
+                  "replication was stopped for a failover");
 }
 
 /* What cannot be forwarded is no concern of the guest. */
@@ -818,13 +824,17 @@ test_stages_with_a_remote (void **state)
   assert_false (query ().error);
   assert_int_equal (first_difference (), -1);
 
-  /* Then it is left alone. */
+  /* Then it is left alone, and gets what it lacks at the next start. */
   assert_requests (0, 0, 0);
   assert_int_equal (write_at (200000, 50000, 9), 0);
+  assert_int_not_equal (first_difference (), -1);
   assert_done (primary_start (primary, false, &refusal));
   assert_done (primary_checkpoint (primary, &refusal));
+  assert_int_equal (first_difference (), -1);
+  assert_int_equal (write_at (200000, 50000, 10), 0);
   assert_done (primary_stop (primary, true, &refusal));
-  assert_int_not_equal (first_difference (), -1);
+  assert_refused (primary_start (primary, false, &refusal),
+                  "replication was stopped for a failover");
   assert_int_equal (nr_messages (), 0);
 }
 

@@ -161,7 +161,7 @@ test_a_disk_of_odd_size (void **state)
   write_byte (b.guest, 'g', 1, size - 1);
   assert_byte (b.guest, 'o', size - 1, 0);
   assert_byte (b.guest, 'g', 1, size - 1);
-  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), 0);
   await_failover (&b);
   assert_status (&b, REPLICATION_DONE, false);
   assert_byte (&b.disk->node, 'o', size - 1, 0);
@@ -262,7 +262,7 @@ enter_stage (struct bench *b, unsigned stage)
     atomic_store (&b->disk->blocked, 1);
   if (stage == 3)
     atomic_store (&b->disk->fail_after[MEMORY_WRITE], 0);
-  assert_int_equal (secondary_stop (b->s, stage != 4, &b->refusal), 0);
+  assert_int_equal (secondary_stop (b->s, stage != 4, false, &b->refusal), 0);
   if (stage != 2)
     await_failover (b);
   atomic_store (&b->disk->fail_after[MEMORY_WRITE], MEMORY_NEVER);
@@ -293,13 +293,15 @@ command (struct bench *b, unsigned nr)
   switch (nr) {
   case 0: return secondary_start (b->s, &b->refusal);
   case 1: return checkpoint_twice (b);
-  case 2: return secondary_stop (b->s, false, &b->refusal);
-  default: return secondary_stop (b->s, true, &b->refusal);
+  case 2: return secondary_stop (b->s, false, false, &b->refusal);
+  default: return secondary_stop (b->s, true, false, &b->refusal);
   }
 }
 
 #define FAILED "failover: committing the buffers into the secondary disk: " \
   "Input/output error"
+#define PROMOTED "This disk was promoted by a failover; replication-reset " \
+  "says that it may be overwritten again"
 #define NOT "Block replication is not running"
 
 static void
@@ -308,14 +310,14 @@ test_every_command_in_every_stage (void **state)
   /* NULL: accepted. */
   static const char *const refusals[4][STAGES] = {
     { NULL, "Block replication is running or done", NULL, FAILED, NULL,
-      NULL },
+      PROMOTED },
     { NOT, NULL, NULL, FAILED, NULL, NULL },
     { NOT, NULL, NULL, FAILED, NULL, NULL },
     { NOT, NULL, NULL, NOT, NULL, NULL },
   };
   /* The stage afterwards; -1: as before. */
   static const int next[4][STAGES] = {
-    { REPLICATION_RUNNING, -1, -1, -1, -1, -1 },
+    { REPLICATION_RUNNING, -1, -1, -1, REPLICATION_RUNNING, -1 },
     { -1, -1, -1, -1, -1, -1 },
     { -1, REPLICATION_DONE, -1, -1, -1, -1 },
     { -1, REPLICATION_DONE, -1, -1, -1, -1 },
@@ -433,7 +435,7 @@ test_a_failed_failover_is_finished_later (void **state)
   write_byte (b.guest, 'n', 10, 10 * CLUSTER);
   assert_byte (&b.disk->node, 'o', 10, 200);
   assert_byte (&b.disk->node, 'n', 10, 10 * CLUSTER);
-  secondary_close (b.s);
+  bench_end (&b);
 
   forget_messages ();
   assert_int_equal (bench_begin (&b, RECOVER_FAIL), -1);
@@ -462,7 +464,7 @@ test_the_guest_does_not_notice_a_failing_commit (void **state)
   write_byte (b.primary, 'p', 10, 0);
   write_byte (b.guest, 'g', 10, 10 * CLUSTER);
   atomic_store (&b.disk->blocked, 1);
-  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), 0);
   atomic_store (&b.disk->fail_after[MEMORY_WRITE], 0);
   write_byte (b.guest, 'n', 10, 10 * CLUSTER);
   assert_byte (b.guest, 'n', 10, 10 * CLUSTER);
@@ -486,7 +488,7 @@ test_stop_leaves_the_primarys_disk (void **state)
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', SIZE, 0);
   write_byte (b.guest, 'g', 100, 0);
-  assert_int_equal (secondary_stop (b.s, false, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, false, false, &b.refusal), 0);
   assert_status (&b, REPLICATION_DONE, false);
   assert_byte (b.guest, 'p', SIZE, 0);
   write_byte (b.guest, 'g', 100, 0);
@@ -507,7 +509,7 @@ test_failover_leaves_what_the_guest_saw (void **state)
   write_byte (b.primary, 'p', SIZE / 2, 0);
   write_byte (b.guest, 'g', 100, 50);
   write_byte (b.guest, 'g', 1000, SIZE - 1000);
-  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), 0);
   await_failover (&b);
   assert_status (&b, REPLICATION_DONE, false);
   assert_int_equal (b.status.failover_progress, 100);
@@ -553,7 +555,7 @@ test_prepare_and_abort (void **state)
   assert_byte (&b.disk->node, 'o', 1, 500);
   assert_int_equal (secondary_checkpoint (b.s, &b.refusal), -1);
   assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), -1);
-  assert_int_equal (secondary_stop (b.s, false, &b.refusal), -1);
+  assert_int_equal (secondary_stop (b.s, false, false, &b.refusal), -1);
   assert_string_equal (b.refusal.desc, "A checkpoint is being prepared");
 
   secondary_checkpoint_abort (b.s);
@@ -586,7 +588,7 @@ test_failover_aborts_what_is_prepared (void **state)
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', 10, 0);
   assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
-  assert_int_equal (secondary_stop (b.s, true, &b.refusal), 0);
+  assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), 0);
   assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), -1);
   await_failover (&b);
   assert_byte (b.guest, 'o', 10, 0);
@@ -727,7 +729,7 @@ test_a_checkpoint_that_cannot_be_written (void **state)
                        "emptying the buffers: File too large");
   assert_byte (b.guest, 'o', 10, 0);
   assert_byte (b.guest, 'g', 10, 10);
-  secondary_close (b.s);        /* nor can it be stopped */
+  bench_end (&b);               /* nor can it be stopped */
   limit_files (RLIM_INFINITY);
 
   assert_int_equal (bench_begin (&b, RECOVER_ROLLBACK), 0);
@@ -953,7 +955,7 @@ crash (struct bench *b)
 
   bench_open (b, SIZE, RECOVER_FAIL);
   fill_disk (b, 'o');
-  secondary_close (b->s);
+  bench_end (b);
   pid = fork ();
   CHECK (pid != -1);
   if (pid == 0) {
@@ -1193,7 +1195,7 @@ test_damaged_buffers_of_a_failover (void **state)
     uint64_t l1, entry;
 
     enter_stage (&b, 3);
-    secondary_close (b.s);
+    bench_end (&b);
     l1 = entry_at (names[i], 40);
     entry = entry_at (names[i], l1);
     damage (names[i], 0);
@@ -1220,7 +1222,7 @@ test_a_failover_with_a_repaired_buffer (void **state)
   (void) state;
   enter_stage (&b, 3);
   write_byte (b.guest, 'h', 1, 0);
-  secondary_close (b.s);
+  bench_end (&b);
   damage (ACTIVE, 3);
   assert_int_equal (qed_check (ACTIVE, QED_FIX_ALL, false,
                                NODE_CACHE_WRITEBACK, NULL, NULL, &result), 0);
@@ -1256,7 +1258,7 @@ test_a_failover_without_its_active_buffer (void **state)
 
   (void) state;
   enter_stage (&b, 3);
-  secondary_close (b.s);
+  bench_end (&b);
   assert_int_equal (rename (ACTIVE, "away.qed"), 0);
   for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_DISCARD;
        ++how)

@@ -178,6 +178,15 @@ dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
   return d->file ? set_in_file (d, first, last) : 0;
 }
 
+int
+dirty_get_self (struct dirty *d, struct history *self)
+{
+  if (d->file == NULL)
+    return history_make (self);
+  dirty_file_get_self (d->file, self);
+  return 0;
+}
+
 void
 dirty_get_history (struct dirty *d, struct history *history)
 {

@@ -74,6 +74,9 @@ extern void dirty_destroy (struct dirty *d);
  */
 extern int dirty_mark (struct dirty *d, uint64_t offset, uint64_t count);
 
+/* Who the primary is: by its file, else a new identifier. */
+extern int dirty_get_self (struct dirty *d, struct history *self);
+
 /* The history of the remote disk that the map is about, and another one
  * from now on; -1 as above.
  */

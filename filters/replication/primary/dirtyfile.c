@@ -26,6 +26,7 @@
 #define IN_USE 1
 #define HEADER_SIZE 4096
 #define HISTORY 68
+#define SELF 100
 
 /* Words are converted and moved in pieces of this many. */
 #define PIECE UINT64_C (512)
@@ -146,6 +147,12 @@ read_map (struct dirty_file *f, uint64_t size, uint64_t *map)
   return 0;
 }
 
+void
+dirty_file_get_self (const struct dirty_file *f, struct history *self)
+{
+  history_set (self, f->header + SELF);
+}
+
 /* The host went down while the file was in use. */
 static int
 distrust (struct dirty_file *f, uint64_t size, uint64_t *map)
@@ -156,6 +163,19 @@ distrust (struct dirty_file *f, uint64_t size, uint64_t *map)
                "areas count as dirty", f->node->name);
   memset (map, 0xff, n * 8);
   return dirty_file_write (f, map, 0, n - 1);
+}
+
+/* See that there is an identifier. */
+static int
+make_self (struct dirty_file *f)
+{
+  struct history self;
+
+  dirty_file_get_self (f, &self);
+  if (self.text[0] == '\0' && history_make (&self) == -1)
+    return -1;
+  memcpy (f->header + SELF, self.text, HISTORY_LEN);
+  return 0;
 }
 
 int
@@ -184,6 +204,8 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
       (distrust (f, size, map) == -1 || node_flush (f->node) == -1))
     return -1;
 
+  if (make_self (f) == -1)
+    return -1;
   put_le32 (h + 24, get_le32 (h + 24) | IN_USE);
   memcpy (h + 32, boot, BOOT_ID_LEN);
   if (node_pwrite (f->node, h, HEADER_SIZE, 0) == -1 ||

@@ -18,7 +18,8 @@
  *       32    36  boot identifier of the host that used it last, as text
  *       68    32  history of the remote disk that the map is about, as text
  *                 (history.h); zeroes if it is not known
- *      100        zeroes up to the end of the header
+ *      100    32  identifier of the primary whose map this is, as text
+ *      132        zeroes up to the end of the header
  *     4096        one bit an area, set if the remote may lack a part of
  *                 it: area i is bit i % 8 of byte i / 8.  Padded with
  *                 zeroes to a multiple of 8 bytes
@@ -55,6 +56,12 @@ extern struct dirty_file *dirty_file_open (const char *name);
  */
 extern int dirty_file_begin (struct dirty_file *f, uint64_t size,
                              uint64_t *map);
+
+/* The primary's own identifier, which the file keeps: that of the first one
+ * that used it.  After dirty_file_begin.
+ */
+extern void dirty_file_get_self (const struct dirty_file *f,
+                                 struct history *self);
 
 /* The history in the file, "" if there is none. */
 extern void dirty_file_get_history (const struct dirty_file *f,

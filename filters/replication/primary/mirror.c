@@ -29,8 +29,9 @@
  *
  * A remote that comes back may have become another one: a secondary that
  * was rolled back lacks what it had, and one that has failed over has what
- * we never sent.  Its history tells (history.h).  If it is not the one that
- * the dirty map is about, all of the disk is dirty.
+ * we never sent.  So each connection begins with a meeting (meeting.h).  If
+ * that is refused, the guest goes on, and the link looks again from time to
+ * time.
  *
  * A sender flushes the remote when something has been unsure for some
  * seconds, which bounds what has to be sent again.
@@ -56,6 +57,7 @@
 #include "utils/iszero.h"
 #include "request/job.h"
 #include "utils/message.h"
+#include "filters/replication/meeting.h"
 #include "filters/replication/primary/mirror.h"
 #include "utils/rounding.h"
 
@@ -135,6 +137,8 @@ struct sender {
 
 struct mirror {
   char *uri;
+  char *own_uri, *synced_uri;   /* the same for a remote that wants to know
+                                   who we are */
   unsigned timeout;
   struct node *disk;
   struct dirty *dirty;
@@ -164,6 +168,13 @@ struct mirror {
   unsigned interrupted;         /* so many want nobody to wait */
   struct node *remote;          /* set and unset by the link only */
   bool broken;                  /* the link shall drop remote */
+  bool identified;              /* remote knows who we are */
+  bool look_again;              /* remote is alive, but has refused what a
+                                   secondary takes: what is it now? */
+  int64_t heard_at;             /* when it has last answered */
+  bool asking;                  /* a sender asks whether it is there */
+  bool refused;                 /* the last meeting was */
+  bool met;                     /* there was a remote since wanted */
   struct call *calls;           /* that use remote */
   bool watched;                 /* the link looks at them from time to
                                    time */
@@ -247,6 +258,8 @@ end_call (struct mirror *m, struct call *call)
     m->calls = call->next;
   if (node_is_lost (m->remote, NULL, 0))
     m->broken = true;
+  else
+    m->heard_at = clock_ms ();
   if (m->broken)
     m->unanswered = true;
   if (m->broken || !m->wanted)
@@ -275,7 +288,7 @@ connection_lost (void *opaque)
 
 /* Open the remote; it must have the disk's size.  On failure says why. */
 static struct node *
-open_remote (struct mirror *m, char cause[CAUSE_LEN])
+open_remote (struct mirror *m, const char *uri, char cause[CAUSE_LEN])
 {
   const struct node_open_options options = {
     .timeout = m->timeout, .cancel = m->cancel,
@@ -287,7 +300,7 @@ open_remote (struct mirror *m, char cause[CAUSE_LEN])
 
   /* In case that out of memory is all that is wrong. */
   snprintf (cause, CAUSE_LEN, "open: %s", strerror (ENOMEM));
-  n = align_open (m->uri, &options);
+  n = align_open (uri, &options);
   if (n == NULL)
     return NULL;
   if (node_size (n) != size)
@@ -309,44 +322,86 @@ mark_all (struct mirror *m)
                            strerror (errno));
 }
 
-/* Is it the remote that the dirty map is about?  That everything is dirty
- * is noted before the map is about this one, so that it does not get lost
- * if we are killed in between.
+/* What of the disk the remote lacks.  That everything is dirty is noted before
+ * the map is about this one, so that it does not get lost if we are killed in
+ * between.
  */
 static void
-meet_remote (struct mirror *m, const struct node *remote, bool all_dirty)
+begin_map (struct mirror *m, enum meeting meeting,
+           const struct disk_identity *remote)
 {
-  struct history known, history;
-
-  history_of_description (&history, remote->description);
-  dirty_get_history (m->dirty, &known);
-  if (history.text[0] == '\0' || strcmp (history.text, known.text) == 0)
+  if (meeting == MEETING_IN_STEP)
     return;
-  if (all_dirty)
+  if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN)
     mark_all (m);
-  else if (known.text[0]) {
-    msg_warning ("%s: the remote's disk is not as it was left: it was "
-                 "rolled back, or changed by others; all of it is copied "
-                 "again", m->uri);
-    replication_error_replace (m->error, "the remote's disk was rolled back "
-                               "or changed by others, and is copied again");
-    mark_all (m);
+  if (meeting == MEETING_AGAIN) {
+    msg_warning ("%s: the remote's disk was rolled back to an earlier state; "
+                 "all of it is copied again", m->uri);
+    replication_error_replace (m->error, "the remote's disk was rolled back, "
+                               "and is copied again");
   }
-  if (dirty_set_history (m->dirty, &history) == -1)
+  if (dirty_set_history (m->dirty, &remote->history) == -1)
     replication_error_set (m->error, "writing the bitmap: %s",
                            strerror (errno));
+}
+
+/* Open the remote and meet it: first without a word, then, if it is a
+ * secondary of ours, with our name, which makes it ours alone.  NULL with the
+ * cause; *refused: by the meeting.
+ */
+static struct node *
+open_and_meet (struct mirror *m, bool all_dirty, char cause[CAUSE_LEN],
+               bool *refused, bool *identified)
+{
+  struct history known;
+  struct disk_identity remote;
+  enum meeting meeting;
+
+  *refused = *identified = false;
+  for (;;) {
+    struct node *n = open_remote (m, *identified ? m->own_uri : m->uri, cause);
+
+    if (n == NULL)
+      return NULL;
+    identity_read (&remote, n->description);
+    dirty_get_history (m->dirty, &known);
+    meeting = meet_remote (&known, &remote, all_dirty, cause);
+    if (meeting != MEETING_REFUSED &&
+        (*identified || remote.kind != DISK_SECONDARY)) {
+      begin_map (m, meeting, &remote);
+      return n;
+    }
+    node_close (n);
+    if (meeting == MEETING_REFUSED) {
+      *refused = true;
+      return NULL;
+    }
+    *identified = true;
+  }
+}
+
+/* Tell of a refusal, once for each reason.  Called with the lock. */
+static void
+note_refusal (struct mirror *m, const char *cause)
+{
+  if (!m->refused || strcmp (m->cause, cause) != 0)
+    msg_warning ("%s: refused to replicate to it: %s; the guest goes on "
+                 "without", m->uri, cause);
+  replication_error_set (m->error, "%s", cause);
 }
 
 /* Called and returns with the lock. */
 static void
 try_to_connect (struct mirror *m)
 {
+  const bool all_dirty = m->all_dirty;
   char cause[CAUSE_LEN];
+  bool refused, identified;
   struct node *n;
 
   m->broken = false;
   pthread_mutex_unlock (&m->lock);
-  n = open_remote (m, cause);
+  n = open_and_meet (m, all_dirty, cause, &refused, &identified);
   pthread_mutex_lock (&m->lock);
 
   if (n == NULL) {
@@ -354,19 +409,22 @@ try_to_connect (struct mirror *m)
     m->connect_at = clock_ms () + m->connect_delay;
     m->connect_delay = next_delay (m->connect_delay);
     msg_debug ("%s: %s", m->uri, cause);
+    if (refused)
+      note_refusal (m, cause);
+    m->refused = refused;
     note_failure (m, "%s", cause);
     return;
   }
-  if (m->wanted) {
-    const bool all_dirty = m->all_dirty;
-
-    pthread_mutex_unlock (&m->lock);
-    meet_remote (m, n, all_dirty);
-    pthread_mutex_lock (&m->lock);
-  }
+  m->refused = false;
+  m->identified = identified;
+  m->met = true;
   m->remote = n;
   m->broken = node_is_lost (n, NULL, 0);
-  m->send_at = 0;
+  m->heard_at = clock_ms ();
+  /* What it has refused it may refuse again. */
+  if (!m->look_again)
+    m->send_at = 0;
+  m->look_again = false;
   announce (m);
 }
 
@@ -660,6 +718,17 @@ write_batch (struct mirror *m, struct call *call, struct node *remote,
   return false;
 }
 
+/* A secondary of ours has answered with an error.  Perhaps it was promoted, or
+ * its guest has taken the disk: the connection is made anew, with a meeting.
+ * Called with the lock.
+ */
+static void
+doubt_remote (struct mirror *m)
+{
+  if (m->identified)
+    m->broken = m->look_again = true;
+}
+
 /* Copy the areas of a batch to the remote, if it is still there when
  * they have been read.  Returns false if they could not be sent.  Called
  * and returns with the lock.
@@ -697,6 +766,8 @@ copy_batch (struct mirror *m, struct batch *b)
     dirty_end_copy (m->dirty, b->areas[i], b->blocks[i],
                     ok && !b->failed[i]);
   pthread_mutex_lock (&m->lock);
+  if (remote && !ok && b->cause[0])
+    doubt_remote (m);
   if (remote)
     end_call (m, &call);
   return ok;
@@ -765,6 +836,37 @@ take_batch (struct mirror *m, struct batch *b)
   return true;
 }
 
+/* When is a remote to be asked that has not been asked anything?  So one that
+ * stands still, or has become another one, is noticed without a write.
+ */
+static int64_t
+ask_at (const struct mirror *m)
+{
+  return m->asking || m->calls ? INT64_MAX : m->heard_at + m->timeout / 3;
+}
+
+/* Called and returns with the lock. */
+static void
+ask_remote (struct mirror *m)
+{
+  struct call call;
+  struct node *remote = begin_call (m, &call);
+  char c;
+  int r;
+
+  if (remote == NULL)
+    return;
+  m->asking = true;
+  pthread_mutex_unlock (&m->lock);
+  r = node_size (remote) > 0 ? node_pread (remote, &c, 1, 0) : 0;
+  pthread_mutex_lock (&m->lock);
+  m->asking = false;
+  if (r == -1)
+    doubt_remote (m);
+  end_call (m, &call);
+  announce (m);
+}
+
 /* Copy what is dirty, or wait.  Called and returns with the lock. */
 static void
 send_or_wait (struct mirror *m, struct batch *b)
@@ -780,7 +882,7 @@ send_or_wait (struct mirror *m, struct batch *b)
   else if (take_batch (m, b))
     note_batch (m, b, copy_batch (m, b));
   else {
-    clock_wait (&m->work, &m->lock, flush_at);
+    clock_wait (&m->work, &m->lock, MIN (flush_at, ask_at (m)));
     atomic_fetch_sub (&m->idle, 1);
   }
 }
@@ -836,6 +938,8 @@ sender_thread (struct job *job, void *opaque)
   while (!m->ending) {
     if (is_usable (m) && !m->flushing && m->flush_at <= clock_ms ())
       flush_remote (m);
+    else if (is_usable (m) && ask_at (m) <= clock_ms ())
+      ask_remote (m);
     else
       send_or_wait (m, &sender->batch);
   }
@@ -880,6 +984,26 @@ start_threads (struct mirror *m)
   return 0;
 }
 
+static void
+free_uris (struct mirror *m)
+{
+  free (m->uri);
+  free (m->own_uri);
+  free (m->synced_uri);
+}
+
+static int
+make_own_uris (struct mirror *m, const struct history *self)
+{
+  char suffix[sizeof EXPORT_PRIMARY EXPORT_SYNCED + HISTORY_LEN];
+
+  snprintf (suffix, sizeof suffix, EXPORT_PRIMARY "%s", self->text);
+  m->own_uri = uri_with_suffix (m->uri, suffix);
+  strcat (suffix, EXPORT_SYNCED);
+  m->synced_uri = uri_with_suffix (m->uri, suffix);
+  return m->own_uri && m->synced_uri ? 0 : -1;
+}
+
 struct mirror *
 mirror_open (const struct mirror_options *options)
 {
@@ -896,6 +1020,12 @@ mirror_open (const struct mirror_options *options)
   m->dirty = options->dirty;
   m->claims = options->claims;
   m->error = options->error;
+  if (make_own_uris (m, options->self) == -1) {
+    msg_error ("%s: %m", options->uri);
+    free_uris (m);
+    free (m);
+    return NULL;
+  }
   m->flush_at = INT64_MAX;
   m->connect_delay = m->send_delay = FIRST_DELAY;
   pthread_mutex_init (&m->lock, NULL);
@@ -941,7 +1071,7 @@ mirror_close (struct mirror *m)
   pthread_cond_destroy (&m->work);
   pthread_cond_destroy (&m->changed);
   pthread_mutex_destroy (&m->lock);
-  free (m->uri);
+  free_uris (m);
   free (m);
 }
 
@@ -975,6 +1105,7 @@ mirror_connect (struct mirror *m, bool all_dirty,
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
+  const bool wanted = m->wanted;
 
   m->wanted = true;
   m->all_dirty = all_dirty;
@@ -984,10 +1115,57 @@ mirror_connect (struct mirror *m, bool all_dirty,
   m->all_dirty = false;
   if (m->remote)
     return 0;
-  m->wanted = false;
+  m->wanted = wanted;
   if (m->failures == failures)
     return refuse_interrupted (m, refusal);
-  return replication_refuse (refusal, "%.120s: %.120s", m->uri, m->cause);
+  return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
+}
+
+void
+mirror_keep_trying (struct mirror *m)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+
+  m->wanted = true;
+  announce (m);
+}
+
+int
+mirror_tell_synced (struct mirror *m, struct replication_refusal *refusal)
+{
+  char cause[CAUSE_LEN] = "out of memory";
+  const struct node_open_options options = {
+    .timeout = MIRROR_HOLD, .cancel = m->cancel,
+    .cause = cause, .cause_size = sizeof cause,
+  };
+  struct node *n;
+  bool identified;
+
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+    identified = m->identified;
+  }
+  if (!identified)
+    return 0;
+  n = node_open (m->synced_uri, &options);
+  if (n == NULL)
+    return replication_refuse (refusal, "%.120s: telling the remote that it "
+                               "has everything: %.80s", m->uri, cause);
+  node_close (n);
+  return 0;
+}
+
+void
+mirror_query (struct mirror *m, struct replication_status *status)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+
+  status->remote_connected = is_usable (m);
+  status->link = status->remote_connected ? "connected"
+    : !m->wanted && !m->refused ? "none"
+    : m->refused ? "refused" : m->met ? "lost" : "connecting";
+  if (!status->remote_connected && (m->wanted || m->refused))
+    snprintf (status->link_desc, sizeof status->link_desc, "%s", m->cause);
 }
 
 bool
@@ -995,7 +1173,7 @@ mirror_disconnect (struct mirror *m, unsigned ms)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
-  m->wanted = false;
+  m->wanted = m->refused = m->met = false;
   m->cut_at = clock_ms () + ms;
   m->unanswered = false;
   announce (m);
@@ -1022,7 +1200,7 @@ check_waiting (const struct mirror *m, uint64_t failures,
   if (m->interrupted)
     return refuse_interrupted (m, refusal);
   if (m->failures != failures)
-    return replication_refuse (refusal, "%.120s: %.120s", m->uri, m->cause);
+    return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
   return 0;
 }
 

@@ -32,6 +32,7 @@ struct mirror_options {
   struct claims *claims;        /* on the disk: held shared by whoever
                                    writes, taken exclusively to copy */
   struct replication_error *error; /* where failures are recorded */
+  const struct history *self;   /* who the primary is; copied */
 };
 
 /* Start the threads; the remote is left alone until mirror_connect.
@@ -42,9 +43,10 @@ extern struct mirror *mirror_open (const struct mirror_options *options);
 /* End the threads and the connection, at once.  NULL is ignored. */
 extern void mirror_close (struct mirror *m);
 
-/* Connect, and from then on stay connected and copy.  If that fails
- * nothing has changed.  all_dirty says that everything is going to be made
- * dirty then, so it is no news if the remote's disk is another one.
+/* Connect, and from then on stay connected and copy.  If that fails, also
+ * because the meeting (meeting.h) was refused, nothing has changed.  all_dirty:
+ * the remote is to be overwritten, whatever its history; everything is dirty
+ * then.
  */
 extern int mirror_connect (struct mirror *m, bool all_dirty,
                            struct replication_refusal *refusal);
@@ -56,6 +58,19 @@ extern int mirror_connect (struct mirror *m, bool all_dirty,
 extern bool mirror_disconnect (struct mirror *m, unsigned ms);
 
 extern bool mirror_is_connected (struct mirror *m);
+
+/* Go on trying to connect, and then copy, as after mirror_connect. */
+extern void mirror_keep_trying (struct mirror *m);
+
+/* Tell the remote that its disk is equal now (after mirror_complete, while
+ * writes are held still), if it is one that wants to know.
+ */
+extern int mirror_tell_synced (struct mirror *m,
+                               struct replication_refusal *refusal);
+
+/* What there is to say of the connection. */
+extern void mirror_query (struct mirror *m,
+                          struct replication_status *status);
 
 /* Something has become dirty. */
 extern void mirror_kick (struct mirror *m);

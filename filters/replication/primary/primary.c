@@ -14,9 +14,9 @@
  * its back by the mirror (mirror.c).  So the guest never waits for the
  * remote, except while a checkpoint holds its writes.
  *
- * With a bitmap file ranges are marked in all stages, since whatever is
- * written before the start or after a stop is missing on the remote just
- * the same.  Without one nobody would remember, and only RUNNING marks.
+ * Ranges are marked from the start on, after a stop too, since what is
+ * written then is missing on the remote just the same; with a bitmap file,
+ * which remembers the last run, also before the start.
  *
  * A checkpoint first copies while the guest goes on, until little is
  * left; then it drains the guest's writes, copies that, and has the
@@ -59,6 +59,7 @@ struct primary {
 
   struct dirty_file *file;      /* or NULL */
   struct dirty dirty;           /* with a remote; it and the mirror exist */
+  struct history self;          /* who we are, for the remote */
   struct mirror *mirror;        /* from primary_begin on */
   struct claims claims;         /* writes and copies, taken inside a
                                    request, before all locks */
@@ -72,6 +73,7 @@ struct primary {
                                    other locks; protects the rest */
   bool prepared;                /* a checkpoint is */
   bool held;                    /* drained for it */
+  bool failed_over;             /* stopped so: the other side took over */
 
   _Atomic uint64_t checkpoints; /* since the start */
 };
@@ -118,7 +120,7 @@ begin_change (struct primary *p, struct change *c, const char *what,
     return -1;
   }
   c->tracked = p->remote && count > 0 &&
-    (stage == REPLICATION_RUNNING || p->file);
+    (stage != REPLICATION_NONE || p->file);
   if (c->tracked) {
     claim_acquire (&p->claims, &c->claim, offset, count, CLAIM_SHARED);
     if (dirty_mark (&p->dirty, offset, count) == -1)
@@ -340,9 +342,11 @@ begin_mirror (struct primary *p)
   const struct mirror_options options = {
     .uri = p->remote, .timeout = p->timeout, .disk = p->disk,
     .dirty = &p->dirty, .claims = &p->claims, .error = &p->error,
+    .self = &p->self,
   };
 
-  if (dirty_init (&p->dirty, node_size (p->disk), p->file) == -1)
+  if (dirty_init (&p->dirty, node_size (p->disk), p->file) == -1 ||
+      dirty_get_self (&p->dirty, &p->self) == -1)
     return -1;
   p->mirror = mirror_open (&options);
   return p->mirror ? 0 : -1;
@@ -391,6 +395,8 @@ stop_mirror (struct primary *p)
   drain_begin (&p->drain);
   if (r == 0)
     r = mirror_complete (p->mirror, &refusal);
+  if (r == 0 && mirror_tell_synced (p->mirror, &refusal) == -1)
+    replication_error_set (&p->error, "%s", refusal.desc);
   atomic_store (&p->stage, REPLICATION_DONE);
   drain_end (&p->drain);
   if (r == -1 && dirty_bytes (&p->dirty) > 0)
@@ -471,7 +477,25 @@ connect_remote (struct primary *p, bool full_sync,
   return -1;
 }
 
-/* Leave NONE. */
+static void
+enter_running (struct primary *p)
+{
+  atomic_store (&p->checkpoints, 0);
+  drain_begin (&p->drain);
+  atomic_store (&p->stage, REPLICATION_RUNNING);
+  drain_end (&p->drain);
+}
+
+static void
+mark_all (struct primary *p)
+{
+  if (dirty_mark (&p->dirty, 0, node_size (p->disk)) == -1)
+    replication_error_set (&p->error, "writing the bitmap: %s",
+                           strerror (errno));
+  mirror_kick (p->mirror);
+}
+
+/* Leave NONE, or DONE after a stop. */
 static int
 start (struct primary *p, bool full_sync,
        struct replication_refusal *refusal)
@@ -483,16 +507,19 @@ start (struct primary *p, bool full_sync,
   if (connect_remote (p, full_sync, refusal) == -1)
     return -1;
 
-  atomic_store (&p->checkpoints, 0);
-  drain_begin (&p->drain);
-  atomic_store (&p->stage, REPLICATION_RUNNING);
-  drain_end (&p->drain);
-  if (full_sync) {
-    if (dirty_mark (&p->dirty, 0, node_size (p->disk)) == -1)
-      replication_error_set (&p->error, "writing the bitmap: %s",
-                             strerror (errno));
-    mirror_kick (p->mirror);
-  }
+  enter_running (p);
+  if (full_sync)
+    mark_all (p);
+  return 0;
+}
+
+/* While RUNNING without the remote: take it as it is. */
+static int
+overwrite (struct primary *p, struct replication_refusal *refusal)
+{
+  if (connect_remote (p, true, refusal) == -1)
+    return -1;
+  mark_all (p);
   return 0;
 }
 
@@ -501,6 +528,27 @@ refuse_prepared (struct replication_refusal *refusal)
 {
   return replication_refuse (refusal, "a checkpoint has been prepared, and "
                              "neither committed nor aborted");
+}
+
+/* After a stop.  A forwarder that was given up, or cut off, stays so. */
+static int
+start_again (struct primary *p, bool full_sync,
+             struct replication_refusal *refusal)
+{
+  if (p->failed_over && !full_sync)
+    return replication_refuse (refusal, "replication was stopped for a "
+                               "failover, so the other side may have taken "
+                               "over%s", p->remote ?
+                               "; replication-start sync=full copies all over "
+                               "it, if it was not promoted" : "");
+  if (p->forward && forward_drain (p->forward) == -1)
+    return replication_refuse (refusal, "the way to the secondary was given "
+                               "up (%s): it needs a new start of the server",
+                               strerror (errno));
+  if (start (p, full_sync, refusal) == -1)
+    return -1;
+  p->failed_over = false;
+  return 0;
 }
 
 int
@@ -515,11 +563,26 @@ primary_start (struct primary *p, bool full_sync,
   case REPLICATION_NONE:
     return start (p, full_sync, refusal);
   case REPLICATION_RUNNING:
+    if (full_sync && p->mirror && !mirror_is_connected (p->mirror))
+      return overwrite (p, refusal);
     return replication_refuse (refusal, "Block replication is running or "
                                "done");
   default:
-    return 0;
+    return start_again (p, full_sync, refusal);
   }
+}
+
+int
+primary_launch (struct primary *p, struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+  const int r = start (p, false, refusal);
+
+  if (r == -1 && p->mirror) {
+    enter_running (p);
+    mirror_keep_trying (p->mirror);
+  }
+  return r;
 }
 
 /* Make what was forwarded durable, and see that nothing got lost. */
@@ -560,7 +623,8 @@ hold_mirror (struct primary *p, struct replication_refusal *refusal)
   if (mirror_approach (p->mirror, 0, refusal) == -1)
     return -1;
   drain_begin (&p->drain);
-  if (mirror_complete (p->mirror, refusal) == 0)
+  if (mirror_complete (p->mirror, refusal) == 0 &&
+      mirror_tell_synced (p->mirror, refusal) == 0)
     return 0;
   drain_end (&p->drain);
   return -1;
@@ -618,6 +682,18 @@ primary_checkpoint_abort (struct primary *p)
 }
 
 int
+primary_is_running (struct primary *p, struct replication_refusal *refusal)
+{
+  const enum replication_stage stage = stage_of (p);
+
+  if (stage == REPLICATION_RUNNING)
+    return 0;
+  return replication_refuse (refusal, stage == REPLICATION_NONE
+                             ? "Block replication is not running"
+                             : "Block replication is done: it was stopped");
+}
+
+int
 primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
@@ -671,6 +747,7 @@ primary_stop (struct primary *p, bool failover,
   if (stage_of (p) == REPLICATION_NONE)
     return replication_refuse (refusal, "Block replication is not running");
   release (p);
+  p->failed_over |= failover;
   if (stage_of (p) == REPLICATION_RUNNING)
     stop (p, failover);
   else if (failover && p->forward)
@@ -688,12 +765,17 @@ primary_query (struct primary *p, struct replication_status *status)
   };
   replication_error_get (&p->error, status);
   if (p->mirror) {
-    status->remote_connected = mirror_is_connected (p->mirror);
+    mirror_query (p->mirror, status);
     status->dirty_bytes = dirty_bytes (&p->dirty);
+    status->history = p->self;
+    dirty_get_history (&p->dirty, &status->partner);
   }
-  else
+  else {
     status->remote_connected = status->stage == REPLICATION_RUNNING &&
       !status->error;
+    status->link = status->remote_connected ? "connected" : "none";
+  }
+  status->role = "primary";
 }
 
 void

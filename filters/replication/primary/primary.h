@@ -66,12 +66,24 @@ extern struct node *primary_node (struct primary *p);
  */
 extern int primary_start (struct primary *p, bool full_sync,
                           struct replication_refusal *refusal);
+
+/* The same at the launch of the server: a remote that is absent, or refused by
+ * the meeting, does not keep it from running.  The primary goes on trying, and
+ * remembers what the remote lacks.  Returns -1 with the reason if it does not
+ * replicate yet.
+ */
+extern int primary_launch (struct primary *p,
+                           struct replication_refusal *refusal);
 extern int primary_checkpoint (struct primary *p,
                                struct replication_refusal *refusal);
 extern int primary_stop (struct primary *p, bool failover,
                          struct replication_refusal *refusal);
 extern void primary_query (struct primary *p,
                            struct replication_status *status);
+
+/* Is there something to make a checkpoint of?  Else -1. */
+extern int primary_is_running (struct primary *p,
+                               struct replication_refusal *refusal);
 
 /* A checkpoint of several disks at one moment.  Prepare does all that
  * may fail and leaves guest writes waiting; commit or abort must follow

@@ -17,7 +17,7 @@
 #include "utils/iszero.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-#include "filters/replication/secondary/state.h"
+#include "filters/replication/secondary/commit.h"
 
 /* At most this much is copied under one claim. */
 #define COPY_PIECE ((uint64_t) 1024 * 1024)
@@ -163,9 +163,10 @@ secondary_copy_back (struct secondary *s, struct node *top,
 
 /* ---- Failover */
 
-/* The disk has everything.  From the moment when the note says so, the
- * buffers are not needed any more, however much of their emptying is on
- * the medium.
+/* The disk has everything.  From the moment when the note says so, the disk
+ * is what the guest sees, whatever becomes of the buffers.  While nobody
+ * knows whether the note says so, both have to be right: commit_complete
+ * sees to it that the guest's writes go to both.
  */
 static int
 end_commit (struct secondary *s)
@@ -174,11 +175,23 @@ end_commit (struct secondary *s)
     errno = EIO;
     return -1;
   }
-  if (secondary_put_state (s, BUFFERS_OBSOLETE) == -1 ||
-      secondary_empty_buffers (s) == -1)
+  atomic_store (&s->commit_complete, true);
+  if (secondary_put_state (s, BUFFERS_OBSOLETE) == -1)
     return -1;
   atomic_store (&s->failed_over, true);
   return 0;
+}
+
+/* The buffers are obsolete.  What is left in them is dropped at the next
+ * start.
+ */
+static void
+drop_buffers (struct secondary *s)
+{
+  if (secondary_clean_buffers (s) == -1)
+    msg_warning ("the failover is complete, but the buffers %s and %s could "
+                 "not be emptied: %m; they are obsolete, and will be emptied "
+                 "at the next start", s->active_name, s->hidden_name);
 }
 
 int
@@ -197,7 +210,16 @@ secondary_commit (struct job *job, void *opaque)
   atomic_store (&s->stage, r == 0 ? REPLICATION_DONE
                 : REPLICATION_FAILOVER_FAILED);
   drain_end (&s->requests);
-  if (r == -1)
-    return -1;
-  return secondary_clean_buffers (s);
+  if (r == 0)
+    drop_buffers (s);
+  return r;
+}
+
+void
+secondary_end_commit (struct secondary *s)
+{
+  if (!atomic_load (&s->commit_complete) || end_commit (s) == -1)
+    return;
+  atomic_store (&s->stage, REPLICATION_DONE);
+  drop_buffers (s);
 }

@@ -26,125 +26,21 @@
  * before the first request, and wiped when both are empty.  A buffer that
  * holds something all the same has the wrong file at its side.
  *
- * The note also keeps the history of the disk (history.h), between runs
- * too.  It is changed before the disk is.  A hidden buffer that is new, or
- * the wrong one, begins a new history; to discard what the buffers have does
- * not, since the disk then stays as the primary made it.
- *
- * The note is one sector:
- *
- *   offset 0   "blkreplication\n" and a zero byte
- *          16  state, 32 bits, little-endian
- *          32  boot id of the machine, text of 36 bytes, zero bytes
- *          80  history of the disk, text of 32 bytes, zero bytes
+ * The note also keeps the history of the disk (history.h), its role, and
+ * whether it is consistent, between runs too.  It is changed before the disk
+ * is.  A hidden buffer that is new, or the wrong one, begins a new history; to
+ * discard what the buffers have does not, since the disk then stays as the
+ * primary made it.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "utils/bootid.h"
-#include "utils/byteorder.h"
-#include "utils/cleanup.h"
 #include "utils/message.h"
-#include "filters/replication/secondary/state.h"
-
-#define NOTE_MAGIC "blkreplication\n"
-#define NOTE_STATE 16
-#define NOTE_BOOT_ID 32
-#define NOTE_HISTORY 80
-
-/* ---- The note */
-
-/* Called with the note's lock. */
-static int
-put_note (struct secondary *s, enum buffers_state state,
-          const struct history *history)
-{
-  uint8_t note[QED_NOTE_LEN] = { 0 };
-
-  memcpy (note, NOTE_MAGIC, sizeof NOTE_MAGIC);
-  put_le32 (note + NOTE_STATE, state);
-  boot_id_read (note + NOTE_BOOT_ID);
-  memcpy (note + NOTE_HISTORY, history->text, HISTORY_LEN);
-  if (qed_buffer_put_note (s->hidden, note) == -1)
-    return -1;
-  s->noted = state;
-  s->history = *history;
-  return 0;
-}
-
-int
-secondary_put_state (struct secondary *s, enum buffers_state state)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
-
-  return put_note (s, state, &s->history);
-}
-
-int
-secondary_put_history (struct secondary *s, enum buffers_state state)
-{
-  struct history history;
-
-  if (history_make (&history) == -1)
-    return -1;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
-  return put_note (s, state, &history);
-}
-
-int
-secondary_new_history (struct secondary *s)
-{
-  struct history history;
-
-  if (history_make (&history) == -1)
-    return -1;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
-  return put_note (s, s->noted, &history);
-}
-
-/* A hidden buffer that is missing says nothing. */
-static int
-get_state (struct secondary *s, enum buffers_state *state, bool *same_boot)
-{
-  uint8_t note[QED_NOTE_LEN], id[BOOT_ID_LEN];
-  uint32_t value;
-
-  *state = BUFFERS_UNUSED;
-  *same_boot = true;
-  if (s->hidden == NULL)
-    return 0;
-  if (qed_buffer_get_note (s->hidden, note) == -1)
-    return -1;
-  if (memcmp (note, NOTE_MAGIC, sizeof NOTE_MAGIC) != 0)
-    return 0;
-  value = get_le32 (note + NOTE_STATE);
-  if (value > BUFFERS_OBSOLETE) {
-    errno = EINVAL;
-    msg_error ("%s: the note in the header has an unknown state %u",
-               s->hidden_name, value);
-    return -1;
-  }
-  *state = value;
-  history_set (&s->history, note + NOTE_HISTORY);
-  boot_id_read (id);
-  *same_boot = memcmp (id, note + NOTE_BOOT_ID, sizeof id) == 0;
-  return 0;
-}
-
-int
-secondary_clean_buffers (struct secondary *s)
-{
-  if (qed_buffer_clean (s->active) == -1 ||
-      qed_buffer_clean (s->hidden) == -1)
-    return -1;
-  return secondary_put_state (s, BUFFERS_UNUSED);
-}
+#include "filters/replication/secondary/commit.h"
+#include "filters/replication/secondary/recover.h"
 
 /* ---- What is refused */
 
@@ -240,20 +136,27 @@ refuse_without_active (struct secondary *s)
 static int
 check_active (const struct secondary *s)
 {
-  uint8_t note[QED_NOTE_LEN];
+  struct note note;
+  bool same_boot;
+  int r;
 
-  if (s->active == NULL)
-    return 0;
-  if (qed_buffer_get_note (s->active, note) == -1)
-    return -1;
-  if (memcmp (note, NOTE_MAGIC, sizeof NOTE_MAGIC) != 0 ||
-      get_le32 (note + NOTE_STATE) == BUFFERS_UNUSED)
-    return 0;
+  note_init (&note);
+  r = note_read (&note, s->active, &same_boot);
+  note_destroy (&note);
+  if (r == -1 || note.text.state == BUFFERS_UNUSED)
+    return r;
   errno = EINVAL;
   msg_error ("%s: this file was in use as a hidden buffer, so it cannot be "
              "the active one: are replication-active and replication-hidden "
              "exchanged?", s->active_name);
   return -1;
+}
+
+/* Has the operator said that the disk is right without the buffers? */
+static bool
+may_drop (const struct secondary *s)
+{
+  return s->recover == RECOVER_DISCARD || s->recover == RECOVER_RESET;
 }
 
 static bool
@@ -267,21 +170,24 @@ int
 secondary_check_buffers (struct secondary *s)
 {
   const bool damaged = is_damaged (s->active) || is_damaged (s->hidden);
-  bool same_boot;
 
   if (check_active (s) == -1 ||
-      get_state (s, &s->left, &same_boot) == -1)
+      note_read (&s->note, s->hidden, &s->same_boot) == -1)
     return -1;
+  s->left = s->note.text.state;
+  /* However much of the buffers is on the medium, and in which order. */
+  if (s->left == BUFFERS_OBSOLETE)
+    return 0;
   if (damaged &&
-      (s->recover != RECOVER_DISCARD || s->left == BUFFERS_FAILOVER))
+      (!may_drop (s) || s->left == BUFFERS_FAILOVER))
     return refuse_damaged (s);
   if (s->left == BUFFERS_FAILOVER && s->active == NULL)
     return refuse_without_active (s);
   if (s->left == BUFFERS_FAILOVER)
     return s->recover == RECOVER_FAIL ? refuse_to_finish (s) : 0;
-  if (s->recover == RECOVER_DISCARD || s->left == BUFFERS_OBSOLETE)
+  if (may_drop (s))
     return 0;
-  if (s->left == BUFFERS_RUNNING && !same_boot)
+  if (s->left == BUFFERS_RUNNING && !s->same_boot)
     return refuse_after_boot (s);
   if (are_empty (s))
     return 0;
@@ -321,8 +227,12 @@ mend_buffers (struct secondary *s)
 static int
 rollback (struct secondary *s)
 {
+  const struct note_change change = {
+    .new_history = true, .rolled_back = true
+  };
+
   if (qed_buffer_nr_held (s->hidden) > 0 &&
-      secondary_put_history (s, BUFFERS_RUNNING) == -1)
+      note_put (&s->note, s->hidden, &change) == -1)
     return -1;
   if (secondary_copy_back (s, s->hidden, NULL) == -1 ||
       secondary_put_state (s, BUFFERS_OBSOLETE) == -1)
@@ -330,23 +240,68 @@ rollback (struct secondary *s)
   return secondary_clean_buffers (s);
 }
 
+/* The disk is what the primary has written of late, which is anything
+ * between two of its checkpoints.  Of one that has not told who it is
+ * nothing can be said: its checkpoints are its own matter.
+ */
+static int
+discard (struct secondary *s)
+{
+  const struct note_change change = { .set_flags = NOTE_INCONSISTENT };
+
+  if (s->left == BUFFERS_RUNNING && s->note.text.partner.text[0] &&
+      note_put (&s->note, s->hidden, &change) == -1)
+    return -1;
+  return secondary_clean_buffers (s);
+}
+
+/* In this order: whoever finds the state "failover" finishes it, and what is
+ * found obsolete was promoted.
+ */
 static int
 finish_failover (struct secondary *s)
 {
-  if (secondary_copy_back (s, s->active, s->hidden) == -1 ||
-      secondary_put_state (s, BUFFERS_OBSOLETE) == -1 ||
-      secondary_clean_buffers (s) == -1)
-    return -1;
-  atomic_store (&s->failed_over, true);
-  atomic_store (&s->stage, REPLICATION_DONE);
-  return 0;
+  const struct note_change change = { .set_flags = NOTE_PROMOTED };
+
+  return secondary_copy_back (s, s->active, s->hidden) == -1 ||
+    note_put (&s->note, s->hidden, &change) == -1 ||
+    secondary_put_state (s, BUFFERS_OBSOLETE) == -1 ||
+    secondary_clean_buffers (s) == -1 ? -1 : 0;
 }
 
 /* Does the hidden buffer know the disk's history? */
 static bool
 has_history (const struct secondary *s, bool empty)
 {
-  return s->history.text[0] && (s->left != BUFFERS_UNUSED || empty);
+  return s->note.text.history.text[0] &&
+    (s->left != BUFFERS_UNUSED || empty);
+}
+
+static int
+recover_buffers (struct secondary *s)
+{
+  if (s->left == BUFFERS_FAILOVER)
+    return finish_failover (s);
+  if (s->left == BUFFERS_RUNNING && s->recover == RECOVER_ROLLBACK)
+    return rollback (s);
+  return may_drop (s) ? discard (s) : secondary_clean_buffers (s);
+}
+
+/* The disk's role: promoted, unless that is to be forgotten now. */
+static int
+recover_role (struct secondary *s)
+{
+  const struct note_change reset = {
+    .clear_flags = NOTE_PROMOTED | NOTE_INCONSISTENT, .new_history = true
+  };
+
+  if (s->recover == RECOVER_RESET)
+    return note_put (&s->note, s->hidden, &reset);
+  if (s->note.text.flags & NOTE_PROMOTED) {
+    atomic_store (&s->failed_over, true);
+    atomic_store (&s->stage, REPLICATION_DONE);
+  }
+  return 0;
 }
 
 int
@@ -355,11 +310,9 @@ secondary_do_recover (struct secondary *s)
   const bool empty = are_empty (s);
 
   if (mend_buffers (s) == -1 ||
-      (!has_history (s, empty) && history_make (&s->history) == -1))
+      (!has_history (s, empty) && history_make (&s->note.text.history) == -1))
     return -1;
-  if (s->left == BUFFERS_FAILOVER)
-    return finish_failover (s);
-  if (s->left == BUFFERS_RUNNING && s->recover == RECOVER_ROLLBACK)
-    return rollback (s);
-  return secondary_clean_buffers (s);
+  if (recover_buffers (s) == -1)
+    return -1;
+  return recover_role (s);
 }

@@ -26,118 +26,23 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
+#include "filters/replication/secondary/buffers.h"
+#include "filters/replication/secondary/commit.h"
+#include "filters/replication/secondary/guest.h"
+#include "filters/replication/secondary/recover.h"
 #include "filters/replication/secondary/state.h"
 
 #define NOT_RUNNING "Block replication is not running"
 #define RUNNING_OR_DONE "Block replication is running or done"
 
-void
-secondary_note_error (struct secondary *s, const char *what)
-{
-  const int err = errno;
-
-  replication_error_set (&s->error, "%s: %s", what, strerror (err));
-  errno = err;
-}
-
 /* ---- Opening */
-
-/* Is there a file that is not empty? */
-static bool
-is_there (const char *name)
-{
-  struct stat st;
-
-  return stat (name, &st) == 0 && !(S_ISREG (st.st_mode) && st.st_size == 0);
-}
-
-/* The folder in which a file is to be made, to be freed. */
-static char *
-folder_of (const char *name)
-{
-  CLEANUP_FREE char *copy = strdup (name);
-
-  return copy ? realpath (dirname (copy), NULL) : NULL;
-}
-
-static int
-check_folder (const char *name)
-{
-  CLEANUP_FREE char *folder = folder_of (name);
-
-  if (folder && access (folder, W_OK) == 0)
-    return 0;
-  msg_error ("%s: the buffer cannot be created: %m", name);
-  return -1;
-}
-
-static bool
-is_same_file (const char *a, const char *b)
-{
-  CLEANUP_FREE char *folder_a = NULL;
-  CLEANUP_FREE char *folder_b = NULL;
-  const char *base_a, *base_b;
-  struct stat st_a, st_b;
-
-  if (stat (a, &st_a) == 0 && stat (b, &st_b) == 0)
-    return st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
-  folder_a = folder_of (a);
-  folder_b = folder_of (b);
-  base_a = strrchr (a, '/');
-  base_b = strrchr (b, '/');
-  return folder_a && folder_b && strcmp (folder_a, folder_b) == 0 &&
-    strcmp (base_a ? base_a + 1 : a, base_b ? base_b + 1 : b) == 0;
-}
-
-/* Open a buffer if it is there; otherwise it must be possible to make
- * one.
- */
-static int
-open_if_there (const char *name, struct node **buffer)
-{
-  if (!is_there (name))
-    return check_folder (name);
-  *buffer = qed_buffer_open (name);
-  return *buffer ? 0 : -1;
-}
-
-static int
-check_size (const struct node *a, uint64_t size, const char *other)
-{
-  if (a == NULL || node_size (a) == size)
-    return 0;
-  errno = EINVAL;
-  msg_error ("%s: the buffer has %" PRIu64 " bytes, but %s has %" PRIu64
-             "; active buffer, hidden buffer and disk must have the same "
-             "size", a->name, node_size (a), other, size);
-  return -1;
-}
-
-static int
-open_buffers (struct secondary *s)
-{
-  if (is_same_file (s->active_name, s->hidden_name)) {
-    errno = EINVAL;
-    msg_error ("%s: the active and the hidden buffer are the same file",
-               s->active_name);
-    return -1;
-  }
-  if (open_if_there (s->active_name, &s->active) == -1 ||
-      open_if_there (s->hidden_name, &s->hidden) == -1)
-    return -1;
-  return s->hidden ? check_size (s->active, node_size (s->hidden),
-                                 s->hidden_name) : 0;
-}
 
 static void
 free_secondary (struct secondary *s)
@@ -150,7 +55,8 @@ free_secondary (struct secondary *s)
   claims_destroy (&s->claims);
   replication_error_destroy (&s->error);
   pthread_mutex_destroy (&s->command_lock);
-  pthread_mutex_destroy (&s->note_lock);
+  pthread_mutex_destroy (&s->meet_lock);
+  note_destroy (&s->note);
   free (s->active_name);
   free (s->hidden_name);
   free (s);
@@ -171,7 +77,8 @@ secondary_open (const struct secondary_options *options)
   claims_init (&s->claims);
   replication_error_init (&s->error);
   pthread_mutex_init (&s->command_lock, NULL);
-  pthread_mutex_init (&s->note_lock, NULL);
+  pthread_mutex_init (&s->meet_lock, NULL);
+  note_init (&s->note);
   s->active_name = strdup (options->active);
   s->hidden_name = strdup (options->hidden);
   if (s->active_name == NULL || s->hidden_name == NULL) {
@@ -179,29 +86,11 @@ secondary_open (const struct secondary_options *options)
     free_secondary (s);
     return NULL;
   }
-  if (open_buffers (s) == -1 || secondary_check_buffers (s) == -1) {
+  if (buffers_open (s) == -1 || secondary_check_buffers (s) == -1) {
     free_secondary (s);
     return NULL;
   }
   return s;
-}
-
-/* QED images have whole sectors; what is behind the disk's end in the
- * last one reads as zeroes and is never written.
- */
-static int
-need_buffer (struct secondary *s, const char *name, struct node **buffer)
-{
-  const uint64_t size = round_up (node_size (s->disk), 512);
-
-  if (*buffer == NULL) {
-    if (qed_buffer_create (name, size) == -1)
-      return -1;
-    *buffer = qed_buffer_open (name);
-    if (*buffer == NULL)
-      return -1;
-  }
-  return check_size (*buffer, size, "the disk");
 }
 
 int
@@ -213,55 +102,18 @@ secondary_begin (struct secondary *s, struct node *disk)
     return -1;
   }
   s->disk = disk;
-  if (need_buffer (s, s->active_name, &s->active) == -1 ||
-      need_buffer (s, s->hidden_name, &s->hidden) == -1)
+  if (buffers_make (s) == -1)
     return -1;
   s->unit = MAX (qed_buffer_cluster_size (s->active),
                  qed_buffer_cluster_size (s->hidden));
-  secondary_init_exports (s);
+  guest_init (s);
   if (secondary_do_recover (s) == -1)
     return -1;
+  atomic_store (&s->changed, note_flags (&s->note) & NOTE_INCONSISTENT);
   return node_start (s->hidden) == -1 ? -1 : node_start (s->active);
 }
 
-struct node *
-secondary_guest_node (struct secondary *s)
-{
-  return &s->guest.node;
-}
-
-struct node *
-secondary_replication_node (struct secondary *s)
-{
-  return &s->replication.node;
-}
-
-/* ---- Emptying the buffers */
-
-static int
-prepare_buffers (struct secondary *s)
-{
-  return qed_buffer_empty_prepare (s->active) == -1 ? -1
-    : qed_buffer_empty_prepare (s->hidden);
-}
-
-static int
-switch_buffers (struct secondary *s)
-{
-  if (qed_buffer_empty_switch (s->active) == -1)
-    return -1;
-  if (qed_buffer_empty_switch (s->hidden) == 0) {
-    qed_buffer_empty_finish (s->active);
-    qed_buffer_empty_finish (s->hidden);
-    return 0;
-  }
-
-  const int err = errno;
-
-  qed_buffer_empty_back (s->active);
-  errno = err;
-  return -1;
-}
+/* ---- Commands */
 
 static int
 emptied (struct secondary *s, int r)
@@ -271,19 +123,11 @@ emptied (struct secondary *s, int r)
   return r;
 }
 
-int
-secondary_empty_buffers (struct secondary *s)
-{
-  return emptied (s, prepare_buffers (s) == -1 ? -1 : switch_buffers (s));
-}
-
 static void
 set_stage (struct secondary *s, enum replication_stage stage)
 {
   atomic_store (&s->stage, stage);
 }
-
-/* ---- Commands */
 
 /* Answer a command with the error that is there. */
 static int
@@ -307,6 +151,77 @@ refuse_prepared (struct replication_refusal *refusal)
   return replication_refuse (refusal, "A checkpoint is being prepared");
 }
 
+bool
+secondary_is_promoted (struct secondary *s)
+{
+  return atomic_load (&s->stage) == REPLICATION_DONE &&
+    atomic_load (&s->failed_over);
+}
+
+/* Before the guest sees the disk as it is now: may it be a mixture?  That is
+ * noted before it becomes true, and that it is not any more afterwards, by
+ * end_consistency.  Drained.
+ */
+static int
+begin_consistency (struct secondary *s)
+{
+  const struct note_change change = { .set_flags = NOTE_INCONSISTENT };
+
+  if (!atomic_load (&s->changed) ||
+      (note_flags (&s->note) & NOTE_INCONSISTENT))
+    return 0;
+  return note_put (&s->note, s->hidden, &change);
+}
+
+/* If this cannot be noted the disk counts as inconsistent for longer. */
+static void
+end_consistency (struct secondary *s)
+{
+  const struct note_change change = { .clear_flags = NOTE_INCONSISTENT };
+
+  if (!atomic_load (&s->changed) &&
+      (note_flags (&s->note) & NOTE_INCONSISTENT))
+    note_put (&s->note, s->hidden, &change);
+}
+
+/* Enter RUNNING with buffers that are empty: nobody has used them since begin,
+ * or the stop has emptied them.
+ */
+static int
+enter_running (struct secondary *s, struct replication_refusal *refusal)
+{
+  int r;
+
+  drain_begin (&s->requests);
+  r = begin_consistency (s);
+  if (r == 0)
+    r = secondary_put_state (s, BUFFERS_RUNNING);
+  if (r == 0) {
+    end_consistency (s);
+    replication_error_clear (&s->error);
+    atomic_store (&s->checkpoints, 0);
+    atomic_store (&s->own_history, false);
+    set_stage (s, REPLICATION_RUNNING);
+  }
+  drain_end (&s->requests);
+  return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
+    : 0;
+}
+
+/* Both buffers were emptied by the stop, but perhaps not for good. */
+static int
+start_again (struct secondary *s, struct replication_refusal *refusal)
+{
+  if (atomic_load (&s->failed_over))
+    return replication_refuse (refusal, "This disk was promoted by a "
+                               "failover; replication-reset says that it may "
+                               "be overwritten again");
+  if (qed_buffer_nr_held (s->active) > 0 ||
+      qed_buffer_nr_held (s->hidden) > 0)
+    return replication_refuse (refusal, "The buffers are not empty");
+  return enter_running (s, refusal);
+}
+
 int
 secondary_start (struct secondary *s, struct replication_refusal *refusal)
 {
@@ -316,22 +231,41 @@ secondary_start (struct secondary *s, struct replication_refusal *refusal)
   case REPLICATION_RUNNING:
     return replication_refuse (refusal, RUNNING_OR_DONE);
   case REPLICATION_FAILOVER:
-  case REPLICATION_DONE:
     return 0;
+  case REPLICATION_DONE:
+    return start_again (s, refusal);
   case REPLICATION_FAILOVER_FAILED:
     return refuse_as_left (s, refusal);
   case REPLICATION_NONE:
     break;
   }
-  /* The buffers are empty: nobody has used them since begin. */
-  if (secondary_put_state (s, BUFFERS_RUNNING) == -1)
-    return refuse_errno (refusal, "Cannot write to the hidden buffer");
-  replication_error_clear (&s->error);
-  atomic_store (&s->checkpoints, 0);
+  return enter_running (s, refusal);
+}
+
+int
+secondary_reset (struct secondary *s, struct replication_refusal *refusal)
+{
+  const struct note_change change = {
+    .clear_flags = NOTE_PROMOTED | NOTE_INCONSISTENT, .new_history = true
+  };
+  int r;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
+  if (!secondary_is_promoted (s))
+    return replication_refuse (refusal, "This disk is not promoted: there is "
+                               "nothing to reset");
   drain_begin (&s->requests);
-  set_stage (s, REPLICATION_RUNNING);
+  r = note_put (&s->note, s->hidden, &change);
+  if (r == 0) {
+    secondary_outdate_primaries (s);
+    atomic_store (&s->changed, false);
+    atomic_store (&s->failed_over, false);
+    replication_error_clear (&s->error);
+    set_stage (s, REPLICATION_NONE);
+  }
   drain_end (&s->requests);
-  return 0;
+  return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
+    : 0;
 }
 
 /* Is there something to checkpoint?  1, or 0 where it is ignored, or -1
@@ -354,6 +288,25 @@ can_checkpoint (struct secondary *s, struct replication_refusal *refusal)
   }
 }
 
+/* What a checkpoint is when all is prepared. */
+static int
+make_checkpoint (struct secondary *s)
+{
+  if (emptied (s, begin_consistency (s)) == -1 ||
+      emptied (s, buffers_empty_switch (s)) == -1)
+    return -1;
+  end_consistency (s);
+  atomic_fetch_add (&s->checkpoints, 1);
+  return 0;
+}
+
+/* Drained. */
+static int
+checkpoint_now (struct secondary *s)
+{
+  return emptied (s, buffers_empty_prepare (s)) == -1 ? -1 : make_checkpoint (s);
+}
+
 int
 secondary_checkpoint (struct secondary *s,
                       struct replication_refusal *refusal)
@@ -364,11 +317,10 @@ secondary_checkpoint (struct secondary *s,
   if (r <= 0)
     return r;
   drain_begin (&s->requests);
-  r = secondary_empty_buffers (s);
+  r = checkpoint_now (s);
   drain_end (&s->requests);
   if (r == -1)
     return refuse_errno (refusal, "Cannot empty the buffers");
-  atomic_fetch_add (&s->checkpoints, 1);
   return 0;
 }
 
@@ -386,7 +338,7 @@ secondary_checkpoint_prepare (struct secondary *s,
     return 0;
   }
   drain_begin (&s->requests);
-  if (emptied (s, prepare_buffers (s)) == -1) {
+  if (emptied (s, buffers_empty_prepare (s)) == -1) {
     drain_end (&s->requests);
     return refuse_errno (refusal, "Cannot empty the buffers");
   }
@@ -407,11 +359,10 @@ secondary_checkpoint_commit (struct secondary *s,
     return replication_refuse (refusal, "No checkpoint is prepared");
   if (prepared == PREPARED_NOTHING)
     return 0;
-  r = emptied (s, switch_buffers (s));
+  r = make_checkpoint (s);
   drain_end (&s->requests);
   if (r == -1)
     return refuse_errno (refusal, "Cannot empty the buffers");
-  atomic_fetch_add (&s->checkpoints, 1);
   return 0;
 }
 
@@ -438,26 +389,44 @@ stop (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   drain_begin (&s->requests);
-  r = secondary_empty_buffers (s);
+  r = checkpoint_now (s);
   if (r == 0)
     set_stage (s, REPLICATION_DONE);
   drain_end (&s->requests);
   if (r == -1)
     return refuse_errno (refusal, "Cannot empty the buffers");
-  atomic_fetch_add (&s->checkpoints, 1);
   secondary_clean_buffers (s);
   return 0;
 }
 
-/* From here on the guest's writes may go to the disk, so what the
- * buffers hold must be found again whatever happens.
+/* From here on the guest's writes may go to the disk, so what the guest sees
+ * must be found again whatever happens: what the buffers hold, and what the
+ * primary may not have flushed of the disk below them.
  */
 static int
-keep_buffers (struct secondary *s)
+keep_all (struct secondary *s)
 {
-  return qed_buffer_keep (s->hidden) == -1 ||
+  const struct note_change change = {
+    .set_state = true, .state = BUFFERS_FAILOVER,
+    .set_flags = NOTE_PROMOTED, .new_history = true
+  };
+
+  return node_flush (s->disk) == -1 ||
+    qed_buffer_keep (s->hidden) == -1 ||
     qed_buffer_keep (s->active) == -1 ? -1
-    : secondary_put_history (s, BUFFERS_FAILOVER);
+    : note_put (&s->note, s->hidden, &change);
+}
+
+/* It could not begin, but the note may say that it has.  If that cannot be
+ * put right now it is unknown, and the primary's writes have to wait for it.
+ */
+static void
+take_failover_back (struct secondary *s)
+{
+  const int err = errno;
+
+  note_settle (&s->note, s->hidden);
+  errno = err;
 }
 
 static int
@@ -466,12 +435,15 @@ fail_over (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   /* Most of it while the guest goes on. */
+  node_flush (s->disk);
   node_flush (s->hidden);
   node_flush (s->active);
 
   drain_begin (&s->requests);
-  r = keep_buffers (s);
-  if (r == 0) {
+  r = keep_all (s);
+  if (r == -1)
+    take_failover_back (s);
+  else {
     /* It waits for drain_end before it changes the stage again. */
     s->commit_job = job_start ("failover", secondary_commit, s);
     set_stage (s, s->commit_job ? REPLICATION_FAILOVER
@@ -486,8 +458,19 @@ fail_over (struct secondary *s, struct replication_refusal *refusal)
   return 0;
 }
 
+/* A mixture is no disk that anybody wants to run on without knowing. */
+static int
+refuse_inconsistent (struct replication_refusal *refusal)
+{
+  return replication_refuse (refusal, "The disk is not consistent: a copy "
+                             "from the primary had begun, and was not "
+                             "complete at the last checkpoint; "
+                             "replication-stop failover=true force=true "
+                             "fails over all the same");
+}
+
 int
-secondary_stop (struct secondary *s, bool failover,
+secondary_stop (struct secondary *s, bool failover, bool force,
                 struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
@@ -504,6 +487,8 @@ secondary_stop (struct secondary *s, bool failover,
   case REPLICATION_RUNNING:
     break;
   }
+  if (failover && !force && (note_flags (&s->note) & NOTE_INCONSISTENT))
+    return refuse_inconsistent (refusal);
   if (s->prepared == PREPARED) {
     if (!failover)
       return refuse_prepared (refusal);
@@ -528,6 +513,20 @@ progress (struct secondary *s, enum replication_stage stage)
   return MIN (done * 100 / total, (uint64_t) 99);
 }
 
+/* What is known of the disk, and who writes to it. */
+static void
+query_disk (struct secondary *s, struct replication_status *status)
+{
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  status->role = text.flags & NOTE_PROMOTED ? "promoted" : "secondary";
+  status->inconsistent = text.flags & NOTE_INCONSISTENT;
+  status->history = text.history;
+  status->partner = text.partner;
+  status->link = atomic_load (&s->nr_primaries) > 0 ? "connected" : "none";
+}
+
 void
 secondary_query (struct secondary *s, struct replication_status *status)
 {
@@ -543,14 +542,19 @@ secondary_query (struct secondary *s, struct replication_status *status)
     status->active_clusters = qed_buffer_nr_held (s->active);
   if (s->hidden)
     status->hidden_clusters = qed_buffer_nr_held (s->hidden);
+  query_disk (s, status);
 }
 
 void
-secondary_history (struct secondary *s, struct history *history)
+secondary_identity (struct secondary *s, struct disk_identity *identity)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->note_lock);
+  struct note_text text;
 
-  *history = s->history;
+  note_get (&s->note, &text);
+  *identity = (struct disk_identity) {
+    .kind = text.flags & NOTE_PROMOTED ? DISK_PROMOTED : DISK_SECONDARY,
+    .history = text.history, .partner = text.partner, .before = text.before,
+  };
 }
 
 /* ---- Closing */
@@ -564,10 +568,12 @@ secondary_close (struct secondary *s)
     return;
   secondary_checkpoint_abort (s);
   if (atomic_load (&s->stage) == REPLICATION_RUNNING &&
-      secondary_stop (s, false, &refusal) == -1)
+      secondary_stop (s, false, false, &refusal) == -1)
     msg_error ("replication: at the end: %s", refusal.desc);
   /* A failover is finished: the guest's writes are in the buffers. */
   job_wait (s->commit_job);
+  if (atomic_load (&s->stage) == REPLICATION_FAILOVER_FAILED)
+    secondary_end_commit (s);
   if (atomic_load (&s->stage) == REPLICATION_FAILOVER_FAILED)
     msg_warning ("the failover is not complete: the guest's data is in the "
                  "buffers %s and %s, and starting again with "

@@ -16,12 +16,16 @@
 #include <stdint.h>
 
 #include "filters/replication/history.h"
+#include "filters/replication/meeting.h"
 #include "node/node.h"
 #include "filters/replication/status.h"
 
 struct secondary;
 
-enum secondary_recover { RECOVER_FAIL, RECOVER_ROLLBACK, RECOVER_DISCARD };
+enum secondary_recover {
+  RECOVER_FAIL, RECOVER_ROLLBACK, RECOVER_DISCARD,
+  RECOVER_RESET                 /* discard, and forget a promotion */
+};
 
 struct secondary_options {
   const char *active, *hidden;  /* the buffers' files */
@@ -53,21 +57,49 @@ extern int secondary_begin (struct secondary *s, struct node *disk);
  */
 extern void secondary_close (struct secondary *s);
 
-/* The two exports: nodes that belong to s, whose requests keep the stage
- * table.  Their alignment is the disk's.
+/* The guest's export: a node that belongs to s, whose requests keep the stage
+ * table.  Its alignment is the disk's.
  */
 extern struct node *secondary_guest_node (struct secondary *s);
-extern struct node *secondary_replication_node (struct secondary *s);
 
-/* What a primary must know of the disk (history.h). */
-extern void secondary_history (struct secondary *s, struct history *history);
+/* The same for a connection of a primary, to be disconnected before
+ * secondary_close.  primary is who it says it is, "" if it says nothing.
+ * One primary writes at a time: another one is refused (EBUSY, after a
+ * message), at once if it says who it is, else when it begins to write.  After
+ * the guest has written to the disk that they knew, connections from before
+ * of one that says who it is get ESHUTDOWN for everything: it has to connect
+ * again and look at the history.  NULL with errno after a message.
+ */
+extern struct node *secondary_connect (struct secondary *s,
+                                       const struct history *primary);
+extern void secondary_disconnect (struct secondary *s, struct node *n);
+
+/* This primary, which is connected, says that what it has written so far
+ * makes the disk equal to its own.  -1 with errno after a message.
+ */
+extern int secondary_synced (struct secondary *s,
+                             const struct history *primary);
+
+/* What a primary must know of the disk before it writes. */
+extern void secondary_identity (struct secondary *s,
+                                struct disk_identity *identity);
 
 /* The commands of replication.md. */
 extern int secondary_start (struct secondary *s,
                             struct replication_refusal *refusal);
+
+/* Has it been promoted by a failover, and not been reset since? */
+extern bool secondary_is_promoted (struct secondary *s);
+
+/* Forget that: the disk may be overwritten again.  In DONE after a failover;
+ * then NONE.
+ */
+extern int secondary_reset (struct secondary *s,
+                            struct replication_refusal *refusal);
 extern int secondary_checkpoint (struct secondary *s,
                                  struct replication_refusal *refusal);
-extern int secondary_stop (struct secondary *s, bool failover,
+/* force: fail over also to a disk that is not consistent. */
+extern int secondary_stop (struct secondary *s, bool failover, bool force,
                            struct replication_refusal *refusal);
 extern void secondary_query (struct secondary *s,
                              struct replication_status *status);

@@ -1,0 +1,225 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The two buffers of a secondary: their files, and emptying them together
+ * (see secondary.c).
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "filters/replication/secondary/buffers.h"
+#include "utils/cleanup.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+
+/* Is there a file that is not empty? */
+static bool
+is_there (const char *name)
+{
+  struct stat st;
+
+  return stat (name, &st) == 0 && !(S_ISREG (st.st_mode) && st.st_size == 0);
+}
+
+/* The folder in which a file is to be made, to be freed. */
+static char *
+folder_of (const char *name)
+{
+  CLEANUP_FREE char *copy = strdup (name);
+
+  return copy ? realpath (dirname (copy), NULL) : NULL;
+}
+
+static int
+check_folder (const char *name)
+{
+  CLEANUP_FREE char *folder = folder_of (name);
+
+  if (folder && access (folder, W_OK) == 0)
+    return 0;
+  msg_error ("%s: the buffer cannot be created: %m", name);
+  return -1;
+}
+
+static bool
+is_same_file (const char *a, const char *b)
+{
+  CLEANUP_FREE char *folder_a = NULL;
+  CLEANUP_FREE char *folder_b = NULL;
+  const char *base_a, *base_b;
+  struct stat st_a, st_b;
+
+  if (stat (a, &st_a) == 0 && stat (b, &st_b) == 0)
+    return st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
+  folder_a = folder_of (a);
+  folder_b = folder_of (b);
+  base_a = strrchr (a, '/');
+  base_b = strrchr (b, '/');
+  return folder_a && folder_b && strcmp (folder_a, folder_b) == 0 &&
+    strcmp (base_a ? base_a + 1 : a, base_b ? base_b + 1 : b) == 0;
+}
+
+/* Open a buffer if it is there; otherwise it must be possible to make
+ * one.
+ */
+static int
+open_if_there (const char *name, struct node **buffer)
+{
+  if (!is_there (name))
+    return check_folder (name);
+  *buffer = qed_buffer_open (name);
+  return *buffer ? 0 : -1;
+}
+
+static int
+check_size (const struct node *a, uint64_t size, const char *other)
+{
+  if (a == NULL || node_size (a) == size)
+    return 0;
+  errno = EINVAL;
+  msg_error ("%s: the buffer has %" PRIu64 " bytes, but %s has %" PRIu64
+             "; active buffer, hidden buffer and disk must have the same "
+             "size", a->name, node_size (a), other, size);
+  return -1;
+}
+
+int
+buffers_open (struct secondary *s)
+{
+  if (is_same_file (s->active_name, s->hidden_name)) {
+    errno = EINVAL;
+    msg_error ("%s: the active and the hidden buffer are the same file",
+               s->active_name);
+    return -1;
+  }
+  if (open_if_there (s->active_name, &s->active) == -1 ||
+      open_if_there (s->hidden_name, &s->hidden) == -1)
+    return -1;
+  return s->hidden ? check_size (s->active, node_size (s->hidden),
+                                 s->hidden_name) : 0;
+}
+
+/* Make its name durable, so that a power loss does not take it back. */
+static int
+sync_folder (const char *name)
+{
+  CLEANUP_FREE char *folder = folder_of (name);
+  const int fd = folder ? open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    : -1;
+  int r, err;
+
+  if (fd == -1)
+    return -1;
+  r = fsync (fd);
+  err = errno;
+  close (fd);
+  errno = err;
+  return r;
+}
+
+/* Give a new file the name at which nothing is, or an empty file, whose
+ * owner and mode it then takes on.
+ */
+static int
+rename_new (const char *new, const char *name)
+{
+  struct stat st;
+
+  if (stat (name, &st) == 0 &&
+      (chmod (new, st.st_mode & 07777) == -1 ||
+       (chown (new, st.st_uid, st.st_gid) == -1 && errno != EPERM)))
+    return -1;
+  return rename (new, name) == -1 ? -1 : sync_folder (name);
+}
+
+/* A crash leaves no file or a whole one: it is made under another name.  What
+ * is left under that is of no use to anybody.
+ */
+static int
+create_buffer (const char *name, uint64_t size)
+{
+  CLEANUP_FREE char *real = realpath (name, NULL);
+  CLEANUP_FREE char *new = NULL;
+  struct history unique;
+
+  if (history_make (&unique) == -1)
+    return -1;
+  if (asprintf (&new, "%s.new-%.8s", real ? real : name, unique.text) == -1) {
+    new = NULL;
+    msg_error ("%s: %m", name);
+    return -1;
+  }
+  if (qed_buffer_create (new, size) == -1)
+    return -1;
+  if (rename_new (new, real ? real : name) == 0)
+    return 0;
+  msg_error ("%s: giving the new buffer %s its name: %m", name, new);
+
+  const int err = errno;
+
+  unlink (new);
+  errno = err;
+  return -1;
+}
+
+/* QED images have whole sectors; what is behind the disk's end in the
+ * last one reads as zeroes and is never written.
+ */
+static int
+need_buffer (struct secondary *s, const char *name, struct node **buffer)
+{
+  const uint64_t size = round_up (node_size (s->disk), 512);
+
+  if (*buffer == NULL) {
+    if (create_buffer (name, size) == -1)
+      return -1;
+    *buffer = qed_buffer_open (name);
+    if (*buffer == NULL)
+      return -1;
+  }
+  return check_size (*buffer, size, "the disk");
+}
+
+int
+buffers_make (struct secondary *s)
+{
+  return need_buffer (s, s->active_name, &s->active) == -1 ? -1
+    : need_buffer (s, s->hidden_name, &s->hidden);
+}
+
+int
+buffers_empty_prepare (struct secondary *s)
+{
+  return qed_buffer_empty_prepare (s->active) == -1 ? -1
+    : qed_buffer_empty_prepare (s->hidden);
+}
+
+int
+buffers_empty_switch (struct secondary *s)
+{
+  if (qed_buffer_empty_switch (s->active) == -1)
+    return -1;
+  if (qed_buffer_empty_switch (s->hidden) == 0) {
+    qed_buffer_empty_finish (s->active);
+    qed_buffer_empty_finish (s->hidden);
+    return 0;
+  }
+
+  const int err = errno;
+
+  qed_buffer_empty_back (s->active);
+  errno = err;
+  return -1;
+}

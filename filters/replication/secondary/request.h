@@ -1,0 +1,49 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the requests of both exports of a secondary have in common. */
+
+#ifndef BLOCKDRIVERS_REPLICATION_REQUEST_H
+#define BLOCKDRIVERS_REPLICATION_REQUEST_H
+
+#include "filters/replication/secondary/state.h"
+
+/* Every request is between these two.  Returns the stage, which stays as long.
+ */
+extern enum replication_stage request_enter (struct secondary *s);
+extern void request_leave (struct secondary *s);
+
+/* EIO after a message: this stage does not allow it. */
+extern int request_refuse (const struct node *n, const char *what,
+                           enum replication_stage stage);
+
+/* A write, zero request or discard. */
+struct change {
+  enum { WRITE, ZERO, DISCARD } kind;
+  const struct iovec *iov;      /* WRITE */
+  int iovcnt;
+  uint64_t count, offset;
+  unsigned flags;               /* ZERO */
+};
+
+/* "write", "zero" or "discard". */
+extern const char *change_name (const struct change *c);
+
+extern int change_apply (struct node *to, const struct change *c);
+
+/* Make the node of an export that looks like the disk. */
+extern void export_init (struct export *e, struct secondary *s,
+                         const struct node_ops *ops, const char *name);
+
+/* A node_ops.close for nodes that go with their owner. */
+extern int export_close (struct node *n);
+
+static inline struct export *
+export_of (struct node *n)
+{
+  return (struct export *) n;
+}
+
+#endif /* BLOCKDRIVERS_REPLICATION_REQUEST_H */

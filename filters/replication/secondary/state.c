@@ -1,0 +1,45 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See state.h. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <string.h>
+
+#include "filters/replication/secondary/state.h"
+
+void
+secondary_note_error (struct secondary *s, const char *what)
+{
+  const int err = errno;
+
+  replication_error_set (&s->error, "%s: %s", what, strerror (err));
+  errno = err;
+}
+
+void
+secondary_outdate_primaries (struct secondary *s)
+{
+  atomic_fetch_add (&s->generation, 1);
+}
+
+int
+secondary_put_state (struct secondary *s, enum buffers_state state)
+{
+  const struct note_change change = { .set_state = true, .state = state };
+
+  return note_put (&s->note, s->hidden, &change);
+}
+
+int
+secondary_clean_buffers (struct secondary *s)
+{
+  if (qed_buffer_clean (s->active) == -1 ||
+      qed_buffer_clean (s->hidden) == -1)
+    return -1;
+  return secondary_put_state (s, BUFFERS_UNUSED);
+}
