@@ -16,6 +16,8 @@ tools_blkctl_blkctl_SOURCES = \
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm
 tools_logwrites_logwrites_SOURCES = \
+	tools/logwrites/gnuplot.c \
+	tools/logwrites/gnuplot.h \
 	tools/logwrites/info.c \
 	tools/logwrites/list.c \
 	tools/logwrites/logwrites.c \

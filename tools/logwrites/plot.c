@@ -14,40 +14,25 @@
  * are lines; many are a strip of their own below, which tells how many
  * there are.  So the picture is readable, and its file small, whatever
  * the log's length.  Memory does not grow with the log either.
- *
- * gnuplot reads commands and data from a pipe and writes the picture to
- * its standard output, so no name of a file decides what it does.  Names
- * of marks come into its commands, but none of their characters that
- * could have a meaning there.  The picture gets its name when it is
- * complete.
  */
 
 #include <config.h>
 
-#include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/sendfile.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "tools/logwrites/gnuplot.h"
 #include "tools/logwrites/logwrites.h"
 #include "utils/cleanup.h"
-#include "utils/jsontext.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
-
-extern char **environ;
 
 static const struct tool_option options[] = {
   { 'o', NULL, "FILE", "the picture: its name ends in .svg or .png" },
@@ -152,51 +137,6 @@ row_of (const struct plot *p, uint64_t sector)
   return MIN (row, ROWS - 1);
 }
 
-/* ---- Text for gnuplot */
-
-/* Print a text in double quotes, in which all but letters and what is
- * not ASCII is written as its code: gnuplot gives a meaning to many
- * other characters, even there, and digits would continue a code.  The
- * text is UTF-8.  What XML may not hold becomes a question mark.
- */
-static void
-print_quoted (const struct plot *p, const char *text, unsigned max_chars)
-{
-  unsigned nr = 0;
-
-  putc ('"', p->gnuplot);
-  for (; *text; ++text) {
-    const unsigned char c = *text;
-
-    if ((c & 0xc0) != 0x80 && nr++ == max_chars) {
-      fputs ("...", p->gnuplot);
-      break;
-    }
-    if (strncmp (text, "\357\277\276", 3) == 0 ||
-        strncmp (text, "\357\277\277", 3) == 0) {
-      putc ('?', p->gnuplot);
-      text += 2;
-    }
-    else if (c < ' ' || c == 0x7f)
-      putc ('?', p->gnuplot);
-    else if (c < 0x80 && !isalpha (c))
-      fprintf (p->gnuplot, "\\%03o", c);
-    else
-      putc (c, p->gnuplot);
-  }
-  putc ('"', p->gnuplot);
-}
-
-/* The same for bytes that may be no UTF-8. */
-static void
-print_name (const struct plot *p, const char *name, unsigned max_chars)
-{
-  json_t *const text = json_text (name);
-
-  print_quoted (p, text ? json_string_value (text) : "?", max_chars);
-  json_decref (text);
-}
-
 /* ---- Marks */
 
 /* The marks that get a line and a name. */
@@ -298,7 +238,7 @@ draw_names (const struct plot *p, const struct names *n)
              "nohead front lw 1 lc rgb '#%06x'\n"
              "set label ",
              entry, entry, MARK_COLOUR, entry, place, MARK_COLOUR);
-    print_name (p, n->name[i].text, MAX_MARK_CHARS);
+    gnuplot_print_text (p->gnuplot, n->name[i].text, MAX_MARK_CHARS);
     fprintf (p->gnuplot, " at %.17g, graph 1.03 rotate by 35 left "
              "noenhanced front font ',9'\n", place);
   }
@@ -551,7 +491,7 @@ set_up (const struct plot *p)
            p->high + 0.01 * (p->high - p->low));
 
   fputs ("set label ", p->gnuplot);
-  print_name (p, p->log->node->name, 100);
+  gnuplot_print_text (p->gnuplot, p->log->node->name, 100);
   fputs (" at screen 0.1, screen 0.975 left noenhanced font ',12'\n",
          p->gnuplot);
   fprintf (p->gnuplot, "set label '%" PRIu64 " entries, %" PRIu64
@@ -657,112 +597,20 @@ draw (struct plot *p, bool png)
 
 /* ---- gnuplot */
 
-/* Start it with its standard output in a file.  Returns the stream to
- * its standard input.
- */
-static FILE *
-start_gnuplot (int output, pid_t *pid)
-{
-  char *const argv[] = { "gnuplot", "-d", "-", NULL };
-  posix_spawn_file_actions_t actions;
-  int fds[2], err;
-  FILE *fp;
-
-  if (pipe2 (fds, O_CLOEXEC) == -1) {
-    msg_error ("pipe: %m");
-    return NULL;
-  }
-  posix_spawn_file_actions_init (&actions);
-  posix_spawn_file_actions_adddup2 (&actions, fds[0], STDIN_FILENO);
-  posix_spawn_file_actions_adddup2 (&actions, output, STDOUT_FILENO);
-  err = posix_spawnp (pid, argv[0], &actions, NULL, argv, environ);
-  posix_spawn_file_actions_destroy (&actions);
-  close (fds[0]);
-  fp = err ? NULL : fdopen (fds[1], "w");
-  if (fp == NULL) {
-    if (err)
-      errno = err;
-    msg_error ("cannot run gnuplot, which draws the picture: %m");
-    close (fds[1]);
-  }
-  return fp;
-}
-
-/* It has said on standard error what was wrong, if anything. */
-static int
-end_gnuplot (FILE *fp, pid_t pid)
-{
-  int status;
-
-  fclose (fp);
-  if (waitpid (pid, &status, 0) == -1) {
-    msg_error ("waitpid: %m");
-    return -1;
-  }
-  if (status != 0) {
-    msg_error ("gnuplot could not draw the picture");
-    return -1;
-  }
-  return 0;
-}
-
 static int
 plot_to (struct plot *p, int fd, bool png)
 {
   pid_t pid;
   int r;
 
-  p->gnuplot = start_gnuplot (fd, &pid);
+  p->gnuplot = gnuplot_start (fd, &pid);
   if (p->gnuplot == NULL)
     return -1;
   r = draw (p, png);
-  return end_gnuplot (p->gnuplot, pid) == -1 ? -1 : r;
+  return gnuplot_end (p->gnuplot, pid) == -1 ? -1 : r;
 }
 
 /* ---- The command */
-
-static int
-copy_picture (int picture, int fd, const char *name)
-{
-  off_t offset = 0;
-  ssize_t r;
-
-  do
-    r = sendfile (fd, picture, &offset, 1024 * 1024);
-  while (r > 0);
-  if (r == -1)
-    msg_error ("%s: write: %m", name);
-  return r;
-}
-
-/* A new file beside it takes its name when it is complete. */
-static int
-save_picture (int picture, const char *name)
-{
-  CLEANUP_FREE char *new_name = NULL;
-  CLEANUP_CLOSE int fd = -1;
-  mode_t mask;
-
-  if (asprintf (&new_name, "%s.XXXXXX", name) == -1) {
-    new_name = NULL;
-    msg_error ("%s: %m", name);
-    return -1;
-  }
-  fd = mkostemp (new_name, O_CLOEXEC);
-  if (fd == -1) {
-    msg_error ("%s: create: %m", name);
-    return -1;
-  }
-  mask = umask (0);
-  umask (mask);
-  if (copy_picture (picture, fd, name) == 0) {
-    if (fchmod (fd, 0666 & ~mask) == 0 && rename (new_name, name) == 0)
-      return 0;
-    msg_error ("%s: %m", name);
-  }
-  unlink (new_name);
-  return -1;
-}
 
 /* Drawn in memory, since gnuplot does not notice when a disk is full. */
 static int
@@ -776,7 +624,7 @@ plot_file (struct plot *p, const char *name, bool png)
   }
   if (plot_to (p, picture, png) == -1)
     return -1;
-  return save_picture (picture, name);
+  return gnuplot_save (picture, name);
 }
 
 static int
