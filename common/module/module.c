@@ -107,6 +107,32 @@ module_set_image (char **name, const char *key, const char *value)
 }
 
 int
+module_set_size (int64_t *size, const char *key, const char *value)
+{
+  const int64_t n = nbdkit_parse_size (value);
+
+  if (n == -1) {
+    nbdkit_error ("%s=%s: not a size", key, value);
+    return -1;
+  }
+  *size = n;
+  return 0;
+}
+
+int
+module_set_bool (bool *flag, const char *key, const char *value)
+{
+  const int r = nbdkit_parse_bool (value);
+
+  if (r == -1) {
+    nbdkit_error ("%s=%s: not a boolean", key, value);
+    return -1;
+  }
+  *flag = r;
+  return 0;
+}
+
+int
 module_choose (const char *key, const char *value, const char *const words[])
 {
   for (int i = 0; words[i]; ++i)

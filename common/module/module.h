@@ -11,6 +11,9 @@
 #ifndef BLOCKDRIVERS_MODULE_H
 #define BLOCKDRIVERS_MODULE_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 /* For .load: hand the messages of common/ to nbdkit, and make a file size
  * limit an error of the write (EFBIG).
  */
@@ -35,6 +38,13 @@ extern int module_set_path (char **name, const char *key, const char *value);
  */
 extern int module_set_socket (char **name, const char *key,
                               const char *value);
+
+/* A size or a boolean in nbdkit's spellings; -1 after messages, one of
+ * which names the parameter.
+ */
+extern int module_set_size (int64_t *size, const char *key,
+                            const char *value);
+extern int module_set_bool (bool *flag, const char *key, const char *value);
 
 /* The place of a value in a list of two or three words that ends with
  * NULL, which is also the number of the enum; -1 after a message.

@@ -137,19 +137,6 @@ set_export (char **name, const char *key, const char *value)
   return set_string (name, key, value);
 }
 
-static int
-set_bool (bool *flag, const char *key, const char *value)
-{
-  const int r = nbdkit_parse_bool (value);
-
-  if (r == -1) {
-    nbdkit_error ("%s=%s: not a boolean", key, value);
-    return -1;
-  }
-  *flag = r;
-  return 0;
-}
-
 int
 params_set (struct params *params, const char *key, const char *value)
 {
@@ -175,7 +162,7 @@ params_set (struct params *params, const char *key, const char *value)
   case KIND_SOCKET: return module_set_socket (field, key, value);
   case KIND_URI: return set_uri (field, key, value);
   case KIND_EXPORT: return set_export (field, key, value);
-  case KIND_BOOL: return set_bool (field, key, value);
+  case KIND_BOOL: return module_set_bool (field, key, value);
   case KIND_RECOVER: return set_recover (field, key, value);
   }
   abort ();

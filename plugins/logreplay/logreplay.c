@@ -76,10 +76,8 @@ logreplay_config (const char *key, const char *value)
     return module_set_image (&log_name, key, value);
   if (strcmp (key, "base") == 0)
     return module_set_image (&base_name, key, value);
-  if (strcmp (key, "size") == 0) {
-    size = nbdkit_parse_size (value);
-    return size == -1 ? -1 : 0;
-  }
+  if (strcmp (key, "size") == 0)
+    return module_set_size (&size, key, value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }

@@ -51,20 +51,11 @@ qed_unload (void)
 }
 
 static int
-set_bool (bool *flag, const char *value)
-{
-  const int r = nbdkit_parse_bool (value);
-
-  *flag = r == 1;
-  return r == -1 ? -1 : 0;
-}
-
-static int
 set_cache_size (const char *value)
 {
-  const int64_t size = nbdkit_parse_size (value);
+  int64_t size;
 
-  if (size == -1)
+  if (module_set_size (&size, "l2-cache-size", value) == -1)
     return -1;
   if (size < QED_MIN_CACHE_SIZE) {
     nbdkit_error ("l2-cache-size=%s: it must be at least %d bytes",
@@ -116,11 +107,11 @@ qed_config (const char *key, const char *value)
     return r == -1 ? -1 : 0;
   }
   if (strcmp (key, "copy-on-read") == 0)
-    return set_bool (&options.copy_on_read, value);
+    return module_set_bool (&options.copy_on_read, key, value);
   if (strcmp (key, "lock") == 0) {
     bool lock;
 
-    r = set_bool (&lock, value);
+    r = module_set_bool (&lock, key, value);
     options.no_lock = !lock;
     return r;
   }
