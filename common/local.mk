@@ -121,12 +121,20 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/reader.h \
 	common/writelog/record/held.c \
 	common/writelog/record/held.h \
+	common/writelog/record/pending.c \
+	common/writelog/record/pending.h \
 	common/writelog/record/recorder.c \
 	common/writelog/record/recorder.h \
+	common/writelog/record/room.c \
+	common/writelog/record/room.h \
 	common/writelog/record/spool.c \
 	common/writelog/record/spool.h \
 	common/writelog/record/stale.c \
 	common/writelog/record/stale.h \
+	common/writelog/record/start.c \
+	common/writelog/record/start.h \
+	common/writelog/record/store.c \
+	common/writelog/record/store.h \
 	common/writelog/record/writer.c \
 	common/writelog/record/writer.h \
 	common/writelog/moments/cover.c \

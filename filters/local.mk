@@ -15,7 +15,9 @@ filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
 	$(next_node_sources) \
 	filters/blklogwrites/blklogwrites.c \
 	filters/blklogwrites/commands.c \
-	filters/blklogwrites/commands.h
+	filters/blklogwrites/commands.h \
+	filters/blklogwrites/ending.c \
+	filters/blklogwrites/ending.h
 
 if !SANITIZERS
 filter_LTLIBRARIES += filters/replication/nbdkit-replication-filter.la

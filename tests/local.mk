@@ -92,6 +92,9 @@ endif
 # Each unit test is linked with the library.  The others are run by tests.
 check_PROGRAMS += $(unit_tests) tests/unit/control-server
 AM_CPPFLAGS += $(CMOCKA_CFLAGS)
+# One of its tests is without memory.
+tests_unit_test_writelog_hold_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=realloc
+
 LDADD = \
 	filters/replication/libreplication.la \
 	common/libblockdrivers.la \

@@ -7,6 +7,8 @@
 
 #include <config.h>
 
+#include <string.h>
+
 #include "utils/byteorder.h"
 #include "writelog/format.h"
 #include "utils/iszero.h"
@@ -15,17 +17,37 @@
 #define LOG_MAGIC UINT64_C (0x6a736677736872)
 #define LOG_VERSION 1
 
+static const char note_magic[8] = {
+  'n', 'b', 'd', 'k', 'i', 't', 'w', 'l'
+};
+
 /* Where the fields stand: in the super block, in an entry. */
 enum { MAGIC = 0, FORMAT_VERSION = 8, NR_ENTRIES = 16, SECTOR_SIZE = 24 };
+enum { NOTE_MAGIC = 256, NOTE_DISK_SIZE = 264, NOTE_SECTOR_SIZE = 512 };
 enum { SECTOR = 0, NR_SECTORS = 8, FLAGS = 16, DATA_LEN = 24 };
 
 void
-writelog_super_encode (const struct writelog_super *super, uint8_t *buf)
+writelog_super_encode (const struct writelog_super *super, uint8_t *buf,
+                       size_t len)
 {
   put_le64 (buf + MAGIC, LOG_MAGIC);
   put_le64 (buf + FORMAT_VERSION, LOG_VERSION);
   put_le64 (buf + NR_ENTRIES, super->nr_entries);
   put_le32 (buf + SECTOR_SIZE, super->sector_size);
+  if (len >= WRITELOG_NOTED_LEN && super->disk_size > 0) {
+    memcpy (buf + NOTE_MAGIC, note_magic, sizeof note_magic);
+    put_le64 (buf + NOTE_DISK_SIZE, super->disk_size);
+  }
+}
+
+/* The disk's size, if it is noted: in small sectors entries stand there. */
+static uint64_t
+noted_disk_size (const uint8_t *buf, size_t len, uint32_t sector_size)
+{
+  if (len < WRITELOG_NOTED_LEN || sector_size < NOTE_SECTOR_SIZE ||
+      memcmp (buf + NOTE_MAGIC, note_magic, sizeof note_magic) != 0)
+    return 0;
+  return get_le64 (buf + NOTE_DISK_SIZE);
 }
 
 enum writelog_super_kind
@@ -45,6 +67,7 @@ writelog_super_decode (const uint8_t *buf, size_t len,
   else {
     super->nr_entries = get_le64 (buf + NR_ENTRIES);
     super->sector_size = get_le32 (buf + SECTOR_SIZE);
+    super->disk_size = noted_disk_size (buf, len, super->sector_size);
     if (!is_power_of_2 (super->sector_size) ||
         super->sector_size < WRITELOG_MIN_SECTOR_SIZE ||
         super->sector_size > WRITELOG_MAX_SECTOR_SIZE)

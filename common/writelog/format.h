@@ -15,7 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WRITELOG_SUPER_LEN 28   /* bytes; the rest of sector 0 is zero */
+#define WRITELOG_SUPER_LEN 28   /* bytes; the rest of sector 0 is zero, but
+                                   for our note in sectors of 512 and up */
+#define WRITELOG_NOTED_LEN 272  /* bytes, with the note */
 #define WRITELOG_ENTRY_LEN 32   /* bytes; the rest of the sector is zero,
                                    or a mark's text */
 
@@ -36,6 +38,7 @@ enum {
 struct writelog_super {
   uint64_t nr_entries;          /* complete entries in the log */
   uint32_t sector_size;         /* bytes, power of two */
+  uint64_t disk_size;           /* bytes; 0: not noted */
 };
 
 /* An entry, in host byte order; sectors are the log's. */
@@ -48,9 +51,11 @@ struct writelog_entry {
                                    writers store what they like, we 0 */
 };
 
-/* buf has WRITELOG_SUPER_LEN bytes. */
+/* buf has len bytes of zeroes, at least WRITELOG_SUPER_LEN, and at most a
+ * sector.  The size of the disk is noted if there is room.
+ */
 extern void writelog_super_encode (const struct writelog_super *super,
-                                   uint8_t *buf);
+                                   uint8_t *buf, size_t len);
 
 enum writelog_super_kind {
   WRITELOG_SUPER_OK,
@@ -59,8 +64,8 @@ enum writelog_super_kind {
 };
 
 /* Decode the first len bytes of a log, at least WRITELOG_SUPER_LEN
- * (less is BAD).  When it is BAD, *why is set to a string constant,
- * as "the magic number is wrong".
+ * (less is BAD), and WRITELOG_NOTED_LEN to find the note.  When it is BAD,
+ * *why is set to a string constant, as "the magic number is wrong".
  */
 extern enum writelog_super_kind
 writelog_super_decode (const uint8_t *buf, size_t len,

@@ -28,7 +28,7 @@
 static int
 read_super (struct writelog_reader *r)
 {
-  uint8_t buf[WRITELOG_SUPER_LEN] = { 0 };
+  uint8_t buf[WRITELOG_NOTED_LEN] = { 0 };
   const size_t len = MIN (node_size (r->node), sizeof buf);
   const char *why;
 
@@ -52,8 +52,8 @@ read_super (struct writelog_reader *r)
   return -1;
 }
 
-struct writelog_reader *
-writelog_reader_open_node (struct node *node)
+static struct writelog_reader *
+reader_open (struct node *node, bool borrowed)
 {
   struct writelog_reader *r = calloc (1, sizeof *r);
 
@@ -62,10 +62,12 @@ writelog_reader_open_node (struct node *node)
   if (r == NULL || r->buffer == NULL) {
     msg_error ("%s: open: %m", node->name);
     free (r);
-    node_close (node);
+    if (!borrowed)
+      node_close (node);
     return NULL;
   }
   r->node = node;
+  r->borrowed = borrowed;
   if (read_super (r) == -1) {
     const int err = errno;
 
@@ -75,6 +77,18 @@ writelog_reader_open_node (struct node *node)
   }
   writelog_reader_rewind (r);
   return r;
+}
+
+struct writelog_reader *
+writelog_reader_open_node (struct node *node)
+{
+  return reader_open (node, false);
+}
+
+struct writelog_reader *
+writelog_reader_borrow_node (struct node *node)
+{
+  return reader_open (node, true);
 }
 
 struct writelog_reader *
@@ -91,7 +105,8 @@ writelog_reader_close (struct writelog_reader *r)
 {
   if (r == NULL)
     return;
-  node_close (r->node);
+  if (!r->borrowed)
+    node_close (r->node);
   free (r->buffer);
   free (r->mark);
   free (r);

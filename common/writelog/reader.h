@@ -13,6 +13,7 @@
 #ifndef BLOCKDRIVERS_WRITELOG_READER_H
 #define BLOCKDRIVERS_WRITELOG_READER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "node/node.h"
@@ -26,6 +27,8 @@ struct writelog_reader {
   /* Where the walk is. */
   uint64_t next;                /* number of the next entry, from 0 */
   uint64_t offset;              /* bytes, where that one stands */
+
+  bool borrowed;                /* the node is */
 
   /* For reader.c: what has been read ahead. */
   uint8_t *buffer;
@@ -53,6 +56,9 @@ extern struct writelog_reader *writelog_reader_open (const char *name);
 
 /* The same over a node, which is owned also when it fails. */
 extern struct writelog_reader *writelog_reader_open_node (struct node *node);
+/* The node stays the caller's. */
+extern struct writelog_reader *
+writelog_reader_borrow_node (struct node *node);
 extern void writelog_reader_close (struct writelog_reader *reader);
 
 /* The next entry: 1; 0 behind the last one; -1 with errno after a

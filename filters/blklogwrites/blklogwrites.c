@@ -28,6 +28,7 @@
 
 #include "utils/cleanup.h"
 #include "filters/blklogwrites/commands.h"
+#include "filters/blklogwrites/ending.h"
 #include "utils/message.h"
 #include "module/module.h"
 #include "module/next.h"
@@ -53,6 +54,7 @@ static struct parameter *parameters;
 static struct writelog *writelog;
 static struct recorder *recorder;
 static struct control *control;
+static struct job *ending;      /* NULL where nothing can hang */
 static bool started;            /* the log is, by after_fork */
 static atomic_bool asked;       /* a connection has been asked for */
 
@@ -82,7 +84,10 @@ end (void)
    */
   if (started && !atomic_load (&asked))
     writelog_begin (writelog);
+  writelog_finish (writelog);
+  job_finish (ending);
   writelog_close (writelog);
+  ending = NULL;
   started = false;
   control = NULL;
   recorder = NULL;
@@ -117,8 +122,7 @@ blklogwrites_unload (void)
 static int
 set_sector_size (const char *value)
 {
-  sector_size = nbdkit_parse_size (value);
-  if (sector_size == -1)
+  if (module_set_size (&sector_size, "log-sector-size", value) == -1)
     return -1;
   if (!is_power_of_2 (sector_size) ||
       sector_size < WRITELOG_MIN_SECTOR_SIZE ||
@@ -192,12 +196,8 @@ blklogwrites_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 
   if (strcmp (key, "log") == 0)
     return module_set_image (&log_name, key, value);
-  if (strcmp (key, "log-append") == 0) {
-    const int r = nbdkit_parse_bool (value);
-
-    append = r == 1;
-    return r == -1 ? -1 : 0;
-  }
+  if (strcmp (key, "log-append") == 0)
+    return module_set_bool (&append, key, value);
   if (strcmp (key, "log-sector-size") == 0)
     return set_sector_size (value);
   if (strcmp (key, "log-super-update-interval") == 0)
@@ -277,6 +277,8 @@ blklogwrites_after_fork (nbdkit_backend *backend)
   if (writelog_start (writelog) == -1)
     return -1;
   started = true;
+  if (node_is_uri (log_name) && (ending = ending_start (writelog)) == NULL)
+    return -1;
   return control ? control_start (control) : 0;
 }
 
@@ -326,6 +328,28 @@ blklogwrites_open (nbdkit_next_open *next, nbdkit_context *context,
   return h;
 }
 
+/* Is this export the one that is recorded?  It becomes so if none is
+ * and "now" is true.
+ */
+static bool
+is_recorded (struct handle *h, bool now)
+{
+  if (atomic_load_explicit (&h->recorded, memory_order_relaxed))
+    return true;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export_lock);
+  if (recorded_export == NULL && now) {
+    recorded_export = strdup (h->export);
+    writelog_note_disk (writelog, node_size (h->disk));
+  }
+  if (recorded_export == NULL)
+    return !now;
+  if (strcmp (recorded_export, h->export) != 0)
+    return false;
+  atomic_store (&h->recorded, true);
+  return true;
+}
+
 /* What the layer below wants is known only now.  (Some plugins crash when
  * they are opened without a client, so it cannot be asked at the start.)
  */
@@ -340,6 +364,17 @@ check_block_size (uint32_t minimum)
   return -1;
 }
 
+/* A log that is continued must be of this disk.  Exports beside the
+ * recorded one can only be read.
+ */
+static int
+check_disk (struct handle *h)
+{
+  if (h->disk->read_only || !is_recorded (h, false))
+    return 0;
+  return writelog_check_disk (writelog, node_size (h->disk));
+}
+
 static int
 blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
 {
@@ -348,6 +383,7 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
   h->disk = next_node_of (next, "disk");
   if (h->disk == NULL ||
       check_block_size (h->disk->align) == -1 ||
+      check_disk (h) == -1 ||
       writelog_begin (writelog) == -1)
     return -1;
   return 0;
@@ -370,26 +406,6 @@ blklogwrites_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
   if (writelog_sector_size (writelog) <= *maximum)
     *preferred = MAX (*preferred, writelog_sector_size (writelog));
   return 0;
-}
-
-/* Is this export the one that is recorded?  It becomes so if none is
- * and "now" is true.
- */
-static bool
-is_recorded (struct handle *h, bool now)
-{
-  if (atomic_load_explicit (&h->recorded, memory_order_relaxed))
-    return true;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export_lock);
-  if (recorded_export == NULL && now)
-    recorded_export = strdup (h->export);
-  if (recorded_export == NULL)
-    return !now;
-  if (strcmp (recorded_export, h->export) != 0)
-    return false;
-  atomic_store (&h->recorded, true);
-  return true;
 }
 
 static int

@@ -77,7 +77,7 @@ static const struct control_argument log_mark_arguments[] = {
 
 static const struct control_command commands[] = {
   { .name = "log-mark", .arguments = log_mark_arguments, .run = log_mark },
-  { .name = "query-log", .run = query_log },
+  { .name = "query-log", .run = query_log, .at_once = true },
   { NULL }
 };
 

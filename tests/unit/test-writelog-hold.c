@@ -78,9 +78,9 @@ test_stale (void **state)
   for (uint64_t seed = 1; seed <= 100; ++seed) {
     CLEANUP_FREE struct model *model = calloc (FEW_SECTORS, sizeof *model);
     uint64_t random = seed, oldest = 0, next = 0;
-    struct stale s = { .n = 0 };
+    struct stale s;
 
-    CHECK (model);
+    CHECK (model && stale_init (&s) == 0);
     for (unsigned i = 0; i < OPERATIONS; ++i) {
       const uint64_t start = random_below (&random, FEW_SECTORS - 1);
       const uint64_t end =
@@ -115,9 +115,10 @@ test_stale (void **state)
 static void
 test_stale_room (void **state)
 {
-  struct stale s = { .n = 0 };
+  struct stale s;
   uint64_t i, len;
 
+  assert_int_equal (stale_init (&s), 0);
   for (i = 0; stale_has_room (&s) && i < 1000000; ++i)
     stale_overtake (&s, 2 * i, 2 * i + 1, i + 1);
   assert_within (i, 50000, 100000);
@@ -354,6 +355,49 @@ test_failed_log (void **state)
   assert_int_equal (writelog_close (load.log), 0);
 }
 
+/* ---- No memory */
+
+static bool no_memory;
+
+extern void *__real_realloc (void *p, size_t size);
+extern void *__wrap_realloc (void *p, size_t size);
+
+void *
+__wrap_realloc (void *p, size_t size)
+{
+  if (!no_memory)
+    return __real_realloc (p, size);
+  errno = ENOMEM;
+  return NULL;
+}
+
+/* Without memory to note what is stale all that is held is logged early. */
+static void
+test_no_memory (void **state)
+{
+  const struct writelog_entry entry = { .nr_sectors = 1 };
+  const struct writelog_entry fua = {
+    .sector = 5, .nr_sectors = 1, .flags = WRITELOG_FUA,
+  };
+  const struct writelog_entry discard = {
+    .sector = 9, .nr_sectors = 3, .flags = WRITELOG_DISCARD,
+  };
+  const struct writelog_piece piece = { .len = SECTOR };
+  struct load load;
+
+  begin (&load, 1, LOG_SECTORS);
+  assert_int_equal (hold_add (load.hold, &entry, &piece, 1), 0);
+  no_memory = true;
+  for (unsigned i = 0; i < 100; ++i) {
+    assert_int_equal (hold_overtake (load.hold, &fua, &piece, 1), 0);
+    assert_int_equal (hold_add (load.hold, &discard, NULL, 0), 0);
+  }
+  no_memory = false;
+  assert_int_equal (hold_close (load.hold), 0);
+  assert_int_equal (nr_entries (load.log), 201);
+  assert_int_equal (writelog_close (load.log), 0);
+}
+
 int
 main (void)
 {
@@ -364,6 +408,7 @@ main (void)
     cmocka_unit_test (test_promises_are_kept),
     cmocka_unit_test (test_logged_early),
     cmocka_unit_test (test_failed_log),
+    cmocka_unit_test (test_no_memory),
   };
 
   alarm (HANG_SECONDS);

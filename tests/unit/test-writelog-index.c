@@ -41,7 +41,7 @@ log_super (struct log *log)
   };
   uint8_t buf[WRITELOG_SUPER_LEN];
 
-  writelog_super_encode (&super, buf);
+  writelog_super_encode (&super, buf, WRITELOG_SUPER_LEN);
   assert_int_equal (pwrite (log->fd, buf, sizeof buf, 0), sizeof buf);
 }
 

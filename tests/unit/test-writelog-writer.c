@@ -59,6 +59,7 @@ struct medium {
   uint64_t space;               /* a write behind it fails, and then all do
                                    until the node is made shorter, or 0 */
   bool full;
+  bool never_cut;               /* making it shorter fails */
 };
 
 static void play_power_loss (struct medium *m);
@@ -165,6 +166,10 @@ medium_resize (struct node *n, uint64_t size)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   if (event (m) == -1)
     return -1;
+  if (m->never_cut && size < node_size (n)) {
+    errno = EIO;
+    return -1;
+  }
   if (size < CAPACITY)
     memset (m->now + size, 0, CAPACITY - size);
   m->full &= size > m->space;
@@ -639,6 +644,34 @@ test_marks (void **state)
   assert_int_equal (writelog_close (load.log), 0);
 }
 
+/* What was not flushed is whole in the file, and counted, also if that
+ * cannot be cut behind it.
+ */
+static void
+test_file_that_cannot_be_cut (void **state)
+{
+  struct medium *m = new_medium (false, 0);
+  struct writelog_item item;
+  struct writelog_reader *r;
+  struct node *left;
+  struct load load;
+
+  start_load (&load, m, 512);
+  CHECK (append_one (load.log, 10) == 0 && append_one (load.log, 20) == 0);
+  m->never_cut = true;
+  assert_int_equal (writelog_finish (load.log), -1);
+  left = &copy_medium (m, m->flushed, m->flushed_size)->node;
+  assert_int_equal (writelog_close (load.log), 0);
+
+  r = writelog_reader_open_node (left);
+  assert_non_null (r);
+  assert_int_equal (r->super.nr_entries, 2);
+  while (writelog_reader_next (r, &item) == 1)
+    ;
+  assert_int_equal (r->next, 2);
+  writelog_reader_close (r);
+}
+
 int
 main (void)
 {
@@ -650,6 +683,7 @@ main (void)
     cmocka_unit_test (test_full),
     cmocka_unit_test (test_full_without_writing_in_place),
     cmocka_unit_test (test_marks),
+    cmocka_unit_test (test_file_that_cannot_be_cut),
   };
 
   alarm (HANG_SECONDS);

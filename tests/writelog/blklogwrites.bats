@@ -271,7 +271,7 @@ h.trim(200000, 10000)
 h.trim(20000, 500000)'
   nbdcopy "$uri" disk.raw
   stop_nbdkit
-  entries | grep "976 40 4"
+  entries | grep "977 38 4"
   replays_to base disk.raw
 }
 
@@ -407,6 +407,10 @@ for request in (lambda: h.pwrite(b"x" * 512, 4096),
 assert h.pread(512, 4096) == before'
   run nr_failures
   assert_output 1
+  # A mark would name a state without the write that failed.
+  run blkctl control log-mark name=after
+  assert_failure 1
+  assert_output --partial "No space left"
   # The flush has failed, but what could be saved is counted.
   kill -KILL "$pid"
   wait_until 60 process_ended "$pid"
@@ -416,7 +420,8 @@ assert h.pread(512, 4096) == before'
   truncate -s 1M disk
   start_nbdkit memory 1M
   local log_uri=$uri memory=$pid
-  start_nbdkit --filter=blklogwrites file disk "log=$log_uri"
+  start_nbdkit --filter=blklogwrites file disk "log=$log_uri" \
+               log-control=control
   fill_log
   nbdcopy "$log_uri" log
   stop_nbdkit "$memory"
@@ -428,9 +433,128 @@ assert h.pread(512, 4096) == before'
   # On a file system that fills up.
   mkdir small
   mount -t tmpfs -o size=1m tmpfs small
-  start_nbdkit --filter=blklogwrites file disk log=small/log
+  start_nbdkit --filter=blklogwrites file disk log=small/log \
+               log-control=control
   fill_log
   [ "$(nr_entries small/log)" -eq "$(cat acknowledged)" ]
+}
+
+@test "a mark is refused after a write was, in the order of durability" {
+  truncate -s 1M disk
+  start_nbdkit memory 1M
+  start_nbdkit --filter=blklogwrites file disk "log=$uri" \
+               log-order=durability log-control=control
+  client "$uri" '
+n = 0
+try:
+    while n < 4000:
+        h.pwrite(bytes([n % 255 + 1]) * 4096, n % 200 * 4096)
+        n += 1
+    assert False, "it is never full"
+except nbd.Error as e:
+    assert e.errno == "ENOSPC", e'
+  run blkctl control log-mark name=after
+  assert_failure 1
+  assert_output --partial "No space left"
+}
+
+@test "a log server that stands still: the status is told, and the end comes" {
+  truncate -s 1M disk
+  start_nbdkit memory 1M
+  local log_uri=$uri log_pid=$pid
+  start_nbdkit --filter=blklogwrites file disk "log=$log_uri" \
+               log-control=control -D blklogwrites.patience=1
+  client "$uri" 'h.pwrite(b"a" * 1024, 0)'
+  kill -STOP "$log_pid"
+  nbdsh -u "$uri" -c 'h.pwrite(b"b" * 1024, 0)' 2>/dev/null 3>&- &
+  remember $!
+  blkctl control log-mark name=never >mark.out 2>&1 3>&- &
+  remember $!
+  # While these wait, this does not.
+  run timeout 20 blkctl control query-log
+  assert_success
+  assert_output --partial '"entries": 1'
+  kill -TERM "$pid"
+  wait_until 60 process_ended "$pid"
+  kill -CONT "$log_pid"
+  run cat "$log"
+  assert_output --partial "its server is cut off"
+}
+
+@test "a trim is one of whole sectors, and what reads as zeroes a discard" {
+  truncate -s 1M disk base
+  start_nbdkit --filter=blklogwrites --filter=noextents file disk log=log
+  client "$uri" '
+h.pwrite(b"a" * 65536, 0)
+h.pwrite(b"b" * 65536, 0, nbd.CMD_FLAG_FUA)
+h.trim(1000, 100)
+h.trim(400, 600)
+h.trim(10000, 10000)'
+  stop_nbdkit
+  run entries
+  assert_output "0 128 0
+0 128 2
+1 1 4
+20 19 4"
+  replays_to base disk
+
+  # The disk gives back a part of what it was asked for.
+  truncate -s 1M disk2
+  rm log
+  start_nbdkit --filter=blklogwrites eval get_size="echo 1M" \
+    can_write='exit 0' can_trim='exit 0' can_flush='exit 0' flush='exit 0' \
+    pwrite="dd of=$tmp/disk2 bs=1 seek=\$4 conv=notrunc status=none" \
+    trim="head -c 4096 /dev/zero |
+          dd of=$tmp/disk2 bs=1 seek=12288 conv=notrunc status=none" \
+    pread="dd if=$tmp/disk2 skip=\$4 count=\$3 \
+              iflag=count_bytes,skip_bytes status=none" log=log
+  client "$uri" '
+h.pwrite(b"a" * 32768, 0)
+h.trim(16384, 4096)'
+  stop_nbdkit
+  run entries
+  assert_output "0 64 0
+8 16 0
+24 8 4
+32 8 0"
+  replays_to base disk2
+}
+
+@test "a size that is none names its parameter" {
+  refused "log-sector-size=junk" memory 1M log=log log-sector-size=junk
+  refused "log-append=junk" memory 1M log=log log-append=junk
+  refused "log-super-update-interval" memory 1M log=log \
+          log-super-update-interval=junk
+}
+
+@test "the log knows how large the disk is, and is continued by no other one" {
+  noted () { "$python" -c '
+import struct, sys
+log = open("log", "rb").read(512)
+print(log[256:264].decode(), *struct.unpack("<Q", log[264:272]))
+assert not any(log[28:256]) and not any(log[272:])'; }
+
+  truncate -s 1000001 disk
+  truncate -s 2M disk2
+  start_nbdkit --filter=blklogwrites file disk log=log
+  client "$uri" 'h.pwrite(b"a" * 1024, 0)'
+  stop_nbdkit
+  run noted
+  assert_output "nbdkitwl 1000001"
+
+  start_nbdkit --filter=blklogwrites file disk2 log=log log-append=true
+  run nbdinfo "$uri"
+  assert_failure
+  run cat "$log"
+  assert_output --partial "log of another disk: it says that the disk has \
+1000001 bytes, but this one has 2097152"
+  stop_nbdkit
+  start_nbdkit --filter=blklogwrites file disk log=log log-append=true
+  client "$uri" 'h.pwrite(b"b" * 1024, 0)'
+  stop_nbdkit
+  [ "$(nr_entries)" -eq 2 ]
+  run noted
+  assert_output "nbdkitwl 1000001"
 }
 
 @test "what is held back fits in the log when it is full" {

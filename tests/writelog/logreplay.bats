@@ -308,7 +308,8 @@ print(len(names), "mark/here" in names, "mark/m4998" in names,
   small_log
   truncate -s 1M base.img
   start_qemu_nbd writer -f raw base.img
-  log_refused "base.img.*Failed to get" -- small.log base=base.img
+  must_refuse start_logreplay "base.img.*Failed to get" -- \
+              small.log base=base.img
   end_process "$qemu_pid"
   # Readers do not lock each other out.
   start_nbdkit logreplay small.log base=base.img

@@ -34,7 +34,7 @@
  * - one for the FLUSH entry, of which the next flush that is received
  *   takes possession.
  *
- * In a local file zeroes take space as long as they are held (writer.c).
+ * In a local file zeroes take space as long as they are held (room.c).
  * So there is a bound, and where space is short they are not held at all:
  * then all that is held is logged early, and the zeroes at once, as a
  * hole.
@@ -88,6 +88,11 @@ hold_new (struct writelog *log, size_t bound, const char *tmpdir)
     return NULL;
   }
   h->spool = spool_new (bound, tmpdir);
+  if (h->spool && stale_init (&h->stale) == -1) {
+    msg_error ("holding writes back: %m");
+    spool_free (h->spool);
+    h->spool = NULL;
+  }
   if (h->spool == NULL) {
     const int err = errno;
 

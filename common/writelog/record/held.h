@@ -50,7 +50,7 @@ extern int hold_overtake (struct hold *hold,
 /* Which entries a flush covers. */
 struct hold_mark {
   uint64_t number;              /* those before it */
-  uint64_t spare_ever;          /* for hold.c */
+  uint64_t spare_ever;          /* for held.c */
   bool promised;                /* room for the flush's own entry */
 };
 

@@ -21,7 +21,8 @@
  * each in places.  The log must know, so it asks the disk: what reads as
  * zeroes (by block status where the disk has it, else by reading) is
  * logged as a discard, which gives zeroes when replayed, and everything
- * else is logged as a write of what is there.  The same is done after a
+ * else is logged as a write of what is there.  Only whole sectors of the
+ * log are trimmed, since a trim is a hint.  The same is done after a
  * request that failed on the disk, since part of it may have been done.
  *
  * A claim is taken before any lock of the log.
@@ -196,8 +197,8 @@ known_zeroes (struct recorder *rec, struct node *disk,
   }
 }
 
-/* Look at the sectors from start on, at most to end.  Sets how many of
- * them are alike; if they are not zero, buf has what is in them.
+/* Look at the sectors from start on, at most to end.  Sets how many bytes
+ * of them are known to be zero, or else buf has what is in them.
  */
 static int
 look_at (struct recorder *rec, struct node *disk, uint8_t *buf,
@@ -207,10 +208,7 @@ look_at (struct recorder *rec, struct node *disk, uint8_t *buf,
   if (*zero)
     return 0;
   *len = MIN (*len, MAX (READ_BACK, rec->sector_size));
-  if (read_disk (disk, buf, *len, start) == -1)
-    return -1;
-  *zero = is_zero (buf, *len);
-  return 0;
+  return read_disk (disk, buf, *len, start);
 }
 
 /* Log zeroes, if there are any. */
@@ -235,6 +233,51 @@ log_data (struct recorder *rec, uint64_t start, uint64_t end,
   return log_range (rec, start, end, flags, &piece, 1);
 }
 
+/* What the disk has in some sectors, on its way into the log. */
+struct content {
+  struct recorder *rec;
+  uint64_t flags, zero_flags;   /* of entries for data and for zeroes */
+  uint64_t zero_start;          /* from here on all were zero; bytes */
+};
+
+/* The length of the run of sectors at the beginning of buf that are all
+ * zero, or are all not.  Zeroes that make no discards are not told apart:
+ * entries would only be more.
+ */
+static uint64_t
+first_run (const struct content *c, const uint8_t *buf, uint64_t len,
+           bool *zero)
+{
+  const uint64_t step =
+    c->zero_flags & WRITELOG_DISCARD ? c->rec->sector_size : len;
+  uint64_t run = step;
+
+  *zero = is_zero (buf, step);
+  while (run < len && is_zero (buf + run, step) == *zero)
+    run += step;
+  return run;
+}
+
+/* Log what has been read back; zeroes wait until their end is known. */
+static int
+log_read_back (struct content *c, const uint8_t *buf, uint64_t start,
+               uint64_t end)
+{
+  uint64_t at, len;
+  bool zero;
+
+  for (at = start; at < end; at += len) {
+    len = first_run (c, buf + (at - start), end - at, &zero);
+    if (zero)
+      continue;
+    if (log_zeroes (c->rec, c->zero_start, at, c->zero_flags) == -1 ||
+        log_data (c->rec, at, at + len, c->flags, buf + (at - start)) == -1)
+      return -1;
+    c->zero_start = at + len;
+  }
+  return 0;
+}
+
 /* Log what the disk has in some sectors; zero_flags are those of entries
  * for zeroes.
  */
@@ -243,24 +286,22 @@ log_content (struct recorder *rec, struct node *disk,
              struct window w, uint64_t flags, uint64_t zero_flags)
 {
   CLEANUP_FREE uint8_t *buf = malloc (MAX (READ_BACK, rec->sector_size));
-  uint64_t zero_start = w.start, at, len;
+  struct content c = {
+    .rec = rec, .flags = flags, .zero_flags = zero_flags,
+    .zero_start = w.start,
+  };
+  uint64_t at, len;
   bool zero;
 
   if (buf == NULL) {
     msg_error ("reading back from the disk: %m");
     return -1;
   }
-  for (at = w.start; at < w.end; at += len) {
-    if (look_at (rec, disk, buf, at, w.end, &len, &zero) == -1)
+  for (at = w.start; at < w.end; at += len)
+    if (look_at (rec, disk, buf, at, w.end, &len, &zero) == -1 ||
+        (!zero && log_read_back (&c, buf, at, at + len) == -1))
       return -1;
-    if (zero)
-      continue;
-    if (log_zeroes (rec, zero_start, at, zero_flags) == -1 ||
-        log_data (rec, at, at + len, flags, buf) == -1)
-      return -1;
-    zero_start = at + len;
-  }
-  return log_zeroes (rec, zero_start, w.end, zero_flags);
+  return log_zeroes (rec, c.zero_start, w.end, zero_flags);
 }
 
 /* After a request failed on the disk, part of it may have been done: log
@@ -423,12 +464,30 @@ record_zero (struct recorder *rec, struct node *disk,
 
 /* ---- Trims and flushes */
 
+/* The whole sectors of the log among those of a trim: a disk that gives
+ * back a part of one would have it logged as a write.  The last one may be
+ * cut by the end of the disk.
+ */
+static struct window
+whole_sectors (const struct recorder *rec, const struct node *disk,
+               uint64_t count, uint64_t offset)
+{
+  const uint64_t end = offset + count;
+
+  return (struct window) {
+    .start = round_up (offset, rec->sector_size),
+    .end = end == node_size (disk) ? round_up (end, rec->sector_size)
+                                   : round_down (end, rec->sector_size),
+  };
+}
+
 static int
-trim_claimed (struct recorder *rec, struct node *disk,
-              struct window w, uint32_t count, uint64_t offset,
+trim_claimed (struct recorder *rec, struct node *disk, struct window w,
               unsigned flags)
 {
-  if (node_discard (disk, count, offset) == -1 ||
+  const uint64_t end = MIN (w.end, node_size (disk));
+
+  if (node_discard (disk, end - w.start, w.start) == -1 ||
       (flags & NODE_FUA && node_flush (disk) == -1))
     return log_failed_request (rec, disk, w);
   return log_content (rec, disk, w, log_flags (flags),
@@ -439,15 +498,17 @@ int
 record_trim (struct recorder *rec, struct node *disk,
              uint32_t count, uint64_t offset, unsigned flags)
 {
-  const struct window w = window_of (rec, count, offset);
+  const struct window w = whole_sectors (rec, disk, count, offset);
   struct claim claim;
   int r;
 
   if (writelog_check (rec->log) == -1)
     return -1;
+  if (w.start >= w.end)         /* it is a hint, and FUA has nothing to do */
+    return 0;
   claim_acquire (&rec->claims, &claim, w.start, w.end - w.start,
                  CLAIM_EXCLUSIVE);
-  r = trim_claimed (rec, disk, w, count, offset, flags);
+  r = trim_claimed (rec, disk, w, flags);
   claim_release (&rec->claims, &claim);
   return r == 0 ? finish (rec, flags) : -1;
 }

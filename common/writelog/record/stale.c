@@ -28,6 +28,13 @@
 /* 4 MiB.  A FUA entry, or a discard, needs two at most. */
 #define MAX_STEPS ((size_t) 128 * 1024)
 
+int
+stale_init (struct stale *s)
+{
+  *s = (struct stale) { .steps = NULL };
+  return stale_has_room (s) ? 0 : -1;
+}
+
 void
 stale_clear (struct stale *s)
 {

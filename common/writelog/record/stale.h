@@ -4,7 +4,7 @@
  */
 
 /* Which sectors of held entries are stale, since a later FUA entry has
- * overtaken them (hold.c).  Entries are numbered from 0 in the order in
+ * overtaken them (held.c).  Entries are numbered from 0 in the order in
  * which they were held back.  It also bounds the number of held discards
  * that a FUA entry may cut in two.  The caller sees to it that only one
  * thread uses it at a time.
@@ -25,13 +25,17 @@ struct stale_step {
   uint64_t last;                /* number of the last of these */
 };
 
-/* Zeroed it is empty: nothing is stale. */
+/* Zeroed it is empty: nothing is stale, and there is no room. */
 struct stale {
   struct stale_step *steps;     /* in order; before the first one and
                                    behind the last one nothing is stale */
   size_t n, max;
 };
 
+/* Get the first memory, so that from now on there is room once it has been
+ * cleared.  Returns -1 with errno ENOMEM.
+ */
+extern int stale_init (struct stale *s);
 extern void stale_clear (struct stale *s);
 extern void stale_free (struct stale *s);
 

@@ -15,6 +15,7 @@
 
 #include "node/node.h"
 #include "writelog/format.h"
+#include "writelog/record/store.h"
 
 struct writelog;
 
@@ -52,13 +53,28 @@ extern int writelog_start (struct writelog *log);
  */
 extern int writelog_begin (struct writelog *log);
 
-/* Make durable and count all that was appended, cut a local file to the
- * length that its entries say, close and free.  A log that was not
- * begun is closed as it is; a file that was created for one that was not
- * even started is removed.  NULL is ignored.  The log is gone also when
- * -1 is returned.
+/* Make durable and count all that was appended, and cut a local file to the
+ * length that its entries say; nothing is appended afterwards.  A log that
+ * was not begun is left as it is.  NULL is ignored.
+ */
+extern int writelog_finish (struct writelog *log);
+
+/* Give up a server that does not answer: what waits for it fails. */
+extern void writelog_cut (struct writelog *log);
+
+/* Finish, unless that has been done, close and free.  A file that was
+ * created for a log that was not even started is removed.  NULL is ignored.
+ * The log is gone also when -1 is returned.
  */
 extern int writelog_close (struct writelog *log);
+
+/* Is a disk of so many bytes the one that the log is of, as far as can be
+ * told?  Only a log that is continued may say no; after a message.  A log
+ * notes the size (write-log.md, bytes 256 on) in the next super block that
+ * is written after writelog_note_disk.
+ */
+extern int writelog_check_disk (struct writelog *log, uint64_t size);
+extern void writelog_note_disk (struct writelog *log, uint64_t size);
 
 /* Bytes; constant. */
 extern uint32_t writelog_sector_size (const struct writelog *log);
@@ -70,14 +86,6 @@ extern bool writelog_can_grow (const struct writelog *log);
 
 /* Has its file system more than twice so many bytes left?  A guess. */
 extern bool writelog_has_plenty (const struct writelog *log, uint64_t len);
-
-/* A part of an entry's data; zeroes if data is NULL. */
-struct writelog_piece {
-  const void *data;
-  uint64_t len;                 /* bytes, may be 0 */
-};
-
-#define WRITELOG_MAX_PIECES 4
 
 /* Append an entry with its data, which has as many bytes as the entry's
  * sectors (nothing for a discard or a flush).  Entries stand in the log
