@@ -65,6 +65,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/chain.c \
 	common/qed/chain.h \
 	common/qed/commit.c \
+	common/qed/copy.c \
+	common/qed/copy.h \
 	common/qed/create.c \
 	common/qed/create.h \
 	common/qed/empty.c \

@@ -51,6 +51,7 @@ bats_tests = \
 	tests/house/sources.bats \
 	tests/qed-img/calls.bats \
 	tests/qed-img/completion.bats \
+	tests/qed-img/convert.bats \
 	tests/qed-img/data.bats \
 	tests/qed-img/kill.bats \
 	tests/qed-img/qed-img.bats \

@@ -34,11 +34,13 @@ tools_qed_img_qed_img_SOURCES = \
 	tools/qed-img/chain.h \
 	tools/qed-img/check.c \
 	tools/qed-img/commit.c \
+	tools/qed-img/convert.c \
 	tools/qed-img/create.c \
 	tools/qed-img/empty.c \
 	tools/qed-img/info.c \
 	tools/qed-img/map.c \
 	tools/qed-img/measure.c \
+	tools/qed-img/new-image.c \
 	tools/qed-img/object.c \
 	tools/qed-img/options.c \
 	tools/qed-img/qed-img.c \

@@ -93,7 +93,7 @@ qed_probe (struct node *n, enum qed_format *format)
       return -1;
     if (match) {
       errno = ENOTSUP;
-      msg_error ("%s: this backing image is in %s format; serve it with its "
+      msg_error ("%s: this image is in %s format; serve it with its "
                  "own server, such as qemu-nbd, and name that one's URI "
                  "instead (" QED_OTHER_BACKING "), or say that it is raw "
                  "(backing-format=raw, -F raw)", n->name,

@@ -273,23 +273,6 @@ next_piece (void *opaque, uint64_t offset, struct piece *piece)
   return 0;
 }
 
-/* Zero what is not zero in the base. */
-static int
-zero_base (struct node *base, uint64_t count, uint64_t offset)
-{
-  while (count > 0) {
-    struct extent e;
-
-    if (node_extents (base, count, offset, &e) == -1 ||
-        (!(e.flags & EXTENT_ZERO) &&
-         node_zero (base, e.length, offset, NODE_MAY_TRIM) == -1))
-      return -1;
-    count -= e.length;
-    offset += e.length;
-  }
-  return 0;
-}
-
 static int
 copy_piece (void *opaque, const struct piece *piece, uint8_t *buf,
             uint8_t *unused)
@@ -297,11 +280,11 @@ copy_piece (void *opaque, const struct piece *piece, uint8_t *buf,
   struct commit *c = opaque;
 
   if (piece->from == NULL)
-    return zero_base (c->base, piece->length, piece->offset);
+    return parallel_zero (c->base, piece->length, piece->offset);
   if (node_pread (piece->from, buf, piece->length, piece->from_offset) == -1)
     return -1;
   if (is_zero (buf, piece->length))
-    return zero_base (c->base, piece->length, piece->offset);
+    return parallel_zero (c->base, piece->length, piece->offset);
   return node_pwrite (c->base, buf, piece->length, piece->offset);
 }
 

@@ -20,7 +20,7 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
-#define THREADS 4
+#define THREADS 4               /* if the caller does not say */
 
 struct run {
   const struct parallel *p;
@@ -28,6 +28,7 @@ struct run {
   pthread_mutex_t lock;         /* protects the rest; held in next and
                                    in progress->report */
   uint64_t position;            /* where the next search begins */
+  uint64_t number;              /* of the next piece */
   uint64_t done;                /* bytes that have been dealt with */
   int64_t due;                  /* when the next piece may begin, by
                                    clock_ms, if there is a rate */
@@ -70,6 +71,8 @@ take (struct run *run, struct piece *piece, uint64_t *span, int64_t *begin)
     ? piece->offset + piece->length - run->position
     : p->size - run->position;
   run->position += *span;
+  if (piece->length)
+    piece->number = run->number++;
   *begin = schedule (run, piece->length);
   return true;
 }
@@ -118,15 +121,33 @@ worker (void *vp)
 }
 
 int
+parallel_zero (struct node *n, uint64_t count, uint64_t offset)
+{
+  while (count > 0) {
+    struct extent e;
+
+    if (node_extents (n, count, offset, &e) == -1 ||
+        (!(e.flags & EXTENT_ZERO) &&
+         node_zero (n, e.length, offset, NODE_MAY_TRIM) == -1))
+      return -1;
+    count -= e.length;
+    offset += e.length;
+  }
+  return 0;
+}
+
+int
 parallel_run (const struct parallel *p)
 {
   struct run run = { .p = p };
-  pthread_t threads[THREADS];
+  const unsigned nr_threads = MIN (p->threads ? : THREADS,
+                                   PARALLEL_MAX_THREADS);
+  pthread_t threads[PARALLEL_MAX_THREADS];
   unsigned n;
 
   pthread_mutex_init (&run.lock, NULL);
   /* This thread is the first worker, and enough if there are no more. */
-  for (n = 0; n < THREADS - 1; ++n)
+  for (n = 0; n < nr_threads - 1; ++n)
     if (pthread_create (&threads[n], NULL, worker, &run) != 0)
       break;
   worker (&run);

@@ -18,8 +18,13 @@
 /* Length of the buffers that each thread has. */
 #define PARALLEL_BUFFER (512 * 1024)
 
+/* As many threads as there can be. */
+#define PARALLEL_MAX_THREADS 16u
+
 struct piece {
   uint64_t offset, length;      /* of the disk, in bytes */
+  uint64_t number;              /* in the order of the disk, from 0; set
+                                   when next has returned */
   struct node *from;            /* the rest is for next and work alone */
   uint64_t from_offset;
 };
@@ -36,6 +41,7 @@ struct parallel {
                uint8_t *buf1, uint8_t *buf2);
   void *opaque;
   const struct qed_progress *progress; /* may be NULL */
+  unsigned threads;             /* 0: as many as seem good */
   uint64_t rate;                /* bytes of pieces a second, 0: no limit */
 };
 
@@ -43,5 +49,8 @@ struct parallel {
  * errno of what failed first.
  */
 extern int parallel_run (const struct parallel *p);
+
+/* Make a range read as zeroes, where it does not yet. */
+extern int parallel_zero (struct node *n, uint64_t count, uint64_t offset);
 
 #endif /* BLOCKDRIVERS_QED_PARALLEL_H */

@@ -333,6 +333,12 @@ find_command (const char *name)
   for (size_t i = 0; tool->commands[i]; ++i)
     if (strcmp (tool->commands[i]->name, name) == 0)
       return tool->commands[i];
+  for (const struct tool_instead *i = tool->instead; i && i->command; ++i) {
+    if (strcmp (i->command, name) == 0) {
+      msg_error ("%s is no command of %s: %s", name, tool->name, i->hint);
+      exit (EXIT_FAILURE);
+    }
+  }
   tool_usage_error ("Command not found: %s", name);
 }
 

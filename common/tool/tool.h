@@ -45,6 +45,10 @@ struct tool_command {
   int (*run) (int argc, char *argv[]); /* returns the exit status */
 };
 
+struct tool_instead {
+  const char *command, *hint;
+};
+
 struct tool {
   const char *name;
   const char *arguments;        /* of any command, as "IMAGE ..." */
@@ -67,6 +71,11 @@ struct tool {
    * version of that one whose command line it has; or NULL.
    */
   const char *alias, *alias_version;
+
+  /* Sub-commands of that program which this one does not have, and what to
+   * do instead, ending with a NULL name; or NULL.
+   */
+  const struct tool_instead *instead;
 };
 
 /* All of main. */

@@ -13,6 +13,9 @@
 #          driver cannot empty one), qed-img empties it.
 # rebase:  the same image over one with 256 MiB elsewhere; only once, since
 #          qemu-img takes long.
+# convert: 1 GiB of data, in pieces of 1 MiB all over a raw file of 16 GiB, to QED
+#          and back, beside qemu-img convert with and without -W; and nbdcopy
+#          from "nbdkit file" to "nbdkit qed", and the other way.
 # empty:   nothing of qemu-img's does this; the times show that they do not
 #          depend on what the image holds, save what the file system takes to
 #          free it.
@@ -24,7 +27,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-need qed-img qemu-img qemu-io
+need qed-img qemu-img qemu-io nbdkit nbdcopy
 make_folder qed-img-bench
 cd "$dir"
 
@@ -103,6 +106,47 @@ for ((round = 1; round <= rounds; round++)); do
   done
 done
 
+# convert_all KEY FROM-FORMAT FROM TO-FORMAT: by each program in turn.
+convert_all ()
+{
+  local key=$1 from_format=$2 from=$3 to_format=$4 program
+  for program in qed-img qemu-img; do
+    rm -f copy
+    take "$key,$program" "$program" convert -f "$from_format" \
+         -O "$to_format" "$from" copy
+    rm -f copy
+    take "$key-W,$program" "$program" convert -W -f "$from_format" \
+         -O "$to_format" "$from" copy
+  done
+}
+
+# nbdcopy_all KEY SOURCE-PLUGIN FROM TARGET-PLUGIN: between two servers of ours.
+nbdcopy_all ()
+{
+  local key=$1 from_plugin=$2 from=$3 to_plugin=$4
+  rm -f copy
+  if [ "$to_plugin" = qed ]; then
+    qemu-img create -q -f qed copy 16G
+  else
+    truncate -s 16G copy
+  fi
+  take "$key,nbdcopy" nbdcopy --destination-is-zero \
+       -- [ nbdkit --exit-with-parent -r "$from_plugin" "$from" ] \
+       [ nbdkit --exit-with-parent "$to_plugin" copy ]
+}
+
+truncate -s 16G source.raw
+seq 0 1023 | awk '{ printf "write -P %d %dk 1M\n", $1 % 255 + 1, $1 * 16384 }' |
+  qemu-io -f raw --cache=writeback source.raw >/dev/null
+qemu-img convert -f raw -O qed source.raw source.qed
+for ((round = 1; round <= rounds; round++)); do
+  convert_all to-qed raw source.raw qed
+  nbdcopy_all to-qed file source.raw qed
+  convert_all to-raw qed source.qed raw
+  nbdcopy_all to-raw qed source.qed file
+done
+rm source.raw source.qed copy
+
 both rebase megabytes.qed rebase -b other.qed -F qed
 
 # line KEY TITLE TARGET
@@ -126,4 +170,19 @@ for name in few:"64 MiB, pieces of 64 KiB" clusters:"1 GiB, pieces of 64 KiB" \
   printf '%-36s %10.1f\n' "empty ${name#*:}" \
          "$(median <<<"${results[empty-${name%%:*}]}" |
               awk '{ print $1 / 1000 }')"
+done
+
+echo
+echo "copies of 1 GiB in a disk of 16 GiB, milliseconds"
+echo
+printf '%-20s %10s %10s %10s %10s %10s\n' "" qed-img "qed-img -W" qemu-img \
+       "qemu-img -W" nbdcopy
+for key in to-qed to-raw; do
+  # shellcheck disable=SC2046
+  printf '%-20s %10d %10d %10d %10d %10d\n' "$key" \
+         $(for cell in "$key,qed-img" "$key-W,qed-img" "$key,qemu-img" \
+                       "$key-W,qemu-img" "$key,nbdcopy"; do
+             tr ' ' '\n' <<<"${results[$cell]}" | grep . | sort -n |
+               awk '{ v[NR] = $1 } END { print int(v[int((NR + 1) / 2)] / 1000) }'
+           done)
 done

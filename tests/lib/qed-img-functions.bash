@@ -139,7 +139,9 @@ run_tool ()
   (
     cd here || exit
     ulimit -n 64
-    if [ "$command" != measure ]; then arguments=" -f qed$arguments"; fi
+    if [[ $command != measure && $command != convert ]]; then
+      arguments=" -f qed$arguments"
+    fi
     eval "timeout 60 $program $command $arguments" 3>&-
   ) >"$name.out" 2>"$name.err" </dev/null || status=$?
   echo "$status" >"$name.status"

@@ -28,8 +28,8 @@ completes ()
 }
 
 @test "sub-commands" {
-  completes "qed-img " create info check map resize rebase commit measure empty
-  completes "qed-img c" create check commit
+  completes "qed-img " create convert info check map resize rebase commit measure empty
+  completes "qed-img c" create convert check commit
   completes "qed-img re" resize rebase
   completes "qed-img x" ""
   completes "qed-img --v" --version

@@ -16,20 +16,14 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "tools/qed-img/chain.h"
 #include "tools/qed-img/qed-img.h"
-#include "node/align.h"
-#include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
-#include "utils/rounding.h"
 
 static const struct tool_option options[] = {
   IMG_OPTION_QUIET,
@@ -42,33 +36,12 @@ static const struct tool_option options[] = {
   IMG_OPTIONS_EVERYWHERE
 };
 
-/* In the header of a qcow2 image: where the size of the disk stands. */
-#define QCOW2_SIZE 24
-
 struct request {
   struct img_new_image new;
-  char *file;                   /* its path or URI */
   bool quiet, unsafe, no_lock;
 };
 
 /* ---- The command line */
-
-/* IMAGE, as it is called and where it is. */
-static int
-parse_image (struct request *r, const char *image)
-{
-  struct qed_name name;
-
-  r->new.image = image;
-  if (strncmp (image, "json:", 5) == 0) {       /* as qemu-img */
-    msg_error ("%s: Unknown protocol 'json'", image);
-    return -1;
-  }
-  if (qed_parse_name (image, NULL, &name) == -1)
-    return -1;
-  r->file = name.file;
-  return 0;
-}
 
 /* IMAGE and SIZE. */
 static int
@@ -85,7 +58,7 @@ parse_arguments (struct request *r, int argc, char *argv[], const char *list)
   if (optind < argc)
     tool_usage_error ("Unexpected argument: %s", argv[optind]);
 
-  if (parse_image (r, image) == -1 ||
+  if (img_set_image (&r->new, image) == -1 ||
       img_set_options (&r->new, list) == -1)
     return -1;
   if (size >= 0 && r->new.size >= 0) {
@@ -140,110 +113,6 @@ parse_command_line (struct request *r, int argc, char *argv[])
   return 0;
 }
 
-/* ---- The backing image */
-
-/* Creating an image over one that stands on it would destroy the data
- * below.
- */
-static int
-refuse_target (const struct request *r, const char *backing)
-{
-  if (!img_same_image (r->file, backing))
-    return 0;
-  msg_error ("%s: Error: Trying to create an image with the same filename "
-             "as the backing file", r->new.image);
-  return -1;
-}
-
-/* Take from the chain what the user left open. */
-static int
-use_chain (struct request *r, const struct img_chain *chain)
-{
-  for (size_t i = 0; i < chain->nr; ++i)
-    if (refuse_target (r, chain->layers[i].name) == -1)
-      return -1;
-  if (r->new.size == -1)
-    r->new.size = chain->layers[0].size;
-  img_set_string (&r->new.backing_format,
-                  chain->layers[0].format == QED_FORMAT_RAW ? "raw" : "qed");
-  return 0;
-}
-
-/* The size of the disk in an image that we cannot read otherwise, and that
- * at least must be there.
- */
-static int
-inspect_foreign (struct request *r, const char *path)
-{
-  const struct node_open_options how = { .read_only = true,
-                                         .from_file = true };
-  struct node *n = align_open (path, &how);
-  uint8_t header[32] = { 0 };
-  int result = 0;
-
-  if (n == NULL)
-    return -1;
-  if (node_size (n) >= sizeof header)
-    result = node_pread (n, header, sizeof header, 0);
-  if (result == 0 && r->new.size == -1 &&
-      strcmp (r->new.backing_format, "qcow2") == 0 &&
-      memcmp (header, "QFI\xfb", 4) == 0)
-    r->new.size = round_up (get_be64 (header + QCOW2_SIZE), 512);
-  if (node_close (n) == -1)
-    result = -1;
-  return result;
-}
-
-/* Look at what the new image will stand on, which may be in use
- * meanwhile.
- */
-static int
-inspect_backing (struct request *r, enum qed_format format)
-{
-  struct img_chain chain = { .from_file = true };
-  CLEANUP_FREE char *path = NULL;
-  int result;
-
-  if (r->unsafe) {
-    if (qed_backing_full_name (r->file, r->new.backing, &path) == -1)
-      return -1;
-    return path ? refuse_target (r, qed_without_protocol (path)) : 0;
-  }
-  path = qed_backing_path (r->file, r->new.backing, false, &format);
-  if (path == NULL || refuse_target (r, path) == -1)
-    return -1;
-  if (img_is_foreign_format (r->new.backing_format))
-    return inspect_foreign (r, path);
-  result = img_chain_read (&chain, path, format, true, true);
-  if (result == 0)
-    result = use_chain (r, &chain);
-  img_chain_free (&chain);
-  return result;
-}
-
-static int
-settle_backing (struct request *r)
-{
-  enum qed_format format = QED_FORMAT_PROBE;
-
-  if (r->new.backing && *r->new.backing == '\0') {
-    msg_error ("%s: Expected backing file name, got empty string",
-               r->new.image);
-    return -1;
-  }
-  if (!img_is_foreign_format (r->new.backing_format) &&
-      img_parse_backing_format (r->new.image, r->new.backing_format,
-                                &format) == -1)
-    return -1;
-  if (r->new.backing && inspect_backing (r, format) == -1)
-    return -1;
-  if (r->new.size == -1) {
-    msg_error ("%s: Image creation needs a size parameter", r->new.image);
-    return -1;
-  }
-  return 0;
-}
-
 /* ---- Creating */
 
 /* A value in the notation of -o, where commas are doubled. */
@@ -295,7 +164,7 @@ create (struct request *r)
   options.no_lock = r->no_lock;
   options.begins = announce;
   options.opaque = r;
-  if (qed_create (r->file, &options) == -1)
+  if (qed_create (r->new.file, &options) == -1)
     return -1;
   if (r->new.backing && !r->quiet &&
       img_is_foreign_format (r->new.backing_format))
@@ -315,10 +184,9 @@ run (int argc, char *argv[])
   result = parse_command_line (&r, argc, argv);
 
   if (result == 0 &&
-      (settle_backing (&r) == -1 || create (&r) == -1))
+      (img_settle_backing (&r.new, r.unsafe) == -1 || create (&r) == -1))
     result = -1;
   img_new_image_free (&r.new);
-  free (r.file);
   return result == -1 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 

@@ -289,6 +289,13 @@ img_set_options (struct img_new_image *new, const char *list)
   return list ? for_each_item (list, set_item, new) : 0;
 }
 
+uint32_t
+img_extent_size (const struct img_new_image *new)
+{
+  return new->extent_size_hint == -1 ? DEFAULT_EXTENT_SIZE
+    : new->extent_size_hint;
+}
+
 /* The library knows the rules for these, as far as they fit a header. */
 static int
 narrow (const struct img_new_image *new, const char *what, int64_t value,
@@ -315,8 +322,7 @@ img_create_options (const struct img_new_image *new,
     .backing_is_raw = new->backing && new->backing_format &&
       strcmp (new->backing_format, "raw") == 0,
     .no_cow = new->no_cow,
-    .extent_size = new->extent_size_hint == -1 ? DEFAULT_EXTENT_SIZE
-      : new->extent_size_hint,
+    .extent_size = img_extent_size (new),
   };
   if (new->cluster_size != -1 &&
       narrow (new, "cluster size", new->cluster_size,
@@ -333,6 +339,7 @@ img_new_image_free (struct img_new_image *new)
 {
   free (new->backing);
   free (new->backing_format);
+  free (new->file);
   free (new->nocow);
   free (new->preallocation);
 }

@@ -24,6 +24,7 @@
 
 static const struct tool_command *const commands[] = {
   &img_create_command,
+  &img_convert_command,
   &img_info_command,
   &img_check_command,
   &img_map_command,
@@ -35,6 +36,19 @@ static const struct tool_command *const commands[] = {
   NULL
 };
 
+static const struct tool_instead instead[] = {
+  { "compare", "qemu-img(1) compares images, or cmp(1) what \"qed-img "
+    "convert\" makes of them" },
+  { "dd", "\"qed-img convert\" copies whole images, nbdcopy(1) and nbdsh(1) "
+    "what a server exports, of any part" },
+  { "amend", "there is nothing in a QED image that it could change" },
+  { "snapshot", "QED images have no snapshots; make an overlay with "
+    "\"qed-img create -b\"" },
+  { "bitmap", "QED images have no bitmaps" },
+  { "bench", "fio(1) with its engine \"nbd\" measures a server" },
+  { NULL, NULL }
+};
+
 static const struct tool qed_img = {
   .name = "qed-img",
   .arguments = "IMAGE ...",
@@ -42,6 +56,7 @@ static const struct tool qed_img = {
     "IMAGE is a file, a block device or an NBD URI.",
   .commands = commands,
   .alias = "qemu-img", .alias_version = "7.2.0",
+  .instead = instead,
 };
 
 int

@@ -25,6 +25,10 @@ enum {
   IMG_PREALLOCATION,
   IMG_SIZE,
   IMG_NO_LOCK,
+  IMG_TARGET_IS_ZERO,
+  IMG_TARGET_IMAGE_OPTS,
+  IMG_BITMAPS,
+  IMG_SALVAGE,
 };
 
 /* Options that mean the same wherever a table lists them.
@@ -56,6 +60,7 @@ enum {
 #define IMG_BACKING_FORMATS "raw|qed|" IMG_FOREIGN_FORMATS
 
 extern const struct tool_command img_create_command;
+extern const struct tool_command img_convert_command;
 extern const struct tool_command img_info_command;
 extern const struct tool_command img_check_command;
 extern const struct tool_command img_map_command;
@@ -124,6 +129,7 @@ extern void img_check_object (const char *text);
 /* A new image as the command line describes it. */
 struct img_new_image {
   const char *image;            /* its name in messages */
+  char *file;                   /* its path or URI */
   int64_t size;                 /* bytes, or -1 if not given */
   char *backing;                /* NULL if none */
   char *backing_format;         /* a word, or NULL if not given */
@@ -154,10 +160,29 @@ extern void img_print_options (bool storage);
 /* Set what the list says.  -1 after a message. */
 extern int img_set_options (struct img_new_image *new, const char *list);
 
+/* ---- new-image.c */
+
+/* Set image and file by a name on the command line. */
+extern int img_set_image (struct img_new_image *new, const char *image);
+
+/* Look at the backing image, unless it is unsafe, and take size and format
+ * from it if they were not given.
+ */
+extern int img_settle_backing (struct img_new_image *new, bool unsafe);
+
+/* Make a local file a raw image of that size that reads as zeroes. */
+extern int img_make_raw (struct node *n, const struct img_new_image *new,
+                         uint64_t size);
+
+/* ---- options.c */
+
 /* The same for the library.  Borrows the strings. */
 extern int img_create_options (const struct img_new_image *new,
                                struct qed_create_options *options);
 extern void img_new_image_free (struct img_new_image *new);
+
+/* The extent size hint, which has a default. */
+extern uint32_t img_extent_size (const struct img_new_image *new);
 
 /* Replace a string by a copy of value; exits if out of memory. */
 extern void img_set_string (char **field, const char *value);
