@@ -178,11 +178,11 @@ echo
 printf '%-20s %10s %10s %10s %10s %10s\n' "" qed-img "qed-img -W" qemu-img \
        "qemu-img -W" nbdcopy
 for key in to-qed to-raw; do
-  # shellcheck disable=SC2046
-  printf '%-20s %10d %10d %10d %10d %10d\n' "$key" \
-         $(for cell in "$key,qed-img" "$key-W,qed-img" "$key,qemu-img" \
-                       "$key-W,qemu-img" "$key,nbdcopy"; do
-             tr ' ' '\n' <<<"${results[$cell]}" | grep . | sort -n |
-               awk '{ v[NR] = $1 } END { print int(v[int((NR + 1) / 2)] / 1000) }'
-           done)
+  printf '%-20s' "$key"
+  for cell in "$key,qed-img" "$key-W,qed-img" "$key,qemu-img" \
+              "$key-W,qemu-img" "$key,nbdcopy"; do
+    printf ' %10.0f' "$(median <<<"${results[$cell]}" |
+                          awk '{ print $1 / 1000 }')"
+  done
+  printf '\n'
 done
