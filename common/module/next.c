@@ -205,7 +205,7 @@ next_pwritev_fua (struct node *node, const struct iovec *iov, int iovcnt,
     return write_vector (n, iov, iovcnt, count, offset, NBDKIT_FLAG_FUA);
   if (write_vector (n, iov, iovcnt, count, offset, 0) == -1)
     return -1;
-  return next_flush (node);
+  return node_flush (node);
 }
 
 /* The calls that take a range and flags: zero, trim and cache. */
@@ -253,7 +253,7 @@ next_zero (struct node *node, uint64_t count, uint64_t offset,
       call_range (n, n->next->zero, count - first, offset + first,
                   layer_flags) == -1)
     return -1;
-  return flags & NODE_FUA && !n->can_fua ? next_flush (node) : 0;
+  return flags & NODE_FUA && !n->can_fua ? node_flush (node) : 0;
 }
 
 static int
@@ -403,6 +403,7 @@ new_next_node (const char *name)
   }
   n->node.ops = &next_ops;
   n->node.fixed_size = true;
+  n->node.keeps_flush_error = true;
   n->node.align = 1;
   n->node.zero_align = 1;
   n->node.preferred = 4096;

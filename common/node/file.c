@@ -3,12 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The node of a local regular file or block device.
- *
- * A flush that fails stays failed: the kernel has perhaps dropped the
- * pages that it could not write, so the next fdatasync would tell of
- * success without their being on the medium.
- */
+/* The node of a local regular file or block device. */
 
 #include <config.h>
 
@@ -188,20 +183,11 @@ static int
 file_flush (struct node *n)
 {
   struct file_node *f = (struct file_node *) n;
-  const int earlier = atomic_load (&f->flush_errno);
 
-  if (earlier) {
-    errno = earlier;
-    msg_error ("%s: flush: an earlier flush failed and data may have been "
-               "lost; mend the cause and open the image again: %m", n->name);
-    return -1;
-  }
-  if (fdatasync (f->fd) == -1) {
-    msg_error ("%s: flush: %m", n->name);
-    atomic_store (&f->flush_errno, errno);
-    return -1;
-  }
-  return 0;
+  if (fdatasync (f->fd) == 0)
+    return 0;
+  msg_error ("%s: flush: %m", n->name);
+  return -1;
 }
 
 /* fallocate, with "cannot do that here" told apart by ENOTSUP and no
@@ -441,6 +427,7 @@ file_node_new (const char *name, bool read_only)
   pthread_mutex_init (&f->length_lock, NULL);
   f->node.ops = &file_ops;
   f->node.read_only = read_only;
+  f->node.keeps_flush_error = true;
   f->node.can_fast_zero = true;
   f->node.align = f->node.zero_align = 1;
   f->node.preferred = 4096;

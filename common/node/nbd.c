@@ -681,6 +681,7 @@ nbd_node_open (const char *uri, const struct node_open_options *options)
   n->node.ops = &nbd_ops;
   n->node.read_only = options->read_only;
   n->node.fixed_size = true;
+  n->node.keeps_flush_error = !options->rewrites;
   kept_status_init (&n->kept);
 
   if (open_export (n, options) == -1) {

@@ -99,7 +99,7 @@ struct node_ops {
 };
 
 /* The common part of every node; a driver's own struct begins with it.
- * All but size are constant once the node is open.
+ * All but size and flush_errno are constant once the node is open.
  */
 struct node {
   const struct node_ops *ops;
@@ -116,9 +116,12 @@ struct node {
                                    mostly 1; see ../request/align.h) */
   uint32_t preferred;           /* preferred request size, power of two */
   bool sync;                    /* each change is flushed */
+  bool keeps_flush_error;       /* when a flush fails all later ones fail,
+                                   too */
   bool no_flush;                /* flushing does nothing */
   struct node *adapted;         /* the node that this one is only another
                                    way to, or NULL */
+  _Atomic int flush_errno;      /* of a flush that failed for good, or 0 */
   char *description;            /* what the server says of it when it is
                                    opened, or NULL; NBD only */
 };
@@ -153,6 +156,9 @@ struct node_open_options {
                                    local key files */
 
   /* For a caller who cares for a server that comes and goes; NBD only. */
+  bool rewrites;                /* the caller writes again what a flush that
+                                   failed may have lost, so that its failure
+                                   does not stay */
   unsigned timeout;             /* milliseconds to connect, 0: no limit */
   int cancel;                   /* give up connecting when this descriptor
                                    becomes readable, 0: never */
@@ -262,8 +268,9 @@ extern int node_zero (struct node *n, uint64_t count, uint64_t offset,
 extern int node_discard (struct node *n, uint64_t count, uint64_t offset);
 
 /* What was written before becomes durable.  A failure stays: all later
- * flushes of a local file fail too, since the kernel may have dropped
- * what it could not write.
+ * flushes of a node over a medium (a file, an NBD export, the layer below
+ * a filter) fail too, since what could not be written may have been
+ * dropped, and nobody would write it again.
  */
 extern int node_flush (struct node *n);
 

@@ -211,7 +211,21 @@ node_discard (struct node *n, uint64_t count, uint64_t offset)
 int
 node_flush (struct node *n)
 {
-  return n->read_only || n->no_flush ? 0 : n->ops->flush (n);
+  const int earlier = atomic_load (&n->flush_errno);
+
+  if (n->read_only || n->no_flush)
+    return 0;
+  if (earlier) {
+    errno = earlier;
+    msg_error ("%s: flush: an earlier flush failed and data may have been "
+               "lost; mend the cause and open the image again: %m", n->name);
+    return -1;
+  }
+  if (n->ops->flush (n) == 0)
+    return 0;
+  if (n->keeps_flush_error)
+    atomic_store (&n->flush_errno, errno ? errno : EIO);
+  return -1;
 }
 
 int

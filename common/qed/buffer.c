@@ -543,5 +543,5 @@ qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN])
       node_pwrite (s->file, note, QED_NOTE_LEN, offset) == -1)
     return -1;
   flusher_written (&s->flusher);
-  return flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
+  return flusher_flush (&s->flusher);
 }

@@ -64,7 +64,7 @@ qed_close (struct node *n)
   if (s->hooks)
     s->hooks->stop (s);
   r = need_check_rest (s);
-  if (!n->read_only && flusher_flush (&s->flusher, FLUSH_FOR_CLIENT) == -1)
+  if (!n->read_only && flusher_flush (&s->flusher) == -1)
     r = -1;
   if (s->hooks)
     s->hooks->free (s);         /* its backing node is not ours */
@@ -404,7 +404,7 @@ qed_flush (struct node *n)
   request_begin (&s->requests);
   r = header_known (s);
   if (r == 0)
-    r = flusher_flush (&s->flusher, FLUSH_FOR_CLIENT);
+    r = flusher_flush (&s->flusher);
   request_end (&s->requests);
   return r;
 }

@@ -14,11 +14,11 @@
  * flushes.
  *
  * When a flush fails nobody knows what has reached the medium, and a
- * later flush that succeeds says nothing about the writes before the
- * one that failed.  So everybody whose target the failed round covered
- * gets the error, however late he asks, until newer writes have been
- * made durable; and since a metadata update may have been the only one
- * to see it, the error is kept until a client has been told.
+ * later flush that succeeds says nothing about the writes before the one
+ * that failed: the kernel, here or at a server, may have dropped what it
+ * could not write.  What was lost may be metadata on which everything
+ * newer depends.  So a failure stays: all flushes after it fail, too,
+ * until what is flushed is opened again.
  */
 
 #include <config.h>
@@ -39,9 +39,7 @@ flusher_init (struct flusher *f, int (*flush) (void *), void *opaque)
   pthread_mutex_init (&f->lock, NULL);
   pthread_cond_init (&f->done, NULL);
   f->running = false;
-  f->failed = 0;
   f->failed_errno = 0;
-  f->unreported = false;
 }
 
 void
@@ -78,37 +76,39 @@ run_round (struct flusher *f)
   pthread_mutex_lock (&f->lock);
   f->running = false;
 
-  if (r == 0)
+  if (f->failed_errno == 0 && r == 0)
     atomic_store (&f->durable, covers);
-  else {
-    f->failed = covers;
+  else if (f->failed_errno == 0)
     f->failed_errno = err ? err : EIO;
-    f->unreported = true;
-  }
   pthread_cond_broadcast (&f->done);
 }
 
+/* After a failure a flush is made all the same, for its message. */
+static void
+say_again (struct flusher *f)
+{
+  while (f->running)
+    pthread_cond_wait (&f->done, &f->lock);
+  run_round (f);
+}
+
 int
-flusher_flush (struct flusher *f, enum flush_for whom)
+flusher_flush (struct flusher *f)
 {
   const uint64_t target = atomic_load (&f->written);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
 
-  while (atomic_load (&f->durable) < target &&
-         !(f->failed_errno && f->failed >= target)) {
+  if (f->failed_errno)
+    say_again (f);
+  while (atomic_load (&f->durable) < target && f->failed_errno == 0) {
     if (f->running)
       pthread_cond_wait (&f->done, &f->lock);
     else
       run_round (f);
   }
-
-  if ((whom == FLUSH_FOR_CLIENT && f->unreported) ||
-      atomic_load (&f->durable) < target) {
-    if (whom == FLUSH_FOR_CLIENT)
-      f->unreported = false;
-    errno = f->failed_errno;
-    return -1;
-  }
-  return 0;
+  if (f->failed_errno == 0)
+    return 0;
+  errno = f->failed_errno;
+  return -1;
 }

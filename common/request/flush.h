@@ -29,13 +29,9 @@ struct flusher {
                                    flushing; a leaf lock */
   pthread_cond_t done;
   bool running;                 /* somebody is in flush () */
-  uint64_t failed;              /* last generation covered by a flush that
-                                   failed, 0 if none did */
-  int failed_errno;             /* its error */
-  bool unreported;              /* no client has been told of it yet */
+  int failed_errno;             /* of the flush that failed, or 0; does not
+                                   change any more then */
 };
-
-enum flush_for { FLUSH_FOR_CLIENT, FLUSH_FOR_METADATA };
 
 extern void flusher_init (struct flusher *f, int (*flush) (void *),
                           void *opaque);
@@ -45,10 +41,10 @@ extern void flusher_destroy (struct flusher *f);
 extern void flusher_written (struct flusher *f);
 
 /* Return when all that was written before the call is durable.  A flush
- * that failed is reported to everybody who waited for it, and to the
- * next client if only metadata updates did.
+ * that failed is reported to everybody who waited for it, and so is each
+ * flush after it.
  */
-extern int flusher_flush (struct flusher *f, enum flush_for whom);
+extern int flusher_flush (struct flusher *f);
 
 /* Has any flush ever failed?  Then what lies on the medium is unknown. */
 extern bool flusher_has_failed (struct flusher *f);

@@ -133,6 +133,36 @@ for offset, count in [(0, 262144), (100, 262144), (65536, 200000),
   qemu_io "$uri" "read -P 1 100k 3M"
 }
 
+@test "a flush of the export that failed is not followed by one that succeeds" {
+  # Storage that drops what it could not write, as a kernel does.
+  qed-img create -o cluster_size=4096,table_size=2 storage 4M
+  truncate -s 8M storage
+  start_nbdkit eval get_size="stat -c %s '$tmp/storage'" \
+    can_write="exit 0" can_flush="exit 0" \
+    pread="dd if='$tmp/storage' skip=\$4 count=\$3 iflag=skip_bytes,count_bytes \
+status=none" \
+    pwrite="dd of='$tmp/storage' seek=\$4 oflag=seek_bytes conv=notrunc \
+status=none" \
+    flush="if [ -e '$tmp/fail' ]; then rm '$tmp/fail'; echo EIO >&2; exit 1; \
+fi"
+  start_nbdkit qed "$uri"
+  run -0 nbdsh -u "$uri" -c '
+h.pwrite(b"A" * 4096, 0)
+open("fail", "w").close()
+for i in range(3):
+    try:
+        h.flush()
+    except nbd.Error as e:
+        assert e.errno == "EIO", e
+    else:
+        assert False, "a flush succeeded"
+import os
+assert not os.path.exists("fail")
+assert h.pread(4096, 0) == b"A" * 4096'
+  run cat "$log"
+  assert_output --partial "an earlier flush failed"
+}
+
 @test "an NBD server that dies costs errors, not the server and no hang" {
   # storage_pid is killed while requests are in flight.
   truncate -s 64M storage

@@ -343,6 +343,44 @@ test_errors_of_the_server (void **state)
   assert_int_equal (node_close (n), 0);
 }
 
+/* After a flush that failed nobody knows what is on the medium, unless the
+ * caller writes all of it again.
+ */
+static void
+test_a_failed_flush (void **state)
+{
+  char flush[256];
+
+  (void) state;
+  snprintf (flush, sizeof flush,
+            "flush=if [ -e %s ]; then rm %s; echo EIO >&2; exit 1; fi",
+            disk, disk);
+  start_server ("eval", "get_size=echo 1M", "can_write=exit 0",
+                "can_flush=exit 0", "pread=exit 1", "pwrite=cat >/dev/null",
+                flush, NULL);
+  for (int rewrites = 0; rewrites < 2; ++rewrites) {
+    const struct node_open_options options = { .rewrites = rewrites };
+    struct node *n = node_open (server.uri, &options);
+    char buf[512] = "";
+
+    assert_non_null (n);
+    assert_int_equal (node_flush (n), 0);
+    close (open (disk, O_CREAT | O_WRONLY, 0600));
+    assert_int_equal (node_flush (n), -1);
+    assert_int_equal (errno, EIO);
+    forget_messages ();
+    assert_int_equal (node_pwrite (n, buf, sizeof buf, 0), 0);
+    if (rewrites)
+      assert_int_equal (node_flush (n), 0);
+    else {
+      assert_int_equal (node_flush (n), -1);
+      assert_int_equal (errno, EIO);
+      assert_messages (1, "an earlier flush failed");
+    }
+    assert_int_equal (node_close (n), 0);
+  }
+}
+
 /* Many writes at once, some longer than a command may be. */
 static void
 write_many (void)
@@ -406,6 +444,7 @@ main (void)
     TEST (test_many_requests_in_flight_on_one_connection),
     TEST (test_read_only),
     TEST (test_errors_of_the_server),
+    TEST (test_a_failed_flush),
     TEST (test_many_writes),
   };
 

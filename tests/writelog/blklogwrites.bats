@@ -347,6 +347,27 @@ refused(h.zero, 512, 0)
 refused(h.trim, 512, 0)'
 }
 
+@test "a flush of the disk that failed is not followed by one that succeeds" {
+  start_nbdkit --filter=blklogwrites eval log=log get_size="echo 1M" \
+    can_write="exit 0" can_flush="exit 0" pwrite="cat >/dev/null" \
+    pread="dd if=/dev/zero count=\$3 iflag=count_bytes status=none" \
+    flush="if [ -e '$tmp/fail' ]; then rm '$tmp/fail'; echo EIO >&2; exit 1; \
+fi"
+  touch fail
+  client "$uri" '
+h.pwrite(b"a" * 512, 0)
+for i in range(2):
+    try:
+        h.flush()
+    except nbd.Error as e:
+        assert e.errno == "EIO", e
+    else:
+        assert False'
+  stop_nbdkit
+  run -0 logwrites list --flags=flush log
+  assert_output ""
+}
+
 @test "a fast zero that would be slow is refused as such, and not logged" {
   truncate -s 1M disk
   start_nbdkit --filter=blklogwrites --filter=nozero file disk log=log \

@@ -53,7 +53,7 @@ int
 image_flush (struct qed *s)
 {
   flusher_written (&s->flusher);
-  return flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
+  return flusher_flush (&s->flusher);
 }
 
 /* ---- Opening */
@@ -278,7 +278,7 @@ write_header (struct qed *s, const struct qed_header *h, bool flush)
   if (node_pwrite (s->file, buf, sizeof buf, 0) == -1)
     return -1;
   flusher_written (&s->flusher);
-  return flush ? flusher_flush (&s->flusher, FLUSH_FOR_METADATA) : 0;
+  return flush ? flusher_flush (&s->flusher) : 0;
 }
 
 /* Make the header in the file the one in memory.  Under header_lock. */

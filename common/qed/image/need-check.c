@@ -119,7 +119,7 @@ need_check_rest (struct qed *s)
     r = -1;
   else if (atomic_exchange (&s->updated, false) &&
            (space_cut (s) == -1 ||
-            flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == -1 ||
+            flusher_flush (&s->flusher) == -1 ||
             (is_good (s) && need_check_clear (s, false) == -1)))
     r = -1;
   drain_end (&s->updates);

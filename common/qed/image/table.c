@@ -86,7 +86,7 @@ make_table (struct qed *s, uint64_t l1_index, uint64_t *table)
     return -1;
   }
   flusher_written (&s->flusher);
-  if (s->ordered && flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == -1)
+  if (s->ordered && flusher_flush (&s->flusher) == -1)
     return -1;
   return write_l1_entry (s, l1_index, *table);
 }

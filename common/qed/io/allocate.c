@@ -244,7 +244,7 @@ map_data (struct qed *s, const struct allocation *a)
   if (r == 0) {
     flusher_written (&s->flusher);
     if (s->ordered)
-      r = flusher_flush (&s->flusher, FLUSH_FOR_METADATA);
+      r = flusher_flush (&s->flusher);
   }
   if (r == -1) {
     space_give_back (s, a->n, file_offset);

@@ -193,7 +193,7 @@ grow (struct qed *s, uint64_t size)
   cache_forget (s);
   atomic_store (&s->node.size, size);
   if (zero_new (s, old, size) == 0 &&
-      flusher_flush (&s->flusher, FLUSH_FOR_METADATA) == 0 &&
+      flusher_flush (&s->flusher) == 0 &&
       header_change (s, &edit) == 0)
     return 0;
   err = errno;

@@ -350,7 +350,7 @@ make_durable (void *opaque)
 int
 writelog_flush (struct writelog *log)
 {
-  return flusher_flush (&log->flusher, FLUSH_FOR_CLIENT);
+  return flusher_flush (&log->flusher);
 }
 
 /* See that no more than "interval" entries are not counted by the super
@@ -369,11 +369,11 @@ update_after_interval (struct writelog *log, uint64_t number)
   if (uncounted < log->interval) {
     if (atomic_exchange (&log->updating, true))
       return;
-    flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
+    flusher_flush (&log->flusher);
     atomic_store (&log->updating, false);
   }
   else
-    flusher_flush (&log->flusher, FLUSH_FOR_METADATA);
+    flusher_flush (&log->flusher);
 }
 
 /* ---- Appending */

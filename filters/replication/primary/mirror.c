@@ -294,6 +294,7 @@ open_remote (struct mirror *m, const char *uri, char cause[CAUSE_LEN])
     .timeout = m->timeout, .cancel = m->cancel,
     .cause = cause, .cause_size = CAUSE_LEN,
     .lost = connection_lost, .opaque = m,
+    .rewrites = true,           /* what was not flushed is dirty */
   };
   const uint64_t size = node_size (m->disk);
   struct node *n;
