@@ -27,6 +27,7 @@ unit_tests = \
 	tests/unit/test-nbd-requests \
 	tests/unit/test-nbd-status \
 	tests/unit/test-qed-buffer \
+	tests/unit/test-qed-faults \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
@@ -154,6 +155,7 @@ EXTRA_DIST += \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
 	tests/tap.sh \
+	tests/unit/medium.h \
 	tests/unit/memory-node.h \
 	tests/unit/nbd-unit.h \
 	tests/unit/replication-unit.h \

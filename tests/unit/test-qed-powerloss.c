@@ -36,9 +36,9 @@
 #include "qed/qed.h"
 #include "utils/rounding.h"
 #include "qed/repair/check.h"
+#include "tests/unit/medium.h"
 #include "tests/unit/unit.h"
 
-#define SECTOR 512
 #define FEATURES 16             /* their place in the header */
 
 /* The disk: a window at the beginning of each of some L2 tables. */
@@ -52,7 +52,6 @@
 
 #define NR_THREADS 4
 #define STATES (50 / ONE_IN)    /* power losses played in each test */
-#define FIXED_SIZE (4 * 1024 * 1024)
 
 static char dir[] = "/tmp/test-qed-powerloss-XXXXXX";
 
@@ -65,45 +64,12 @@ in_dir (const char *name)
   return path;
 }
 
-/* ---- The medium */
-
-struct sector_write {
-  uint64_t sector;
-  uint8_t data[SECTOR];
-};
-
-struct medium {
-  struct node node;
-  pthread_mutex_t lock;         /* protects all below, and the model */
-
-  uint8_t *now;                 /* what reads see; capacity bytes */
-  uint8_t *flushed;
-  uint64_t capacity, size, flushed_size;
-
-  struct sector_write *writes;  /* since the flush, in order */
-  size_t nr_writes, max_writes;
-  uint64_t sizes[256];          /* lengths since the flush */
-  size_t nr_sizes;
-
-  uint64_t seed;
-  unsigned states;              /* played */
-  unsigned seldom;              /* one in so many events is a power loss */
-  void (*judge) (const char *path); /* of the disk afterwards */
-  bool dead;                    /* its process was killed */
-};
-
 /* What the disk may hold after a power loss; protected by medium.lock. */
 static uint8_t *model_now;      /* as acknowledged */
 static uint8_t *model_base;     /* without anything in the image */
 static uint32_t (*allowed)[8];  /* a bit for each value of each byte */
 
 static void play_power_loss (struct medium *m);
-
-static struct medium *
-medium_of (struct node *n)
-{
-  return (struct medium *) n;
-}
 
 /* After each change of the medium: is it time for a power loss? */
 static void
@@ -116,146 +82,6 @@ event (struct medium *m)
 }
 
 static void
-record_sectors (struct medium *m, uint64_t offset, uint64_t count)
-{
-  for (uint64_t s = offset / SECTOR; s * SECTOR < offset + count; ++s) {
-    if (m->nr_writes == m->max_writes) {
-      m->max_writes = m->max_writes * 2 + 64;
-      m->writes = realloc (m->writes, m->max_writes * sizeof *m->writes);
-      CHECK (m->writes);
-    }
-    m->writes[m->nr_writes].sector = s;
-    memcpy (m->writes[m->nr_writes].data, m->now + s * SECTOR, SECTOR);
-    m->nr_writes++;
-  }
-}
-
-static void
-reserve (struct medium *m, uint64_t size)
-{
-  const uint64_t want = round_up (size + SECTOR, 1 << 20);
-
-  if (want <= m->capacity)
-    return;
-  m->now = realloc (m->now, want);
-  m->flushed = realloc (m->flushed, want);
-  CHECK (m->now && m->flushed);
-  memset (m->now + m->capacity, 0, want - m->capacity);
-  memset (m->flushed + m->capacity, 0, want - m->capacity);
-  m->capacity = want;
-}
-
-static int
-medium_pread (struct node *n, void *buf, size_t count, uint64_t offset)
-{
-  struct medium *m = medium_of (n);
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  memcpy (buf, m->now + offset, count);
-  return 0;
-}
-
-static int
-medium_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
-                size_t count, uint64_t offset)
-{
-  struct medium *m = medium_of (n);
-  uint64_t at = offset;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  if (m->dead)
-    return 0;
-  for (int i = 0; i < iovcnt; ++i) {
-    memcpy (m->now + at, iov[i].iov_base, iov[i].iov_len);
-    at += iov[i].iov_len;
-  }
-  record_sectors (m, offset, count);
-  event (m);
-  return 0;
-}
-
-static int
-medium_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
-{
-  struct medium *m = medium_of (n);
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  if (m->dead)
-    return 0;
-  memset (m->now + offset, 0, count);
-  record_sectors (m, offset, count);
-  event (m);
-  return 0;
-}
-
-static int
-medium_flush (struct node *n)
-{
-  struct medium *m = medium_of (n);
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  if (m->dead)
-    return 0;
-  event (m);
-  memcpy (m->flushed, m->now, m->capacity);
-  m->flushed_size = m->size;
-  m->nr_writes = m->nr_sizes = 0;
-  return 0;
-}
-
-static int
-medium_resize (struct node *n, uint64_t size)
-{
-  struct medium *m = medium_of (n);
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  if (m->dead)
-    return 0;
-  reserve (m, size);
-  if (size < m->size)
-    memset (m->now + size, 0, m->size - size);
-  m->size = size;
-  atomic_store (&n->size, size);
-  if (m->nr_sizes < sizeof m->sizes / sizeof m->sizes[0])
-    m->sizes[m->nr_sizes++] = size;
-  event (m);
-  return 0;
-}
-
-static int
-medium_extents (struct node *n, uint64_t count, uint64_t offset,
-                struct extent *ret)
-{
-  *ret = (struct extent) { .length = count, .where = n };
-  return 0;
-}
-
-static int
-medium_close (struct node *n)
-{
-  struct medium *m = medium_of (n);
-
-  free (m->now);
-  free (m->flushed);
-  free (m->writes);
-  pthread_mutex_destroy (&m->lock);
-  free (n->name);
-  free (m);
-  return 0;
-}
-
-static const struct node_ops medium_ops = {
-  .type = "medium",
-  .close = medium_close,
-  .pread = medium_pread,
-  .pwritev = medium_pwritev,
-  .flush = medium_flush,
-  .extents = medium_extents,
-  .zero = medium_zero,
-  .resize = medium_resize,
-};
-
-static void
 create_image (const char *path, const char *backing)
 {
   const struct qed_create_options create = {
@@ -264,38 +90,6 @@ create_image (const char *path, const char *backing)
   };
 
   CHECK (qed_create (path, &create) == 0);
-}
-
-/* A medium that holds this file.  One of fixed size is full of what was
- * there before.
- */
-static struct medium *
-new_medium (bool fixed, const char *path, void (*judge) (const char *),
-            uint64_t seed)
-{
-  struct medium *m = calloc (1, sizeof *m);
-  struct stat st;
-  CLEANUP_CLOSE int fd = open (path, O_RDONLY);
-
-  CHECK (m && fd >= 0 && fstat (fd, &st) == 0);
-  pthread_mutex_init (&m->lock, NULL);
-  m->node.ops = &medium_ops;
-  m->node.name = strdup (path);
-  m->node.align = m->node.zero_align = 1;
-  m->node.fixed_size = fixed;
-  m->node.can_fast_zero = true;
-  m->seed = seed;
-  m->seldom = 50;
-  m->judge = judge;
-  m->size = fixed ? FIXED_SIZE : st.st_size;
-  reserve (m, m->size);
-  if (fixed)
-    memset (m->now, 0xee, m->size);
-  CHECK (read (fd, m->now, st.st_size) == st.st_size);
-  memcpy (m->flushed, m->now, m->capacity);
-  m->flushed_size = m->size;
-  atomic_init (&m->node.size, m->size);
-  return m;
 }
 
 /* ---- The model */
@@ -342,14 +136,6 @@ free_model (void)
 }
 
 /* ---- Power loss */
-
-static void
-write_file (const char *path, const void *buf, size_t size)
-{
-  CLEANUP_CLOSE int fd = open (path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-
-  CHECK (fd >= 0 && write (fd, buf, size) == (ssize_t) size);
-}
 
 /* Returns the exit status of qemu-img check. */
 static int
@@ -420,20 +206,25 @@ static void
 play_power_loss (struct medium *m)
 {
   CLEANUP_FREE char *path = in_dir ("crashed.qed");
-  CLEANUP_FREE uint8_t *state = malloc (m->capacity);
-  const uint64_t keep = random_below (&m->seed, 101);
-  uint64_t size = m->flushed_size;
+  CLEANUP_FREE uint8_t *state = NULL;
+  uint64_t size;
 
-  CHECK (state);
-  memcpy (state, m->flushed, m->capacity);
-  for (size_t i = 0; i < m->nr_writes; ++i)
-    if (random_below (&m->seed, 100) < keep)
-      memcpy (state + m->writes[i].sector * SECTOR, m->writes[i].data,
-              SECTOR);
-  if (m->nr_sizes > 0 && random_below (&m->seed, 2))
-    size = m->sizes[random_below (&m->seed, m->nr_sizes)];
+  state = medium_lose_power (m, &size);
   write_file (path, state, size);
   m->judge (path);
+}
+
+static struct medium *
+new_judged_medium (bool fixed, const char *path, void (*judge) (const char *),
+                   uint64_t seed)
+{
+  struct medium *m = new_medium (fixed, path);
+
+  m->event = event;
+  m->seed = seed;
+  m->seldom = 50;
+  m->judge = judge;
+  return m;
 }
 
 /* ---- The workload */
@@ -552,7 +343,7 @@ run_load (bool fixed, const char *backing, const uint8_t *backing_data,
   struct load load;
 
   create_image (path, backing);
-  load.medium = new_medium (fixed, path, judge_served, seed);
+  load.medium = new_judged_medium (fixed, path, judge_served, seed);
   expect_ordered = fixed || backing;
   new_model (backing_data);
   open_load (&load);
@@ -715,7 +506,7 @@ repair_without_power (bool fixed)
     create_image (path, NULL);
     fill_image (path);
     damage_image (path);
-    m = new_medium (fixed, path, judge_repaired, seed);
+    m = new_judged_medium (fixed, path, judge_repaired, seed);
     m->seldom = 10;
     if (seed == 1) {
       write_file (path, m->now, m->size);

@@ -170,13 +170,26 @@ draw_end_back (struct qed *s)
   }
 }
 
+/* Make clusters that were given back read as zeroes again.  Where an entry
+ * can be on the medium before what it refers to, what was written to them
+ * must not be found there by the next one who uses them; who flushes
+ * before the entry makes this durable too.
+ */
+static int
+make_new (struct qed *s, uint64_t count, uint64_t offset)
+{
+  if (s->file->fixed_size)
+    return 0;
+  if (node_zero (s->file, count, offset, NODE_MAY_TRIM | NODE_FAST) == -1)
+    return -1;
+  return s->ordered || s->is_volatile ? 0 : image_flush (s);
+}
+
 static void
 give_back (struct qed *s, uint64_t n, uint64_t offset)
 {
-  /* It must read as zeroes again, or it is lost until a check. */
-  if (!s->file->fixed_size &&
-      node_zero (s->file, n << s->cluster_bits, offset,
-                 NODE_MAY_TRIM | NODE_FAST) == -1)
+  /* Otherwise it is lost until a check. */
+  if (make_new (s, n << s->cluster_bits, offset) == -1)
     return;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
