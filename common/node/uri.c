@@ -64,7 +64,7 @@ path_length (const char *value)
 static bool
 shall_be_absolute (const char *key, const char *value, const char *cwd)
 {
-  const struct sockaddr_un address;
+  struct sockaddr_un address;
   const size_t len = path_length (value);
 
   return len > 0 && *value != '/' && strncasecmp (value, "%2f", 3) != 0 &&

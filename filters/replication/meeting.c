@@ -18,8 +18,8 @@
 static const char *const kinds[] = {
   [DISK_PLAIN] = "",
   [DISK_SECONDARY] = "replication secondary: for the primary's writes",
-  [DISK_PROMOTED] = "replication secondary: for the primary's writes, "
-                    "closed by a failover",
+  [DISK_PROMOTED] = ("replication secondary: for the primary's writes, "
+                     "closed by a failover"),
   [DISK_GUEST] = "replication secondary: the disk of its guest",
   [DISK_PRIMARY] = "replication primary: the disk of its guest",
 };

@@ -200,8 +200,8 @@ test_identity (void **state)
   for (size_t m = 0; m < NR_MODES; ++m) {
     struct node *n = open_new (modes[m], 5000);
     struct stat st;
-    dev_t dev;
-    ino_t ino;
+    dev_t dev = 0;
+    ino_t ino = 0;
 
     CHECK (stat (NAME, &st) == 0);
     assert_true (node_identity (n, &dev, &ino));

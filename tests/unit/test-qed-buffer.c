@@ -86,7 +86,7 @@ assert_reads (struct bench *b, uint8_t byte, uint64_t count, uint64_t offset)
 static enum qed_held
 held_at (struct bench *b, uint64_t offset, uint64_t *length)
 {
-  enum qed_held held;
+  enum qed_held held = QED_HELD_NOT;
 
   assert_int_equal (qed_buffer_held (b->buffer, SIZE - offset, offset, &held,
                                      length), 0);

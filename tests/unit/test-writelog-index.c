@@ -533,7 +533,7 @@ test_every_power_loss_occurs (void **state)
 static void
 test_seed_0_is_the_flush (void **state)
 {
-  struct writelog_moment flush, crash, start;
+  struct writelog_moment flush = { 0 }, crash = { 0 }, start = { 0 };
   struct writelog_index *index;
   struct log log;
 
@@ -673,9 +673,9 @@ test_marks (void **state)
   char longest[512 - WRITELOG_ENTRY_LEN + 1];
   struct writelog_index *index;
   struct log log;
-  uint64_t entry;
+  uint64_t entry = 1;
   char *name;
-  bool first;
+  bool first = false;
 
   memset (longest, 'l', sizeof longest - 1);
   longest[sizeof longest - 1] = '\0';

@@ -173,7 +173,7 @@ log_until (struct hold *h, uint64_t number)
   struct spool_item item;
 
   while (h->first < MIN (number, h->next)) {
-    if (spool_first (h->spool, &item) == -1) {
+    if (spool_first (h->spool, &item) != 1) {
       writelog_fail (h->log, "a held write could not be logged");
       return -1;
     }
