@@ -59,6 +59,7 @@ file_close (struct node *n)
     r = -1;
   }
   pthread_mutex_destroy (&f->length_lock);
+  pthread_mutex_destroy (&f->data_lock);
   free (n->name);
   free (f);
   return r;
@@ -190,6 +191,26 @@ file_flush (struct node *n)
   return -1;
 }
 
+/* To find the end of data takes some file systems as long as to go over all
+ * of them, so what was found is remembered.  It is forgotten when a hole is
+ * made here; one that others make is not seen, and called data.
+ */
+static uint64_t
+known_data (struct file_node *f, uint64_t offset)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->data_lock);
+  return offset >= f->data_start && offset < f->data_end
+    ? f->data_end - offset : 0;
+}
+
+static void
+remember_data (struct file_node *f, uint64_t start, uint64_t end)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->data_lock);
+  f->data_start = start;
+  f->data_end = end;
+}
+
 /* fallocate, with "cannot do that here" told apart by ENOTSUP and no
  * message.
  */
@@ -202,8 +223,10 @@ allocate (struct file_node *f, int mode, uint64_t count, uint64_t offset)
     r = fallocate (f->fd, mode, offset, count);
   while (r == -1 && errno == EINTR);
 
-  if (r == 0)
+  if (r == 0) {
+    remember_data (f, 0, 0);
     return 0;
+  }
   /* Block devices say EINVAL for ranges that are no whole sectors. */
   if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ||
       (f->is_block_device && errno == EINVAL))
@@ -272,6 +295,7 @@ file_extents (struct node *n, uint64_t count, uint64_t offset,
               struct extent *ret)
 {
   struct file_node *f = (struct file_node *) n;
+  const uint64_t known = known_data (f, offset);
   off_t data, hole;
 
   *ret = (struct extent) {
@@ -279,6 +303,10 @@ file_extents (struct node *n, uint64_t count, uint64_t offset,
   };
   if (f->is_block_device)
     return 0;
+  if (known > 0) {
+    ret->length = MIN (count, known);
+    return 0;
+  }
 
   data = lseek (f->fd, offset, SEEK_DATA);
   if (data == -1 && errno == ENXIO) {   /* a hole up to the end */
@@ -293,8 +321,10 @@ file_extents (struct node *n, uint64_t count, uint64_t offset,
     return 0;
   }
   hole = lseek (f->fd, offset, SEEK_HOLE);
-  if (hole > data)
+  if (hole > data) {
+    remember_data (f, offset, hole);
     ret->length = MIN (count, hole - offset);
+  }
   return 0;
 }
 
@@ -323,6 +353,7 @@ file_resize (struct node *n, uint64_t size)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->length_lock);
   if (set_length (f, size) == -1)
     return -1;
+  remember_data (f, 0, 0);
   atomic_store_explicit (&n->size, size, memory_order_release);
   return 0;
 }
@@ -425,6 +456,7 @@ file_node_new (const char *name, bool read_only)
   }
   f->fd = -1;
   pthread_mutex_init (&f->length_lock, NULL);
+  pthread_mutex_init (&f->data_lock, NULL);
   f->node.ops = &file_ops;
   f->node.read_only = read_only;
   f->node.keeps_flush_error = true;

@@ -24,6 +24,8 @@ struct file_node {
   pthread_mutex_t length_lock;  /* held to change the file's length, and
                                    while a write does it for a moment;
                                    I/O happens under it */
+  pthread_mutex_t data_lock;    /* protects the next two; a leaf lock */
+  uint64_t data_start, data_end; /* there are data, when last looked at */
   char *created;                /* the place of a new file that nobody has
                                    said to keep, or NULL */
   _Atomic int flush_errno;      /* of the flush that failed, or 0 */

@@ -193,6 +193,44 @@ test_length (void **state)
   }
 }
 
+static unsigned
+flags_at (struct node *n, uint64_t offset)
+{
+  struct extent e;
+
+  assert_int_equal (node_extents (n, node_size (n) - offset, offset, &e), 0);
+  return e.flags & EXTENT_ZERO;
+}
+
+/* What was found out about data is forgotten when a hole is made. */
+static void
+test_extents (void **state)
+{
+  static const uint8_t data[65536] = { 1 };
+  const uint64_t size = 8 * sizeof data;
+
+  for (size_t m = 0; m < NR_MODES; ++m) {
+    struct node *n = open_new (modes[m], size);
+
+    for (uint64_t offset = 0; offset < size; offset += sizeof data)
+      assert_int_equal (node_pwrite (n, data, sizeof data, offset), 0);
+    assert_int_equal (flags_at (n, 0), 0);
+    assert_int_equal (flags_at (n, size / 2), 0);
+
+    assert_int_equal (node_discard (n, size / 4, size / 2), 0);
+    assert_int_equal (flags_at (n, size / 2), EXTENT_ZERO);
+    assert_int_equal (flags_at (n, 0), 0);
+    assert_int_equal (node_zero (n, size / 4, 0, NODE_MAY_TRIM), 0);
+    assert_int_equal (flags_at (n, 0), EXTENT_ZERO);
+
+    assert_int_equal (flags_at (n, size / 4), 0);
+    assert_int_equal (node_resize (n, size / 4), 0);
+    assert_int_equal (node_resize (n, size), 0);
+    assert_int_equal (flags_at (n, size / 4), EXTENT_ZERO);
+    assert_int_equal (node_close (n), 0);
+  }
+}
+
 /* Locks and identity are those of the file, whatever is in between. */
 static void
 test_identity (void **state)
@@ -221,6 +259,7 @@ main (void)
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_threads),
     cmocka_unit_test (test_length),
+    cmocka_unit_test (test_extents),
     cmocka_unit_test (test_identity),
   };
 
