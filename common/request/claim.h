@@ -58,6 +58,6 @@ cleanup_claim (struct claim_holder *h)
 {
   claim_release (h->claims, h->claim);
 }
-#define CLEANUP_CLAIM __attribute__ ((cleanup (cleanup_claim)))
+#define CLEANUP_CLAIM __attribute__ ((cleanup (cleanup_claim), unused))
 
 #endif /* BLOCKDRIVERS_CLAIM_H */

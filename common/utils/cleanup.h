@@ -32,10 +32,11 @@ cleanup_close (int *fd)
 }
 
 /* The variable is passed to free, or its descriptor closed, at the end
- * of its scope.  Set it to NULL (-1) to hand ownership on.
+ * of its scope.  Set it to NULL (-1) to hand ownership on.  For some versions
+ * of clang that is no use of it.
  */
-#define CLEANUP_FREE __attribute__ ((cleanup (cleanup_free)))
-#define CLEANUP_CLOSE __attribute__ ((cleanup (cleanup_close)))
+#define CLEANUP_FREE __attribute__ ((cleanup (cleanup_free), unused))
+#define CLEANUP_CLOSE __attribute__ ((cleanup (cleanup_close), unused))
 
 /* Take a mutex until the end of the current scope. */
 #define ACQUIRE_LOCK_FOR_CURRENT_SCOPE(mutex)                           \
