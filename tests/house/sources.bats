@@ -125,6 +125,27 @@ modules ()
   every "$(written_files '*.c' '*.h')" fits_79_columns
 }
 
+# make_variable NAME...: the values of these in the makefile.
+make_variable ()
+{
+  local name
+  for name; do
+    sed -n "s/^$name = //p" "$builddir/Makefile"
+  done
+}
+
+# The compiler of the build is gcc mostly, which warns of other things.
+@test "clang finds nothing to warn of in C files" {
+  require_tool clang
+  local flags
+  mapfile -t flags < <(make_variable WARNING_CFLAGS NBDKIT_CFLAGS \
+      LIBNBD_CFLAGS JANSSON_CFLAGS CMOCKA_CFLAGS | xargs -n 1)
+  flags+=(-std=gnu11 -DHAVE_CONFIG_H -I"$builddir" -I"$srcdir/common"
+          -I"$srcdir" -Werror)
+  (cd "$srcdir" && written_files '*.c' |
+     xargs -P 2 -n 8 clang -fsyntax-only "${flags[@]}")
+}
+
 @test "shellcheck finds nothing in the shell scripts" {
   require_tool shellcheck
   every "$(shell_scripts)" passes_shellcheck
