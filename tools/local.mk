@@ -10,8 +10,11 @@ tools_blkctl_blkctl_SOURCES = \
 	tools/blkctl/blkctl.c \
 	tools/blkctl/blkctl.h \
 	tools/blkctl/checkpoint.c \
+	tools/blkctl/checkpoint.h \
 	tools/blkctl/client.c \
-	tools/blkctl/client.h
+	tools/blkctl/client.h \
+	tools/blkctl/every.c \
+	tools/blkctl/every.h
 
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm

@@ -109,6 +109,8 @@ print_help (void)
   if (tool->commands)
     print_commands ();
   printf ("\nOptions:\n");
+  if (tool->options)
+    print_options (tool->options);
   print_options (global_options);
   if (tool->commands)
     printf ("\n'%s COMMAND --help' describes a command; see also %s(1).\n",
@@ -183,6 +185,8 @@ print_completions_of (const char *command, const struct tool_option *options)
 static void
 print_completions (int argc, char *argv[])
 {
+  if (tool->options)
+    print_completions_of ("", tool->options);
   print_completions_of ("", global_options);
   if (tool->print_completions)
     tool->print_completions (argc, argv);
@@ -355,10 +359,29 @@ print_version (void)
             tool->name, PACKAGE_VERSION, PACKAGE_NAME);
 }
 
-static void
-parse_global_options (int argc, char *argv[])
+/* The tool's own options and those that all have. */
+static const struct tool_option *
+all_options (void)
 {
-  switch (next_option (argc, argv, global_options, "+:")) {
+  static struct tool_option all[32];
+  size_t n = 0;
+
+  for (const struct tool_option *o = tool->options; o && o->code; ++o)
+    all[n++] = *o;
+  for (const struct tool_option *o = global_options; o->code; ++o)
+    all[n++] = *o;
+  return all;
+}
+
+/* Returns false when there are no more. */
+static bool
+parse_global_option (int argc, char *argv[])
+{
+  const int c = next_option (argc, argv, all_options (), "+:");
+
+  switch (c) {
+  case -1:
+    return false;
   case 'h':
     print_help ();
     exit_after_output ();
@@ -368,6 +391,9 @@ parse_global_options (int argc, char *argv[])
   case TOOL_COMPLETIONS:
     print_completions (argc - optind, argv + optind);
     exit_after_output ();
+  default:
+    tool->set_option (c, optarg);
+    return true;
   }
 }
 
@@ -404,7 +430,8 @@ tool_main (const struct tool *this_tool, int argc, char *argv[])
     strcmp (program_invocation_short_name, tool->alias) == 0
     ? tool->alias : tool->name;
   signal (SIGXFSZ, SIG_IGN);    /* a write says EFBIG then */
-  parse_global_options (argc, argv);
+  while (parse_global_option (argc, argv))
+    ;
   if (optind >= argc)
     tool_usage_error ("Not enough arguments");
   argc -= optind;

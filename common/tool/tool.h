@@ -6,7 +6,7 @@
 /* What the tools share.  A tool is a table of sub-commands, and each of
  * these has a table of its options: getopt's tables, the help and what
  * the shell completes are made from them.  A tool may have no
- * sub-commands, and then has no options but those that all tools have.
+ * sub-commands, and then has one table of options itself.
  */
 
 #ifndef BLOCKDRIVERS_TOOL_H
@@ -59,6 +59,12 @@ struct tool {
    * the options.
    */
   int (*run) (int argc, char *argv[]); /* returns the exit status */
+
+  /* Options of its own, which stand before that; set_option is called for
+   * each that is given.  NULL if it has none.
+   */
+  const struct tool_option *options; /* ends with code 0 */
+  void (*set_option) (int code, const char *value);
 
   /* Print more lines of what the shell completes, after these words
    * (of an unfinished command line).  May be NULL.

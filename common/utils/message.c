@@ -37,7 +37,7 @@ static msg_handler handler = to_stderr;
 void
 msg_set_handler (msg_handler h)
 {
-  handler = h;
+  handler = h ? h : to_stderr;
 }
 
 #define SAY(level)                              \

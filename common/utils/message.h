@@ -25,8 +25,8 @@ enum msg_level { MSG_ERROR, MSG_WARNING, MSG_DEBUG };
 typedef void (*msg_handler) (enum msg_level level, const char *fs,
                              va_list args);
 
-/* Set the handler (before any thread is started).  Without one, errors
- * and warnings go to standard error as "PROGRAM: MESSAGE" and debug
+/* Set the handler (while there are no other threads).  Without one (NULL),
+ * errors and warnings go to standard error as "PROGRAM: MESSAGE" and debug
  * messages are dropped.
  */
 extern void msg_set_handler (msg_handler handler);

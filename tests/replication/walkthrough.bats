@@ -35,7 +35,7 @@ play ()
 teardown ()
 {
   local name
-  for name in third secondary second primary front; do
+  for name in checkpoints third secondary second primary front; do
     if [ -s "$tmp/$name.pid" ]; then
       remember "$(cat "$tmp/$name.pid")"
     fi
@@ -84,7 +84,7 @@ run_pair ()
   stage_is primary.ctl running
 
   play "The primary dies"
-  # The loop ends, and says why; no checkpoint drops what comes now.
+  # It is told; no checkpoint drops what comes now.
   wait_until 60 grep -q primary.ctl checkpoints.log
   qemu_io "$guest" "write -P 7 60M 1000k"
 

@@ -291,3 +291,30 @@ guest_has_its_data ()
   blkctl secondary.ctl replication-stop failover=true force=true
   status_becomes secondary.ctl role promoted
 }
+
+@test "blkctl --every goes on after a failure, and tells it once" {
+  start_pair
+  blkctl --every=0.02 primary.ctl secondary.ctl replication-checkpoint \
+         >every.log 2>&1 3>&- &
+  local loop=$!
+  remember "$loop"
+  wait_until 60 checkpoints_are 5
+  assert_equal "$(cat every.log)" ""
+  kill -KILL "$secondary_pid"
+  wait "$secondary_pid" || true
+  wait_until 60 grep -q "silent until" every.log
+  start_at_place replication-recover=discard replication-start=true
+  wait_until 60 grep -q "are made again" every.log
+  assert_equal "$(grep -c "silent until" every.log)" 1
+  wait_until 60 checkpoints_are 2
+  kill -TERM "$loop"
+  wait "$loop"
+  qemu_io "$primary_uri" "write -P 0x64 0 64k"
+  run blkctl --every=1 secondary.ctl query-replication
+  assert_equal "$status" 2
+}
+
+checkpoints_are ()
+{
+  [ "$(status_of secondary.ctl checkpoints)" -ge "$1" ]
+}

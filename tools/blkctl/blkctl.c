@@ -20,7 +20,9 @@
 
 #include "tools/blkctl/blkctl.h"
 #include "utils/cleanup.h"
+#include "tools/blkctl/checkpoint.h"
 #include "tools/blkctl/client.h"
+#include "tools/blkctl/every.h"
 #include "utils/message.h"
 #include "tool/tool.h"
 
@@ -122,6 +124,22 @@ send_command (const char *socket, const char *command, json_t *arguments)
   return status;
 }
 
+enum { OPTION_EVERY = TOOL_FIRST_CODE };
+
+static const struct tool_option options[] = {
+  { OPTION_EVERY, "every", "SECONDS",
+    "make checkpoints until SIGTERM or SIGINT" },
+  { 0 }
+};
+
+static int every;               /* milliseconds, or 0 */
+
+static void
+set_option (int code, const char *value)
+{
+  every = every_parse (value);  /* there is no other one */
+}
+
 static int
 run (int argc, char *argv[])
 {
@@ -135,15 +153,23 @@ run (int argc, char *argv[])
   command = argv[nr_sockets];
   arguments = parse_arguments (argc - nr_sockets - 1, argv + nr_sockets + 1);
 
-  if (nr_sockets == 1)
+  if (every && strcmp (command, CHECKPOINT) != 0)
+    tool_usage_error ("--every is for " CHECKPOINT " only, not for '%s'",
+                      command);
+  else if (nr_sockets == 1 && !every)
     status = send_command (argv[0], command, arguments);
   else if (strcmp (command, CHECKPOINT) != 0)
     tool_usage_error ("'%s' is for one socket; only %s takes several",
                       command, CHECKPOINT);
   else if (json_object_size (arguments) > 0)
     tool_usage_error (CHECKPOINT " has no arguments");
-  else
+  else if (every)
+    status = every_checkpoint (every, argv, nr_sockets);
+  else {
     status = checkpoint_together (argv, nr_sockets);
+    if (status == EXIT_SUCCESS && tool_print_json (json_object ()) == -1)
+      status = STATUS_FAILED;
+  }
   json_decref (arguments);
   return status;
 }
@@ -184,10 +210,10 @@ print_completions (int argc, char *argv[])
 static const struct tool blkctl = {
   .name = "blkctl",
   .arguments = "SOCKET COMMAND [KEY=VALUE...]\n"
-    "       blkctl SOCKET SOCKET... " CHECKPOINT,
+    "       blkctl [--every=SECONDS] SOCKET SOCKET... " CHECKPOINT,
   .help = "Send a command to the control socket of a filter, and print what "
     "it returns as\nJSON.  'query-commands' lists the commands of a socket.",
-  .run = run,
+  .run = run, .options = options, .set_option = set_option,
   .print_completions = print_completions,
   .usage_status = STATUS_NOT_SENT
 };

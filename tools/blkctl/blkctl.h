@@ -14,9 +14,4 @@
 
 #define CHECKPOINT "replication-checkpoint"
 
-/* Make one checkpoint of the disks behind nr sockets, or of none of them.
- * Returns the exit status, after messages.
- */
-extern int checkpoint_together (char *sockets[], int nr);
-
 #endif /* BLOCKDRIVERS_BLKCTL_H */
