@@ -50,6 +50,7 @@ bats_tests = \
 	tests/control/control.bats \
 	tests/house/frame.bats \
 	tests/house/sources.bats \
+	tests/qed-img/callers.bats \
 	tests/qed-img/calls.bats \
 	tests/qed-img/completion.bats \
 	tests/qed-img/convert.bats \
