@@ -143,9 +143,13 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/moments/cover.h \
 	common/writelog/moments/index.c \
 	common/writelog/moments/index.h \
+	common/writelog/moments/loss.c \
+	common/writelog/moments/loss.h \
 	common/writelog/moments/moment.c \
+	common/writelog/moments/moment.h \
 	common/writelog/moments/moments.h \
-	common/writelog/moments/state.c
+	common/writelog/moments/state.c \
+	common/writelog/moments/state.h
 
 # What the modules share besides: it needs nbdkit, so it is among the
 # sources of each that uses it.

@@ -26,6 +26,7 @@ tools_logwrites_logwrites_SOURCES = \
 	tools/logwrites/logwrites.c \
 	tools/logwrites/logwrites.h \
 	tools/logwrites/plot.c \
+	tools/logwrites/print.c \
 	tools/logwrites/replay.c \
 	tools/logwrites/verify.c
 

@@ -25,7 +25,8 @@
 
 #include "node/align.h"
 #include "utils/cleanup.h"
-#include "writelog/moments/index.h"
+#include "writelog/moments/moment.h"
+#include "writelog/moments/state.h"
 #include "utils/message.h"
 #include "module/export.h"
 #include "module/module.h"
@@ -46,11 +47,13 @@
 static char *log_name;
 static char *base_name;
 static int64_t size = -1;       /* -1: not given */
+static int64_t tear_size = -1;  /* bytes; 0: an entry, -1: not given */
 
 /* Constant from get_ready on. */
 static struct writelog_index *log_index;
 static struct writelog_totals totals;
 static struct node *base;       /* or NULL */
+static uint64_t tear;           /* sectors of the log, or TEAR_ENTRY */
 
 static void
 logreplay_cleanup (void)
@@ -70,6 +73,22 @@ logreplay_unload (void)
 }
 
 static int
+set_tear (const char *value)
+{
+  if (strcmp (value, "entry") == 0) {
+    tear_size = 0;
+    return 0;
+  }
+  if (module_set_size (&tear_size, "tear", value) == -1)
+    return -1;
+  if (tear_size == 0 || !is_power_of_2 (tear_size)) {
+    nbdkit_error ("tear=%s: it must be a power of two, or 'entry'", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
 logreplay_config (const char *key, const char *value)
 {
   if (strcmp (key, "log") == 0)
@@ -78,6 +97,8 @@ logreplay_config (const char *key, const char *value)
     return module_set_image (&base_name, key, value);
   if (strcmp (key, "size") == 0)
     return module_set_size (&size, key, value);
+  if (strcmp (key, "tear") == 0)
+    return set_tear (value);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -96,12 +117,13 @@ logreplay_config_complete (void)
 #define logreplay_config_help                                           \
   "[log=]LOG        (required) The write log, a path or an NBD URI.\n"  \
   "base=IMAGE       The disk before the first entry (zeroes).\n"        \
-  "size=SIZE        Size of the disk (of base, else the log's end)."
+  "size=SIZE        Size of the disk (as noted, else of base or log).\n" \
+  "tear=SIZE|entry  What a power loss takes at least (a sector of the log)."
 
 static void
 logreplay_dump_plugin (void)
 {
-  printf ("logreplay_moments=entry,mark,flush,fua,crash\n");
+  printf ("logreplay_moments=entry,mark,flush,fua,crash,lost\n");
   printf ("logreplay_base_format=raw\n");
   printf ("logreplay_uri=nbd,nbds,nbd+unix,nbds+unix,nbd+vsock,nbds+vsock\n");
   printf ("logreplay_min_sector_size=%d\n", WRITELOG_MIN_SECTOR_SIZE);
@@ -128,6 +150,14 @@ find_size (void)
   const uint64_t base_size = base ? node_size (base)
                                   : MIN (totals.end, (uint64_t) INT64_MAX);
 
+  if (totals.disk_size > 0 && totals.disk_size <= INT64_MAX) {
+    size = totals.disk_size;
+    return 0;
+  }
+  if (base == NULL)
+    msg_warning ("%s: the log does not say how large the disk is, and there "
+                 "is no base: it is taken to end with the highest sector "
+                 "that was written; size= overrides that", log_name);
   if (totals.end > round_up (base_size, totals.sector_size)) {
     nbdkit_error ("%s: the base has %" PRIu64 " bytes, but entry %" PRIu64
                   " of the log reaches up to byte %" PRIu64 "; it is not the "
@@ -136,6 +166,23 @@ find_size (void)
     return -1;
   }
   size = base_size;
+  return 0;
+}
+
+/* In sectors of the log. */
+static int
+find_tear (void)
+{
+  tear = tear_size == 0 ? TEAR_ENTRY : TEAR_SECTOR;
+  if (tear_size <= 0)
+    return 0;
+  if (tear_size < totals.sector_size) {
+    nbdkit_error ("tear=%" PRIi64 ": the log's sectors have %" PRIu32
+                  " bytes, and what is lost of them cannot be told",
+                  tear_size, totals.sector_size);
+    return -1;
+  }
+  tear = tear_size / totals.sector_size;
   return 0;
 }
 
@@ -154,7 +201,7 @@ logreplay_get_ready (void)
                 log_name, totals.entries, totals.memory);
   if (base_name && open_base () == -1)
     return -1;
-  return size == -1 ? find_size () : 0;
+  return size == -1 && find_size () == -1 ? -1 : find_tear ();
 }
 
 static int
@@ -243,10 +290,14 @@ logreplay_open (int readonly)
 {
   const char *name = nbdkit_export_name ();
   struct writelog_moment moment;
+  struct node *node;
 
-  if (name == NULL || writelog_moment_parse (log_index, name, &moment) == -1)
+  if (name == NULL ||
+      writelog_moment_parse (log_index, name, tear, &moment) == -1)
     return NULL;
-  return writelog_moment_open (log_index, &moment, base, size);
+  node = writelog_moment_open (log_index, &moment, base, size);
+  writelog_moment_free (&moment);
+  return node;
 }
 
 static void
@@ -260,17 +311,22 @@ logreplay_export_description (void *handle)
 {
   const char *name = nbdkit_export_name ();
   struct writelog_moment moment;
+  uint64_t entries, certain;
 
-  if (name == NULL || writelog_moment_parse (log_index, name, &moment) == -1)
+  if (name == NULL ||
+      writelog_moment_parse (log_index, name, tear, &moment) == -1)
     return NULL;
-  if (moment.entries == moment.certain)
+  entries = moment.entries;
+  certain = moment.certain;
+  writelog_moment_free (&moment);
+  if (entries == certain)
     return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
-                                 " entries", log_name, moment.certain,
+                                 " entries", log_name, certain,
                                  totals.entries);
   return nbdkit_printf_intern ("%s after %" PRIu64 " of %" PRIu64
                                " entries and a part of the next %" PRIu64,
-                               log_name, moment.certain, totals.entries,
-                               moment.entries - moment.certain);
+                               log_name, certain, totals.entries,
+                               entries - certain);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -14,7 +14,8 @@
 #include <sys/mman.h>
 
 #include "writelog/format.h"
-#include "writelog/moments/index.h"
+#include "writelog/moments/moment.h"
+#include "writelog/moments/state.h"
 #include "utils/rounding.h"
 #include "tests/unit/unit.h"
 
@@ -391,12 +392,14 @@ check_crashes (struct log *log, unsigned sectors, struct node *base,
   writelog_index_totals (index, &totals);
   for (uint64_t n = 0; n <= totals.flushes; ++n)
     for (uint64_t seed = 0; seed < 12; ++seed) {
-      assert_int_equal (writelog_moment_crash (index, n, seed, &moment), 0);
+      assert_int_equal (writelog_moment_crash (index, n, seed,
+                                               TEAR_SECTOR, &moment), 0);
       model_begin (&model, log, sectors, base);
       replay_crash (&model, log, n, seed);
       check_moment (index, &moment, &model, base, random);
     }
   assert_int_equal (writelog_moment_crash (index, totals.flushes + 1, 1,
+                                           TEAR_SECTOR,
                                            &moment), -1);
   assert_int_equal (errno, ENOENT);
   writelog_index_close (index);
@@ -477,7 +480,8 @@ read_crash (const struct writelog_index *index, uint64_t n, uint64_t seed,
   struct writelog_moment moment;
   struct node *node;
 
-  assert_int_equal (writelog_moment_crash (index, n, seed, &moment), 0);
+  assert_int_equal (writelog_moment_crash (index, n, seed,
+                                           TEAR_SECTOR, &moment), 0);
   node = writelog_moment_open (index, &moment, NULL, size);
   assert_non_null (node);
   assert_int_equal (node_pread (node, disk, size, 0), 0);
@@ -542,15 +546,18 @@ test_seed_0_is_the_flush (void **state)
   for (uint64_t n = 1; n <= 2; ++n) {
     assert_int_equal (writelog_moment_flag (index, WRITELOG_FLUSH, n,
                                             &flush), 0);
-    assert_int_equal (writelog_moment_crash (index, n, 0, &crash), 0);
+    assert_int_equal (writelog_moment_crash (index, n, 0,
+                                             TEAR_SECTOR, &crash), 0);
     assert_int_equal (flush.entries, n == 1 ? 2 : 3 + WRITES);
     assert_int_equal (crash.entries, flush.entries);
     assert_int_equal (crash.certain, flush.entries);
   }
-  assert_int_equal (writelog_moment_crash (index, 0, 0, &start), 0);
+  assert_int_equal (writelog_moment_crash (index, 0, 0,
+                                           TEAR_SECTOR, &start), 0);
   assert_int_equal (start.entries, 0);
   /* Behind the last flush there is nothing to lose. */
-  assert_int_equal (writelog_moment_crash (index, 2, 1234, &crash), 0);
+  assert_int_equal (writelog_moment_crash (index, 2, 1234,
+                                           TEAR_SECTOR, &crash), 0);
   assert_int_equal (crash.entries, flush.entries);
   assert_int_equal (crash.certain, flush.entries);
   writelog_index_close (index);
@@ -574,7 +581,8 @@ test_a_power_loss_reads_the_same_in_any_order (void **state)
     struct node *n;
 
     read_crash (index, 1, seed, whole, SIZE);
-    assert_int_equal (writelog_moment_crash (index, 1, seed, &moment), 0);
+    assert_int_equal (writelog_moment_crash (index, 1, seed,
+                                             TEAR_SECTOR, &moment), 0);
     n = writelog_moment_open (index, &moment, NULL, SIZE);
     memset (pieces, 0xff, SIZE);
     for (unsigned i = 0; i < 200; ++i) {
@@ -599,7 +607,8 @@ assert_moment (const struct writelog_index *index, const char *name,
 {
   struct writelog_moment moment;
 
-  assert_int_equal (writelog_moment_parse (index, name, &moment), 0);
+  assert_int_equal (writelog_moment_parse (index, name,
+                                           TEAR_SECTOR, &moment), 0);
   assert_int_equal (moment.entries, entries);
   assert_int_equal (moment.certain, entries);
 }
@@ -645,21 +654,24 @@ test_names_of_moments (void **state)
   assert_moment (index, "crash/0/0", 0);
   assert_moment (index, "crash/2/0", 5);
   assert_int_equal (writelog_moment_parse
-                    (index, "crash/2/18446744073709551615", &moment), 0);
+                    (index, "crash/2/18446744073709551615", TEAR_SECTOR,
+                     &moment), 0);
   assert_int_equal (nr_messages (), 0);
 
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; ++i) {
     forget_messages ();
-    assert_int_equal (writelog_moment_parse (index, bad[i], &moment), -1);
+    assert_int_equal (writelog_moment_parse (index, bad[i],
+                                             TEAR_SECTOR, &moment), -1);
     assert_int_equal (errno, ENOENT);
     assert_messages (1, "entry/0 to entry/9, flush/N up to 2, fua/N up to 1, "
-                     "crash/N/SEED from 0 up to 2, and 5 marks "
+                     "crash/N/SEED from 0 up to 2, lost/N/SET, and 5 marks "
                      "(a, b/c d, a, x, \xff\xfe?)");
     assert_non_null (strstr (messages.last, bad[i]));
   }
   /* Nobody's terminal is at the mercy of a client or of a log. */
   forget_messages ();
-  assert_int_equal (writelog_moment_parse (index, "mark/\n\033[2J", &moment),
+  assert_int_equal (writelog_moment_parse (index, "mark/\n\033[2J",
+                                           TEAR_SECTOR, &moment),
                     -1);
   assert_messages (1, "no moment 'mark/??[2J':");
   forget_messages ();
@@ -724,7 +736,8 @@ test_a_mark_that_changes_is_an_error (void **state)
   index = log_open (&log);
   assert_non_null (index);
   assert_int_equal (pwrite (log.fd, flags, 8, 512 + 16), 8);
-  assert_int_equal (writelog_moment_parse (index, "mark/mark", &moment), -1);
+  assert_int_equal (writelog_moment_parse (index, "mark/mark",
+                                           TEAR_SECTOR, &moment), -1);
   assert_int_equal (errno, EIO);
   assert_messages (1, "entry 0 at offset 512: the mark has changed");
   forget_messages ();
@@ -752,7 +765,8 @@ test_an_empty_log (void **state)
   assert_int_equal (totals.entries, 0);
   assert_int_equal (totals.end, 0);
   assert_moment (index, "", 0);
-  assert_int_equal (writelog_moment_crash (index, 0, 7, &moment), 0);
+  assert_int_equal (writelog_moment_crash (index, 0, 7,
+                                           TEAR_SECTOR, &moment), 0);
   n = writelog_moment_open (index, &moment, NULL, 1000);
   memset (buf, 1, sizeof buf);
   assert_int_equal (node_pread (n, buf, 1000, 0), 0);
@@ -788,7 +802,8 @@ test_a_discard_of_the_largest_disk (void **state)
   writelog_index_totals (index, &totals);
   assert_int_equal (totals.end, max * 512);
   assert_int_equal (totals.end_entry, 0);
-  assert_int_equal (writelog_moment_parse (index, "", &moment), 0);
+  assert_int_equal (writelog_moment_parse (index, "",
+                                           TEAR_SECTOR, &moment), 0);
   /* The largest disk lacks a byte of the last sector. */
   n = writelog_moment_open (index, &moment, NULL, INT64_MAX);
   assert_int_equal (node_pread (n, buf, 1023, (max - 2) * 512), 0);
@@ -953,14 +968,16 @@ read_moments (struct unit_thread *t)
       replay (m, shared->log, 0, n);
     }
     else {
-      CHECK (writelog_moment_crash (shared->index, 1, n, &moment) == 0);
+      CHECK (writelog_moment_crash (shared->index, 1, n,
+                                    TEAR_SECTOR, &moment) == 0);
       replay_crash (m, shared->log, 1, n);
     }
     node = writelog_moment_open (shared->index, &moment, NULL, size);
     CHECK (node);
     CHECK (node_pread (node, buf, size, 0) == 0);
     CHECK (memcmp (buf, m->disk, size) == 0);
-    CHECK (writelog_moment_parse (shared->index, "mark/m", &moment) == 0);
+    CHECK (writelog_moment_parse (shared->index, "mark/m",
+                                  TEAR_SECTOR, &moment) == 0);
     node_close (node);
   }
 }

@@ -304,6 +304,49 @@ print(len(names), "mark/here" in names, "mark/m4998" in names,
   holds '' 'b"a" * 512 + b"b" * 512 + bytes(76)'
 }
 
+@test "the disk is as large as the log says" {
+  truncate -s 1000001 disk
+  nbdkit -U - --filter=blklogwrites file disk log=noted.log \
+         --run 'qemu-io -f raw -c "write -P 97 0 4k" "$uri"'
+  start_nbdkit logreplay noted.log
+  [ "$(nbdinfo --size "$uri")" -eq 1000001 ]
+  run cat "$log"
+  refute_output --partial "how large"
+  start_nbdkit logreplay noted.log size=2M
+  [ "$(nbdinfo --size "$uri")" -eq 2097152 ]
+  # Another program's log does not say it.
+  small_log
+  start_nbdkit logreplay small.log
+  nbdinfo --size "$uri"
+  nbdinfo --size "$uri"
+  [ "$(grep -c "how large the disk is" "$log")" -eq 1 ]
+}
+
+@test "losses that cannot be are refused" {
+  make_log bad.log 'entry(0, 2, 0, b"a" * 1024)' 'entry(0, 0, FLUSH)' \
+           'mark(b"m")' 'entry(5, 1, DISCARD)'
+  start_nbdkit logreplay bad.log
+  local set
+  for set in 4/1 4/2 4/4 4/0:0-2 4/0:1-0 4/0- 4/0, 4/ 4/0,x 4/0-1 1/3 9/0 \
+             4/0:0-18446744073709551616 4/18446744073709551615 4; do
+    run nbdinfo --size "nbd+unix:///lost/$set?socket=$sock"
+    assert_failure
+  done
+  run cat "$log"
+  assert_output --partial "there is no moment 'lost/4/1', since entry 1 is not \
+there, or cannot be lost"
+  # As long as a name may be.
+  set=$(printf '0,%.0s' {1..2000})0
+  run nbdinfo --size "nbd+unix:///lost/4/$set?socket=$sock"
+  assert_success
+  run timeout 20 nbdkit -U - logreplay bad.log tear=100 --run true
+  assert_failure
+  assert_output --partial "tear=100"
+  run timeout 20 nbdkit -U - logreplay bad.log tear=256 --run true
+  assert_failure
+  assert_output --partial "sectors have 512 bytes"
+}
+
 @test "QEMU and the plugin keep each other from changing the base" {
   small_log
   truncate -s 1M base.img

@@ -42,7 +42,8 @@ def mix(x):
 class Loss:
     """A power loss, by the manual."""
 
-    def __init__(self, log, n, seed):
+    def __init__(self, log, n, seed, unit=1):
+        self.unit = unit
         flushes = [i for i, e in enumerate(log) if e.flags & wl.FLUSH]
         self.start = flushes[n - 1] + 1 if n else 0
         count = (flushes + [len(log)])[n] - self.start
@@ -55,7 +56,7 @@ class Loss:
         else:
             self.end = self.start + r // 4 % (count + 1)
         self.chance = CHANCES[self.draw(2) % 8]
-        self.whole = self.draw(3) % 2 == 1
+        self.whole = self.draw(3) % 2 == 1 or unit is None
 
     def draw(self, n):
         return mix((self.key + n) & MASK)
@@ -63,7 +64,7 @@ class Loss:
     def has(self, log, entry, sector):
         if log[entry].flags & wl.FUA:
             return True
-        coin = mix((self.draw(entry) + (0 if self.whole else sector)) & MASK)
+        coin = mix((self.draw(entry) + (0 if self.whole else sector // self.unit)) & MASK)
         return coin % 64 < self.chance
 
     def replay(self, log, disk, size):
@@ -167,11 +168,62 @@ def random_round(rng, folder):
     for n in range(flushes + 1):
         for seed in (0, rng.randrange(1 << 64)):
             compare_loss(server, log, bytearray(base), size, n, seed)
+    for _ in range(6):
+        compare_lost(server, log, bytearray(base), size, rng)
+    server.stop()
+    random_tear(rng, log, log_file, base_file, base, size)
+
+
+def random_tear(rng, log, log_file, base_file, base, size):
+    """A unit of loss that is not the log's sector."""
+    unit = rng.choice((1, 2, 8, None))
+    server = Server(log_file, [
+        f"base={base_file}", f"size={len(base)}",
+        f"tear={unit * size if unit else 'entry'}"], plugin="logreplay")
+    for n in range(1 + sum(1 for e in log if e.flags & wl.FLUSH)):
+        seed = rng.randrange(1, 1 << 64)
+        compare_loss(server, log, bytearray(base), size, n, seed, unit)
     server.stop()
 
 
-def compare_loss(server, log, disk, size, n, seed):
-    loss = Loss(log, n, seed)
+def compare_lost(server, log, disk, size, rng):
+    """The first entries without a random set of writes and parts of them."""
+    n = rng.randrange(len(log) + 1)
+    lost, items = set(), []
+    for i in range(n):
+        nr = log[i].nr
+        if not nr or rng.random() < 0.5:
+            continue
+        if rng.random() < 0.5:
+            items.append(f"{i}")
+            first, last = 0, nr - 1
+        else:
+            first = rng.randrange(nr)
+            last = rng.randrange(first, nr)
+            items.append(f"{i}:{first}-{last}")
+        lost |= {(i, s) for s in range(first, last + 1)}
+    whole = [i for i in range(n - 1) if log[i].nr and log[i + 1].nr]
+    if whole and rng.random() < 0.5:
+        i = rng.choice(whole)
+        items.append(f"{i}-{i + 1}")
+        lost |= {(e, s) for e in (i, i + 1) for s in range(log[e].nr)}
+    if not items:
+        return
+    rng.shuffle(items)
+    for i in range(n):
+        e = log[i]
+        for s in range(e.nr):
+            at = (e.sector + s) * size
+            if (i, s) not in lost and at < len(disk):
+                data = bytes(size) if e.flags & wl.DISCARD \
+                    else e.data[s * size:(s + 1) * size]
+                disk[at:at + size] = data[:len(disk) - at]
+    compare(server, f"lost/{n}/{','.join(items)}", disk)
+    check_extents(server, f"lost/{n}/{','.join(items)}", disk)
+
+
+def compare_loss(server, log, disk, size, n, seed, unit=1):
+    loss = Loss(log, n, seed, unit)
     wl.replay(log[:loss.start], disk, size)
     loss.replay(log, disk, size)
     compare(server, f"crash/{n}/{seed}", disk)

@@ -19,7 +19,7 @@ extern const struct tool_command logwrites_replay_command;
 extern const struct tool_command logwrites_verify_command;
 extern const struct tool_command logwrites_plot_command;
 
-/* ---- logwrites.c */
+/* ---- print.c */
 
 /* A number on the command line; does not return for mistakes. */
 extern uint64_t logwrites_parse_number (const char *option, const char *arg);
@@ -33,7 +33,7 @@ extern void logwrites_print_entry (const struct writelog_item *item);
 /* Print a mark's text, which may be any bytes, on one line. */
 extern void logwrites_print_text (const char *text);
 
-/* ---- logwrites-info.c */
+/* ---- info.c */
 
 struct logwrites_totals {
   uint64_t entries;

@@ -23,7 +23,8 @@
 #include "tools/logwrites/logwrites.h"
 #include "node/align.h"
 #include "utils/cleanup.h"
-#include "writelog/moments/index.h"
+#include "writelog/moments/moment.h"
+#include "writelog/moments/state.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 

@@ -5,9 +5,9 @@
 
 /* Building the index of moments.
  *
- * An entry takes 9 bytes, and if it changes the disk two bounds, four
- * nodes of the tree (32 bytes) and its numbers in it: some 70 bytes if
- * entries seldom overlap, some 220 at worst.  While it is built there are
+ * An entry takes 25 bytes, and if it changes the disk two bounds, four
+ * nodes of the tree (32 bytes) and its numbers in it: some 90 bytes if
+ * entries seldom overlap, some 240 at worst.  While it is built there are
  * 40 more.  All arrays grow with the entries that are really there, not
  * with what the super block says.
  */
@@ -104,7 +104,7 @@ add_span (struct writelog_index *index, struct build *b,
   return 0;
 }
 
-/* Both arrays of entries have the same length. */
+/* All arrays of entries have the same length. */
 static int
 grow_entries (struct writelog_index *index, struct build *b)
 {
@@ -113,8 +113,16 @@ grow_entries (struct writelog_index *index, struct build *b)
   if (grow (&index->flags, index->nr_entries, &allocated,
             sizeof *index->flags) == -1)
     return -1;
-  return grow (&index->place, index->nr_entries, &b->entries_allocated,
-               sizeof *index->place);
+  allocated = b->entries_allocated;
+  if (grow (&index->place, index->nr_entries, &allocated,
+            sizeof *index->place) == -1)
+    return -1;
+  allocated = b->entries_allocated;
+  if (grow (&index->sector, index->nr_entries, &allocated,
+            sizeof *index->sector) == -1)
+    return -1;
+  return grow (&index->nr_sectors, index->nr_entries, &b->entries_allocated,
+               sizeof *index->nr_sectors);
 }
 
 static int
@@ -128,6 +136,8 @@ add (struct writelog_index *index, struct build *b,
   index->flags[index->nr_entries] = flags;
   index->place[index->nr_entries] = item->mark ? item->offset :
     item->data_offset - item->entry.sector * index->sector_size;
+  index->sector[index->nr_entries] = item->entry.sector;
+  index->nr_sectors[index->nr_entries] = item->entry.nr_sectors;
   index->nr_entries++;
 
   if ((flags & WRITELOG_FLUSH) && append (&index->flushes, item->number) == -1)
@@ -167,6 +177,8 @@ trim_all (struct writelog_index *index)
 {
   trim (&index->flags, index->nr_entries, sizeof *index->flags);
   trim (&index->place, index->nr_entries, sizeof *index->place);
+  trim (&index->sector, index->nr_entries, sizeof *index->sector);
+  trim (&index->nr_sectors, index->nr_entries, sizeof *index->nr_sectors);
   trim (&index->marks, index->nr_marks, sizeof *index->marks);
   trim (&index->flushes.numbers, index->flushes.nr,
         sizeof *index->flushes.numbers);
@@ -222,6 +234,8 @@ writelog_index_close (struct writelog_index *index)
   cover_free (&index->cover);
   free (index->flags);
   free (index->place);
+  free (index->sector);
+  free (index->nr_sectors);
   free (index->flushes.numbers);
   free (index->fuas.numbers);
   free (index->marks);
@@ -245,11 +259,27 @@ writelog_index_totals (const struct writelog_index *index,
     .fuas = index->fuas.nr,
     .marks = index->nr_marks,
     .end = index->end,
+    .disk_size = index->reader->super.disk_size,
     .end_entry = index->end_entry,
     .memory = sizeof *index + cover_memory (&index->cover) +
-      index->nr_entries * (sizeof *index->flags + sizeof *index->place) +
+      index->nr_entries * (sizeof *index->flags + 3 * sizeof *index->place) +
       (index->flushes.nr + index->fuas.nr) *
       sizeof *index->flushes.numbers +
       index->nr_marks * sizeof *index->marks,
   };
+}
+
+struct writelog_index_entry
+writelog_index_entry (const struct writelog_index *index, uint64_t entry)
+{
+  return (struct writelog_index_entry) {
+    .flags = index->flags[entry], .sector = index->sector[entry],
+    .nr_sectors = index->nr_sectors[entry],
+  };
+}
+
+uint64_t
+writelog_index_flush (const struct writelog_index *index, uint64_t n)
+{
+  return index->flushes.numbers[n];
 }

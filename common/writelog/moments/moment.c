@@ -3,32 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Moments of a log and their names.
- *
- * Power loss
- *
- * A state after a power loss is drawn from the number of the flush and
- * the seed alone, so the same name is the same disk for ever, whoever
- * reads it and in whatever order.  The rules are in the manual, for those
- * who want to find the states of a log by other means; changing them
- * would change the meaning of every name that somebody has written down.
- *
- *   key       mix (mix (SEED) + N)
- *   moment    with r = mix (key + 1): if r is a multiple of 4, all
- *             entries up to the next flush; otherwise the first
- *             (r / 4) % (count + 1) of the count entries in between
- *   chance    chances[mix (key + 2) % 8] of 64
- *   whole     if mix (key + 3) is odd: writes are there or not there as
- *             a whole, otherwise sector by sector
- *   coin      mix (mix (key + entry) + sector) % 64 < chance, where the
- *             sector counts as 0 if writes are whole
- *
- * Chances from nearly none to all are among them, because file systems
- * break in both kinds of state: where little of a long interval is there,
- * and where one block of it is missing.  A chance of 64 gives the exact
- * state after each entry.  The least chance is not 0, so that a sector is
- * found after some 64 entries even if a million cover it.
- */
+/* Moments of a log and their names. */
 
 #include <config.h>
 
@@ -40,20 +15,9 @@
 
 #include "utils/cleanup.h"
 #include "utils/message.h"
+#include "writelog/moments/moment.h"
 #include "writelog/moments/moments.h"
 #include "utils/rounding.h"
-
-/* ---- Numbers */
-
-/* One step of SplitMix64. */
-static uint64_t
-mix (uint64_t x)
-{
-  x += UINT64_C (0x9e3779b97f4a7c15);
-  x = (x ^ (x >> 30)) * UINT64_C (0xbf58476d1ce4e5b9);
-  x = (x ^ (x >> 27)) * UINT64_C (0x94d049bb133111eb);
-  return x ^ (x >> 31);
-}
 
 /* FNV-1a: the texts of a log are not chosen to collide, and if they are
  * it only takes longer, since the texts are compared too.
@@ -103,41 +67,6 @@ writelog_moment_flag (const struct writelog_index *index, uint64_t flag,
     return no_such_moment ();
   return writelog_moment_entries (index, list->numbers[n - 1] + UINT64_C (1),
                                   moment);
-}
-
-int
-writelog_moment_crash (const struct writelog_index *index, uint64_t n,
-                       uint64_t seed, struct writelog_moment *moment)
-{
-  static const uint8_t chances[8] = { 1, 8, 16, 32, 48, 56, 63, 64 };
-  const struct entry_list *flushes = &index->flushes;
-  const uint64_t key = mix (mix (seed) + n);
-  const uint64_t r = mix (key + 1);
-  uint64_t start, count;
-
-  if (n > flushes->nr)
-    return no_such_moment ();
-  start = n > 0 ? flushes->numbers[n - 1] + UINT64_C (1) : 0;
-  count = (n < flushes->nr ? flushes->numbers[n] : index->nr_entries) - start;
-  writelog_moment_entries (index, start, moment);
-  if (seed == 0 || count == 0)
-    return 0;
-
-  moment->entries = start + (r % 4 == 0 ? count : r / 4 % (count + 1));
-  moment->key = key;
-  moment->chance = chances[mix (key + 2) % 8];
-  moment->whole = mix (key + 3) % 2 == 1;
-  return 0;
-}
-
-bool
-moment_has (const struct writelog_index *index,
-            const struct writelog_moment *moment, uint64_t entry,
-            uint64_t sector)
-{
-  const uint64_t coin = mix (mix (moment->key + entry) + sector);
-
-  return (index->flags[entry] & WRITELOG_FUA) || coin % 64 < moment->chance;
 }
 
 /* ---- Marks */
@@ -263,9 +192,12 @@ print_text (FILE *fp, const char *text)
   }
 }
 
-/* Say what was asked for, and what there is; to be freed. */
+/* Say what was asked for, which entry was wrong about it (or UINT64_MAX),
+ * and what there is; to be freed.
+ */
 static char *
-describe (const struct writelog_index *index, const char *asked)
+describe (const struct writelog_index *index, const char *asked,
+          uint64_t wrong)
 {
   enum { SHOWN = 10 };
   const size_t shown = MIN (index->nr_marks, (size_t) SHOWN);
@@ -277,8 +209,13 @@ describe (const struct writelog_index *index, const char *asked)
     return NULL;
   fputs ("there is no moment '", fp);
   print_text (fp, asked);
-  fprintf (fp, "': the log has entry/0 to entry/%zu, flush/N up to %zu, "
-           "fua/N up to %zu, crash/N/SEED from 0 up to %zu, and %zu marks",
+  fputc ('\'', fp);
+  if (wrong != UINT64_MAX)
+    fprintf (fp, ", since entry %" PRIu64 " is not there, or cannot be lost",
+             wrong);
+  fprintf (fp, ": the log has entry/0 to entry/%zu, flush/N up to %zu, "
+           "fua/N up to %zu, crash/N/SEED from 0 up to %zu, lost/N/SET, and "
+           "%zu marks",
            index->nr_entries, index->flushes.nr, index->fuas.nr,
            index->flushes.nr, index->nr_marks);
   for (size_t i = 0; i < shown; ++i) {
@@ -298,8 +235,8 @@ describe (const struct writelog_index *index, const char *asked)
 
 /* A name that cannot be one of a moment is one of no moment. */
 static int
-parse (const struct writelog_index *index, const char *name,
-       struct writelog_moment *moment)
+parse (const struct writelog_index *index, const char *name, uint64_t tear,
+       struct writelog_moment *moment, uint64_t *wrong)
 {
   uint64_t n, seed;
   const char *rest;
@@ -317,21 +254,26 @@ parse (const struct writelog_index *index, const char *name,
   if (strncmp (name, "crash/", 6) == 0 &&
       (rest = parse_number (name + 6, '/', &n)) &&
       parse_number (rest, '\0', &seed))
-    return writelog_moment_crash (index, n, seed, moment);
+    return writelog_moment_crash (index, n, seed, tear, moment);
+  if (strncmp (name, "lost/", 5) == 0 &&
+      (rest = parse_number (name + 5, '/', &n)))
+    return writelog_lost_parse (index, n, rest, moment, wrong);
   return no_such_moment ();
 }
 
 int
 writelog_moment_parse (const struct writelog_index *index, const char *name,
-                       struct writelog_moment *moment)
+                       uint64_t tear, struct writelog_moment *moment)
 {
   CLEANUP_FREE char *text = NULL;
+  uint64_t wrong = UINT64_MAX;
 
-  if (parse (index, name, moment) == 0)
+  *moment = (struct writelog_moment) { .lost = NULL };
+  if (parse (index, name, tear, moment, &wrong) == 0)
     return 0;
   if (errno != ENOENT)
-    return -1;                  /* this has been told */
-  text = describe (index, name);
+    return -1;                  /* this has been told, or is ENOMEM */
+  text = describe (index, name, wrong);
   msg_error ("%s: %s", index->reader->node->name,
              text ? text : "there is no such moment");
   return no_such_moment ();

@@ -3,8 +3,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What the files of the index of moments share: index.c builds it,
- * moment.c finds moments by name, state.c reads the disk at a moment.
+/* What the index of moments holds, for the files of this folder: index.c
+ * builds it, loss.c says what a moment has lost, moment.c finds moments by
+ * name, state.c reads the disk at a moment.
  */
 
 #ifndef BLOCKDRIVERS_WRITELOG_MOMENTS_H
@@ -40,6 +41,8 @@ struct writelog_index {
    */
   uint8_t *flags;
   uint64_t *place;
+  uint64_t *sector;             /* its first one of the disk, and how many; */
+  uint64_t *nr_sectors;         /* 0 for marks and bare flushes */
 
   struct cover cover;           /* numbers are those of entries, places
                                    are sectors of the disk */
@@ -51,12 +54,5 @@ struct writelog_index {
 
 /* The hash of a mark's text, len bytes. */
 extern uint64_t mark_hash (const char *text, size_t len);
-
-/* Does an entry, one of those that are not certain, reach the disk in a
- * power loss at this sector?  Where writes are whole, ask for sector 0.
- */
-extern bool moment_has (const struct writelog_index *index,
-                        const struct writelog_moment *moment,
-                        uint64_t entry, uint64_t sector);
 
 #endif /* BLOCKDRIVERS_WRITELOG_MOMENTS_H */

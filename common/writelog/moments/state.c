@@ -16,6 +16,7 @@
 
 #include "utils/message.h"
 #include "writelog/moments/moments.h"
+#include "writelog/moments/state.h"
 #include "utils/rounding.h"
 
 /* Sectors whose coins are tossed together: one bit each. */
@@ -64,8 +65,7 @@ walk_begin (struct walk *w, const struct state *s, uint64_t count,
 }
 
 /* The latest entry that is there in the whole piece, if it is the same
- * one for all its sectors: no coin is tossed, or one for the whole entry.
- * Otherwise false, and the lists are as they were.
+ * one for all its sectors.  Otherwise false, and the lists are as they were.
  */
 static bool
 find_common (const struct state *s, struct cover_lists *lists,
@@ -73,16 +73,20 @@ find_common (const struct state *s, struct cover_lists *lists,
 {
   const struct cover_lists all = *lists;
 
-  do {
+  for (;;) {
     *entry = cover_pop (lists);
-    if (*entry == COVER_NONE || *entry < s->moment.certain)
+    if (*entry == COVER_NONE)
       return true;
-    if (!s->moment.whole) {
+    switch (moment_presence (s->index, &s->moment, *entry)) {
+    case PRESENT:
+      return true;
+    case ABSENT:
+      break;
+    case IN_PARTS:
       *lists = all;
       return false;
     }
-  } while (!moment_has (s->index, &s->moment, *entry, 0));
-  return true;
+  }
 }
 
 /* Toss the coins of w->from..w->to, all in one piece, the latest entries
@@ -275,6 +279,7 @@ state_extents (struct node *n, uint64_t count, uint64_t offset,
 static int
 state_close (struct node *n)
 {
+  writelog_moment_free (&((struct state *) n)->moment);
   free (n->name);
   free (n);
   return 0;
@@ -294,11 +299,14 @@ writelog_moment_open (const struct writelog_index *index,
 {
   struct state *s = calloc (1, sizeof *s);
   char *name = strdup (index->reader->node->name);
+  const size_t lost_size = moment->nr_lost * sizeof *moment->lost;
+  struct lost_piece *lost = malloc (MAX (lost_size, (size_t) 1));
 
-  if (s == NULL || name == NULL) {
+  if (s == NULL || name == NULL || lost == NULL) {
     msg_error ("%s: open: %m", index->reader->node->name);
     free (s);
     free (name);
+    free (lost);
     return NULL;
   }
   s->node.ops = &state_ops;
@@ -311,6 +319,8 @@ writelog_moment_open (const struct writelog_index *index,
   s->node.preferred = MAX (index->sector_size, UINT32_C (4096));
   s->index = index;
   s->moment = *moment;
+  s->moment.lost = lost_size > 0 ? memcpy (lost, moment->lost, lost_size)
+                                 : lost;
   s->base = base;
   return &s->node;
 }

@@ -1,0 +1,32 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The disk of a log as it was at a moment. */
+
+#ifndef BLOCKDRIVERS_WRITELOG_STATE_H
+#define BLOCKDRIVERS_WRITELOG_STATE_H
+
+#include <stdint.h>
+
+#include "node/node.h"
+#include "writelog/moments/index.h"
+#include "writelog/moments/loss.h"
+
+/* The disk at a moment, as a read-only node of size bytes, any number
+ * below 2^63.  What no entry has written is read from base, which is
+ * borrowed and must outlive the node, and behind the end of base, or if
+ * base is NULL, as zeroes.  Entries that reach behind the node's end are
+ * cut there.  Extents: data in the log are MAPPED to the log's node, a
+ * discard is ZERO and HOLE, and base is asked for the rest.
+ *
+ * The moment is copied.  This takes no longer than that, however large the
+ * log.  Returns
+ * NULL with errno after a message.
+ */
+extern struct node *writelog_moment_open (const struct writelog_index *index,
+                                          const struct writelog_moment *moment,
+                                          struct node *base, uint64_t size);
+
+#endif /* BLOCKDRIVERS_WRITELOG_STATE_H */
