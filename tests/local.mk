@@ -177,6 +177,7 @@ EXTRA_DIST += \
 .PHONY: soak fuzz bench
 soak_bats = \
 	tests/qed/crash.bats \
+	tests/qed/damage.bats \
 	tests/qed/model.bats \
 	tests/qed/nbd.bats \
 	tests/replication/faults.bats \
@@ -190,6 +191,7 @@ soak_units = \
 	tests/unit/test-replication-threads
 soak: all $(soak_units)
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
+	    DAMAGE_SEEDS=$${DAMAGE_SEEDS:-500} \
 	    $(top_builddir)/run bats $(soak_bats:%=$(srcdir)/%)
 	@for t in $(soak_units); do \
 	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \

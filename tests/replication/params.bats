@@ -244,7 +244,8 @@ buffer ()
   refused "disk.img: this file is not a socket" -- file disk.img \
           "${primary[@]}" replication-control=disk.img
   assert_not_exists map
-  refused "read-only" -- pattern 4M "${primary[@]}"
+  refused "read-only" -- eval get_size='echo 4M' pread='exit 1' \
+          "${primary[@]}"
   assert_not_exists map
 }
 
