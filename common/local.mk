@@ -82,6 +82,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/parallel.h \
 	common/qed/qed.h \
 	common/qed/rebase.c \
+	common/qed/guard.c \
+	common/qed/guard.h \
 	common/qed/image/cache.c \
 	common/qed/image/cache.h \
 	common/qed/image/image.c \

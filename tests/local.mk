@@ -68,6 +68,7 @@ bats_tests = \
 	tests/qed/needcheck.bats \
 	tests/qed/params.bats \
 	tests/qed/power-loss.bats \
+	tests/qed/probed-raw.bats \
 	tests/qed/read.bats \
 	tests/replication/control.bats \
 	tests/replication/faults.bats \

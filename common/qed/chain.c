@@ -72,16 +72,16 @@ matches (struct node *n, size_t i, bool *match)
 }
 
 int
-qed_probe (struct node *n, enum qed_format *format)
+chain_name_format (struct node *n, const char **name)
 {
   uint8_t buf[4];
 
-  *format = QED_FORMAT_RAW;
+  *name = NULL;
   if (node_size (n) >= sizeof buf) {
     if (node_pread (n, buf, sizeof buf, 0) == -1)
       return -1;
     if (qed_has_magic (buf, sizeof buf)) {
-      *format = QED_FORMAT_QED;
+      *name = CHAIN_QED;
       return 0;
     }
   }
@@ -92,16 +92,29 @@ qed_probe (struct node *n, enum qed_format *format)
     if (matches (n, i, &match) == -1)
       return -1;
     if (match) {
-      errno = ENOTSUP;
-      msg_error ("%s: this image is in %s format; serve it with its "
-                 "own server, such as qemu-nbd, and name that one's URI "
-                 "instead (" QED_OTHER_BACKING "), or say that it is raw "
-                 "(backing-format=raw, -F raw)", n->name,
-                 foreign_formats[i].format);
-      return -1;
+      *name = foreign_formats[i].format;
+      return 0;
     }
   }
   return 0;
+}
+
+int
+qed_probe (struct node *n, enum qed_format *format)
+{
+  const char *name;
+
+  if (chain_name_format (n, &name) == -1)
+    return -1;
+  *format = name ? QED_FORMAT_QED : QED_FORMAT_RAW;
+  if (name == NULL || strcmp (name, CHAIN_QED) == 0)
+    return 0;
+  errno = ENOTSUP;
+  msg_error ("%s: this image is in %s format; serve it with its "
+             "own server, such as qemu-nbd, and name that one's URI "
+             "instead (" QED_OTHER_BACKING "), or say that it is raw "
+             "(backing-format=raw, -F raw)", n->name, name);
+  return -1;
 }
 
 /* ---- Loops */

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "node/align.h"
+#include "qed/guard.h"
 #include "qed/image/cache.h"
 #include "qed/image/map.h"
 #include "qed/image/need-check.h"
@@ -236,14 +237,15 @@ open_formatted (struct node *file, enum qed_format format,
                 const struct chain_link *above)
 {
   const struct chain_link link = { .above = above, .node = file };
+  const bool guess = format == QED_FORMAT_PROBE;
 
-  if ((format == QED_FORMAT_PROBE && qed_probe (file, &format) == -1) ||
+  if ((guess && qed_probe (file, &format) == -1) ||
       chain_find_loop (&link) == -1) {
     node_close (file);
     return NULL;
   }
   if (format == QED_FORMAT_RAW)
-    return file;
+    return guess && !file->read_only ? guard_raw (file) : file;
 
   /* Others may write to a raw image below, as with QEMU, but not to one
    * whose tables we have read.

@@ -189,8 +189,7 @@ extern int header_change (struct qed *s, const struct header_edit *edit);
  */
 extern int header_known (struct qed *s);
 
-/* Whoever writes must do that to unknown autoclear_features first. */
-extern int header_clear_unknown (struct qed *s);
+extern int header_clear_unknown (struct qed *s); /* before all writes */
 
 /* Trace, where the flag is set. */
 #define TRACE_IO(...)                           \
