@@ -664,7 +664,7 @@ open_export (struct nbd_node *n, const struct node_open_options *options)
   char cause[CAUSE_LEN];
 
   if (conns_open (&n->conns, &n->node, options, cause) == -1)
-    return open_failed (n, options, "open: %.200s", cause);
+    return open_failed (n, options, "%.200s", cause);
   return set_properties (n, n->conns.conn[0].nbd, options);
 }
 

@@ -13,6 +13,7 @@
 
 #include <config.h>
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -171,6 +172,33 @@ parse_format (const char *name, const char *hint, const char *driver,
   return 0;
 }
 
+/* A text for a place in a URI, where it must not become more than that; to
+ * be freed.
+ */
+static char *
+escape (const char *text)
+{
+  char *const result = malloc (3 * strlen (text) + 1);
+  char *p = result;
+
+  for (; result && *text; ++text)
+    p += sprintf (p, isalnum ((unsigned char) *text) ||
+                  strchr ("/-._~", *text) ? "%c" : "%%%02X",
+                  (unsigned char) *text);
+  if (result)
+    *p = '\0';
+  return result;
+}
+
+/* The same of an option, as take has it. */
+static char *
+take_escaped (json_t *o, const char *key)
+{
+  CLEANUP_FREE char *text = take (o, key);
+
+  return text ? escape (text) : NULL;
+}
+
 /* The options of an NBD server: a URI of them, NULL if they are not
  * complete.
  */
@@ -178,15 +206,15 @@ static char *
 take_nbd (json_t *o)
 {
   CLEANUP_FREE char *type = take (o, "file.server.type");
-  CLEANUP_FREE char *export = take (o, "file.export");
-  CLEANUP_FREE char *path = take (o, "file.path");
+  CLEANUP_FREE char *export = take_escaped (o, "file.export");
+  CLEANUP_FREE char *path = take_escaped (o, "file.path");
   CLEANUP_FREE char *host = take (o, "file.host");
   CLEANUP_FREE char *port = take (o, "file.port");
   char *uri = NULL;
   int r = -1;
 
   if (path == NULL)
-    path = take (o, "file.server.path");
+    path = take_escaped (o, "file.server.path");
   if (host == NULL)
     host = take (o, "file.server.host");
   if (port == NULL)

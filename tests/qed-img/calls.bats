@@ -67,7 +67,22 @@ load ../lib/qed-img-functions
   assert_output --regexp '^qed-img version '
 }
 
-# in_use_by COMMAND...: what both say when the image, or one that it stands on,
+@test "what cannot be opened is told as qemu-img begins it" {
+  local name
+  mkdir folder
+  truncate -s 1M raw.img
+  for name in gone.qed folder raw.img folder/gone raw.img/x /dev/tty \
+              "nbd+unix:///?socket=$tmp/gone.sock"; do
+    run -1 qed-img info "$name"
+    assert_output --regexp "^qed-img: Could not open '[^']*': [^:]"
+    assert_output --partial "'$name'"
+    [ "${#lines[@]}" -eq 1 ]
+    run -1 qemu-img info -f qed "$name"
+    assert_output --partial "Could not open '$name': "
+  done
+}
+
+# both_say_in_use IMAGE COMMAND...: what both say when the image, or one that it stands on,
 # is in use in some way.
 both_say_in_use ()
 {
@@ -420,6 +435,17 @@ TABLE
     qed-img rebase -b '' json.qed
     qemu-img compare -f qed -F raw json.qed served.raw
   done
+
+  # What stands in the options is no more of the URI than its place.
+  local export='a b?c&socket=x%20'
+  end_process "$qemu_pid"
+  start_qemu_nbd server2 -r -x "$export" -f raw low.raw
+  backing=$(jq -cn --arg export "$export" --arg path "$tmp/server2.sock" \
+            '{driver: "raw", file: {driver: "nbd", export: $export,
+              server: {type: "unix", path: $path}}}')
+  qemu-img create -q -f qed -u -b "json:$backing" -F raw json.qed 3M
+  qed-img rebase -b '' json.qed
+  qemu-img compare -f qed -F raw json.qed low.raw
 
   # A new backing image by such a name, relative to this folder.
   local over
