@@ -14,6 +14,7 @@
 
 #include "node/align.h"
 #include "utils/cleanup.h"
+#include "utils/iszero.h"
 #include "utils/message.h"
 #include "writelog/reader.h"
 #include "utils/rounding.h"
@@ -188,6 +189,24 @@ read_mark (struct writelog_reader *r, size_t len)
   return copy_out (r, text, len, r->offset + WRITELOG_ENTRY_LEN);
 }
 
+/* Behind what an entry, or a mark's text, fills of its sector are zeroes. */
+static int
+check_rest (struct writelog_reader *r, size_t used)
+{
+  const uint64_t end = r->offset + r->super.sector_size;
+  uint8_t buf[4096];
+  size_t len;
+
+  for (uint64_t at = r->offset + used; at < end; at += len) {
+    len = MIN (end - at, sizeof buf);
+    if (copy_out (r, buf, len, at) == -1)
+      return -1;
+    if (!is_zero (buf, len))
+      return refuse (r, "bytes behind it in its sector that are not zero");
+  }
+  return 0;
+}
+
 /* Does the entry with its data lie inside the log?  The range of an
  * entry without a problem ends at 2^63 bytes at most, so nothing overflows.
  */
@@ -223,6 +242,10 @@ writelog_reader_next (struct writelog_reader *r, struct writelog_item *item)
   if (!fits (r, &item->entry))
     return refuse (r, "the log ends inside it");
 
+  if (check_rest (r, WRITELOG_ENTRY_LEN +
+                  (item->entry.flags & WRITELOG_MARK ?
+                   item->entry.data_len : 0)) == -1)
+    return -1;
   item->mark = NULL;
   if (item->entry.flags & WRITELOG_MARK) {
     if (read_mark (r, item->entry.data_len) == -1)

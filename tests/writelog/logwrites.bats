@@ -7,7 +7,7 @@
 # are the states that replay-log itself made of a kernel's log, QEMU's own
 # log of what it wrote, and a second reader in Python.
 
-load ../lib/functions
+load ../lib/qed-functions
 
 MiB=$((1024 * 1024))
 
@@ -117,7 +117,7 @@ misused ()
     run -0 replay --log kernel.log --find --end-mark "$name"
     assert_equal "${output%@*}" "$n"
     assert_equal "${output#*@}" \
-                 "$(model list kernel.log | jq ".[$n].offset")"
+                 "$(model list kernel.log | jq ".[$n].offset / 512 + 1")"
     hash=$(sed -n "s/^$n //p" "$tests/data/kernel-ext4.states")
     zeroes disk.img 32M
     replay --log kernel.log --replay disk.img --end-mark "$name"
@@ -230,7 +230,8 @@ entries ()
     zeroes disk.img $MiB
     run -0 replay --log r.log --replay disk.img --check "$check" \
         --fsck "sha256sum <disk.img"
-    assert_equal "$(cut -d' ' -f1 <<<"$output")" "$(cat expected)"
+    assert_equal "$(cut -d' ' -f1 <<<"$output")" \
+                 "$(cat expected; wc -l <expected)"
   done <<'END'
 flush .flags | index("flush")
 fua .flags | index("fua")
@@ -241,7 +242,65 @@ END
   # The count begins where the replay begins.
   run -0 replay --log r.log --replay disk.img --start-entry 53 \
       --limit 25 --check 10 --fsck "echo checked"
-  assert_equal "$output" $'checked\nchecked'
+  assert_equal "$output" $'checked\nchecked\n2 checks passed'
+}
+
+@test "replay --fsck: a check that never ran has not passed" {
+  make_random_log
+  zeroes disk.img $MiB
+  run -1 replay --log r.log --replay disk.img --check 1000 --fsck true
+  assert_output --partial "never ran"
+  run -1 replay --log r.log --replay disk.img --limit 1 --check fua --fsck true
+  assert_output --partial "never ran"
+}
+
+@test "replay: what scripts write for replay-log" {
+  local n mark
+  make_random_log
+  # Find wins, and writes nothing.
+  zeroes empty.img $MiB
+  cp empty.img disk.img
+  run -0 replay --log r.log --replay disk.img --find --end-mark m39
+  n=$output
+  cmp disk.img empty.img
+  # What it prints is taken.
+  mark=${n%@*}
+  replay --log r.log --replay disk.img --limit "$n"
+  assert_equal "$mark $(hash_of disk.img)" "$(grep "^$mark " states)"
+  # In hex too, and the super block alone.
+  cp empty.img disk.img
+  replay --log r.log --replay disk.img --limit "0x$(printf %x "$mark")"
+  assert_equal "$mark $(hash_of disk.img)" "$(grep "^$mark " states)"
+  run -0 replay --log r.log
+  assert_output "Log version 1, sector size 512, entries 200"
+  # Discards can be checked, too.
+  run -0 replay --log r.log --replay disk.img --check discard --fsck true
+  assert_output "$(entries '.flags | index("discard")' | wc -l) checks passed"
+  # Only some sectors of the disk.
+  cp empty.img disk.img
+  replay --log r.log --replay whole.img 2>/dev/null || cp empty.img whole.img
+  replay --log r.log --replay whole.img
+  replay --log r.log --replay disk.img --start-sector 10 --end-sector 0x20
+  cp empty.img expected.img
+  dd if=whole.img of=expected.img bs=512 skip=10 seek=10 count=23 \
+     conv=notrunc status=none
+  cmp disk.img expected.img
+}
+
+@test "replay keeps its hands off an image that QEMU writes" {
+  make_random_log
+  start_qemu_nbd writer -f raw disk.img
+  run -1 replay --log r.log --replay disk.img
+  assert_output --partial "Failed to get"
+  end_process "$qemu_pid"
+  replay --log r.log --replay disk.img
+}
+
+@test "bytes behind an entry that are not zero are named" {
+  make_random_log
+  printf x | dd of=r.log bs=1 seek=$((512 + 300)) conv=notrunc status=none
+  run -1 logwrites info r.log
+  assert_output --regexp "entry 0 at offset 512: bytes behind it .* not zero"
 }
 
 @test "replay --fsck: its failure stops the replay and names the entry" {
@@ -332,7 +391,7 @@ END
   find_is 49 --end-mark mkfs --limit 50
   find_is 104 --limit 5 --start-entry 100
   run -0 replay --log kernel.log --find --end-mark mkfs --output=json
-  assert_equal "$(jq -c . <<<"$output")" '{"entry":91,"offset":6716416}'
+  assert_equal "$(jq -c . <<<"$output")" '{"entry":91,"offset":6716416,"sector":13119}'
 
   refused "no FUA write from entry 634 on" \
           --log kernel.log --find --next-fua --start-entry 634

@@ -94,41 +94,52 @@ print_info (struct writelog_reader *log, const struct logwrites_totals *t)
 
 /* ---- JSON */
 
-static json_t *
-marks_to_json (struct writelog_reader *log)
+/* One by one, as there may be millions. */
+static int
+print_json_marks (struct writelog_reader *log)
 {
-  json_t *const marks = json_array ();
   struct writelog_item item;
+  bool printed = false;
   int r;
 
-  while ((r = writelog_reader_next (log, &item)) == 1)
-    if (item.mark &&
-        json_array_append_new (marks, json_pack
-                               ("{s:I, s:o}", "entry",
-                                (json_int_t) item.number, "name",
-                                json_text (item.mark))) == -1)
-      break;
-  if (r != 0) {
-    json_decref (marks);
-    return NULL;
+  while ((r = writelog_reader_next (log, &item)) == 1) {
+    if (item.mark == NULL)
+      continue;
+    printf ("%s\n        {\"entry\": %" PRIu64 ", \"name\": ",
+            printed ? "," : "", item.number);
+    if (tool_dump_json (json_text (item.mark),
+                        JSON_ENSURE_ASCII | JSON_ENCODE_ANY) == -1)
+      return -1;
+    putchar ('}');
+    printed = true;
   }
-  return marks;
+  if (printed)
+    fputs ("\n    ", stdout);
+  return r;
 }
 
-static json_t *
-info_to_json (struct writelog_reader *log, const struct logwrites_totals *t)
+static int
+print_json (struct writelog_reader *log, const struct logwrites_totals *t)
 {
-  return json_pack ("{s:I, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:o}",
-                    "entries", (json_int_t) t->entries,
-                    "sector-size", (json_int_t) log->super.sector_size,
-                    "bytes", (json_int_t) t->bytes,
-                    "highest-sector",
-                    t->end ? json_integer (t->end - 1) : json_null (),
-                    "writes", (json_int_t) t->writes,
-                    "flushes", (json_int_t) t->flushes,
-                    "fuas", (json_int_t) t->fuas,
-                    "discards", (json_int_t) t->discards,
-                    "marks", marks_to_json (log));
+  printf ("{\n"
+          "    \"entries\": %" PRIu64 ",\n"
+          "    \"sector-size\": %" PRIu32 ",\n"
+          "    \"bytes\": %" PRIu64 ",\n",
+          t->entries, log->super.sector_size, t->bytes);
+  if (t->end)
+    printf ("    \"highest-sector\": %" PRIu64 ",\n", t->end - 1);
+  else
+    puts ("    \"highest-sector\": null,");
+  printf ("    \"writes\": %" PRIu64 ",\n"
+          "    \"flushes\": %" PRIu64 ",\n"
+          "    \"fuas\": %" PRIu64 ",\n"
+          "    \"discards\": %" PRIu64 ",\n"
+          "    \"marks\": [",
+          t->writes, t->flushes, t->fuas, t->discards);
+  if (t->marks && print_json_marks (log) == -1)
+    return -1;
+  puts ("]\n}");
+  return 0;
 }
 
 /* ---- The command */
@@ -144,8 +155,7 @@ info (const char *name, bool json)
     return -1;
   r = logwrites_count (log, &totals);
   if (r == 0)
-    r = json ? tool_print_json (info_to_json (log, &totals))
-             : print_info (log, &totals);
+    r = json ? print_json (log, &totals) : print_info (log, &totals);
   writelog_reader_close (log);
   return r;
 }

@@ -21,7 +21,9 @@ extern const struct tool_command logwrites_plot_command;
 
 /* ---- print.c */
 
-/* A number on the command line; does not return for mistakes. */
+/* A number on the command line, in hex with 0x; does not return for
+ * mistakes.
+ */
 extern uint64_t logwrites_parse_number (const char *option, const char *arg);
 
 /* The only argument, after all options. */

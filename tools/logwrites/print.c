@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tools/logwrites/logwrites.h"
 
@@ -22,7 +23,7 @@ logwrites_parse_number (const char *option, const char *arg)
   uint64_t n;
 
   errno = 0;
-  n = strtoull (arg, &end, 10);
+  n = strtoull (arg, &end, strncmp (arg, "0x", 2) == 0 ? 16 : 10);
   /* strtoull would take signs and blanks. */
   if (arg[0] < '0' || arg[0] > '9' || *end != '\0' || errno != 0)
     tool_usage_error ("%s: '%s' is not a number", option, arg);

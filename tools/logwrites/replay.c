@@ -50,6 +50,8 @@ enum {
   REPLAY_NO_DISCARD,
   REPLAY_FSCK,
   REPLAY_CHECK,
+  REPLAY_START_SECTOR,
+  REPLAY_END_SECTOR,
 };
 
 static const struct tool_option options[] = {
@@ -57,17 +59,21 @@ static const struct tool_option options[] = {
   { REPLAY_REPLAY, "replay", "FILE", "the disk to replay it onto" },
   { REPLAY_START_ENTRY, "start-entry", "N", "begin with entry N" },
   { REPLAY_START_MARK, "start-mark", "NAME", "begin behind this mark" },
-  { REPLAY_LIMIT, "limit", "N", "stop after N entries" },
+  { REPLAY_LIMIT, "limit", "N[@SECTOR]", "stop after N entries" },
   { REPLAY_NEXT_FLUSH, "next-flush", NULL, "stop after the next flush" },
   { REPLAY_NEXT_FUA, "next-fua", NULL, "stop after the next FUA write" },
   { REPLAY_END_MARK, "end-mark", "NAME", "stop at this mark" },
   { REPLAY_NO_DISCARD, "no-discard", NULL, "skip discards" },
   { REPLAY_FSCK, "fsck", "COMMAND",
     "run a command now and then, and stop if it fails" },
-  { REPLAY_CHECK, "check", "N|flush|fua",
-    "run it after every N entries, each flush or each FUA write" },
+  { REPLAY_CHECK, "check", "N|flush|fua|discard",
+    "run it after every N entries, or each with this flag" },
+  { REPLAY_START_SECTOR, "start-sector", "N",
+    "replay only what is for this sector of the disk and later ones" },
+  { REPLAY_END_SECTOR, "end-sector", "N",
+    "replay only what is for this sector of the disk and earlier ones" },
   { REPLAY_FIND, "find", NULL,
-    "only print where it would stop, as ENTRY@OFFSET" },
+    "only print where it would stop, as ENTRY@SECTOR" },
   { REPLAY_NUM_ENTRIES, "num-entries", NULL,
     "only print how many entries there are" },
   { 'v', "verbose", NULL, "print each entry that is replayed" },
@@ -89,6 +95,7 @@ struct wish {
   const char *fsck;
   uint64_t check_flags;
   uint64_t check_every;         /* entries, or 0 */
+  uint64_t start_sector, end_sector; /* of the disk, both inclusive */
 };
 
 /* The entries that are meant. */
@@ -136,6 +143,17 @@ find_start (struct writelog_reader *log, const struct wish *w)
   return r == -1 ? -1 : refuse (log, "mark", w->start_mark, w->start_entry);
 }
 
+/* The sectors of an entry that are replayed: *start..*end. */
+static void
+wanted_sectors (const struct wish *w, const struct writelog_entry *e,
+                uint64_t *start, uint64_t *end)
+{
+  *end = e->sector + e->nr_sectors;
+  if (*end > 0 && *end - 1 > w->end_sector)
+    *end = w->end_sector + 1;
+  *start = MIN (MAX (e->sector, w->start_sector), *end);
+}
+
 static bool
 is_skipped (const struct wish *w, const struct writelog_entry *e)
 {
@@ -148,9 +166,11 @@ add_to_part (struct part *p, const struct wish *w,
              const struct writelog_reader *log,
              const struct writelog_item *item)
 {
-  const uint64_t end = item->entry.nr_sectors > 0 ?
-    item->entry.sector + item->entry.nr_sectors : 0;
+  uint64_t start, end;
 
+  wanted_sectors (w, &item->entry, &start, &end);
+  if (start == end)
+    end = 0;
   p->end = item->number + 1;
   p->end_offset = log->offset;
   if (end > p->disk_end && !is_skipped (w, &item->entry)) {
@@ -267,7 +287,7 @@ static struct node *
 open_target (const struct writelog_reader *log, const char *name,
              const struct part *p)
 {
-  const struct node_open_options o = { .read_only = false };
+  const struct node_open_options o = { .lock = NODE_LOCK_IMAGE };
   struct node *target = align_open (name, &o);
 
   if (target == NULL)
@@ -294,6 +314,7 @@ struct replay {
   struct writelog_reader *log;
   struct node *target;
   char *buffer;                 /* PIECE bytes */
+  uint64_t checks;              /* runs of --fsck's command */
 };
 
 static int
@@ -337,18 +358,21 @@ apply (struct replay *r, const struct writelog_item *item)
 {
   const struct writelog_entry *const e = &item->entry;
   const uint64_t sector_size = r->log->super.sector_size;
-  const uint64_t to = e->sector * sector_size;
-  uint64_t count = e->nr_sectors * sector_size;
+  uint64_t start, end, to, count;
 
-  if (count == 0 || is_skipped (r->wish, e))
+  wanted_sectors (r->wish, e, &start, &end);
+  if (start == end || is_skipped (r->wish, e))
     return 0;
+  to = start * sector_size;
+  count = (end - start) * sector_size;
   /* The padding of the last sector; fit_target has seen to the rest. */
   count = MIN (count, node_size (r->target) - to);
 
   /* A device is asked to discard, but in a way that leaves zeroes. */
   if (e->flags & WRITELOG_DISCARD)
     return node_zero (r->target, count, to, NODE_MAY_TRIM);
-  return copy_data (r, count, item->data_offset, to);
+  return copy_data (r, count, item->data_offset +
+                    (start - e->sector) * sector_size, to);
 }
 
 static bool
@@ -364,10 +388,14 @@ is_check_due (const struct replay *r, const struct part *p,
 }
 
 static int
-run_fsck (const struct replay *r, const struct writelog_item *item)
+run_fsck (struct replay *r, const struct writelog_item *item)
 {
   int status;
 
+  /* Who reads a device or an export by another way sees it then. */
+  if (node_flush (r->target) == -1)
+    return -1;
+  r->checks++;
   tool_flush ();
   status = system (r->wish->fsck);
   if (status == 0)
@@ -403,6 +431,21 @@ replay_entry (struct replay *r, const struct part *p)
   return is_check_due (r, p, &item) ? run_fsck (r, &item) : 0;
 }
 
+/* A check that never ran has not passed. */
+static int
+report_checks (const struct replay *r, const struct part *p)
+{
+  if (r->checks == 0) {
+    msg_error ("%s: the command of --fsck never ran: of entries %" PRIu64
+               " to %" PRIu64 " none was one for --check",
+               r->log->node->name, p->first, p->end);
+    return -1;
+  }
+  if (!r->wish->json)
+    printf ("%" PRIu64 " checks passed\n", r->checks);
+  return 0;
+}
+
 static int
 replay_part (struct replay *r, const struct part *p)
 {
@@ -414,7 +457,9 @@ replay_part (struct replay *r, const struct part *p)
     if (replay_entry (r, p) == -1)
       return -1;
   progress_end ();
-  return node_flush (r->target);
+  if (node_flush (r->target) == -1)
+    return -1;
+  return w->fsck ? report_checks (r, p) : 0;
 }
 
 static int
@@ -453,13 +498,31 @@ print_number_of_entries (struct writelog_reader *log, bool json)
 }
 
 static int
-print_last (const struct part *p, bool json)
+print_last (const struct writelog_reader *log, const struct part *p,
+            bool json)
+{
+  const uint64_t sector = p->end_offset / log->super.sector_size;
+
+  if (json)
+    return tool_print_json (json_pack ("{s:I, s:I, s:I}", "entry",
+                                       (json_int_t) (p->end - 1), "offset",
+                                       (json_int_t) p->last_offset,
+                                       "sector", (json_int_t) sector));
+  printf ("%" PRIu64 "@%" PRIu64 "\n", p->end - 1, sector);
+  return 0;
+}
+
+/* --log alone: what the super block says. */
+static int
+print_super (const struct writelog_reader *log, bool json)
 {
   if (json)
-    return tool_print_json (json_pack ("{s:I, s:I}", "entry",
-                                       (json_int_t) (p->end - 1), "offset",
-                                       (json_int_t) p->last_offset));
-  printf ("%" PRIu64 "@%" PRIu64 "\n", p->end - 1, p->last_offset);
+    return tool_print_json (json_pack ("{s:i, s:I, s:I}", "version", 1,
+                                       "sector-size", (json_int_t)
+                                       log->super.sector_size, "entries",
+                                       (json_int_t) log->super.nr_entries));
+  printf ("Log version 1, sector size %" PRIu32 ", entries %" PRIu64 "\n",
+          log->super.sector_size, log->super.nr_entries);
   return 0;
 }
 
@@ -476,10 +539,12 @@ run_on_log (const struct wish *w)
     return -1;
   if (w->num_entries)
     r = print_number_of_entries (log, w->json);
+  else if (!w->find && w->target == NULL)
+    r = print_super (log, w->json);
   else {
     r = find_part (log, w, &p);
     if (r == 0)
-      r = w->find ? print_last (&p, w->json) : replay (log, w, &p);
+      r = w->find ? print_last (log, &p, w->json) : replay (log, w, &p);
   }
   writelog_reader_close (log);
   return r;
@@ -493,11 +558,27 @@ parse_check (struct wish *w, const char *arg)
     w->check_flags = WRITELOG_FLUSH;
   else if (strcmp (arg, "fua") == 0)
     w->check_flags = WRITELOG_FUA;
+  else if (strcmp (arg, "discard") == 0)
+    w->check_flags = WRITELOG_DISCARD;
   else {
     w->check_every = logwrites_parse_number ("--check", arg);
     if (w->check_every == 0)
-      tool_usage_error ("--check: give a number above 0, flush or fua");
+      tool_usage_error ("--check: give a number above 0, flush, fua or discard");
   }
+}
+
+/* N, or what --find prints, of which the sector says nothing more. */
+static uint64_t
+parse_limit (const char *arg)
+{
+  const size_t len = strcspn (arg, "@");
+  CLEANUP_FREE char *number = strndup (arg, len);
+
+  if (number == NULL)
+    tool_usage_error ("--limit: %s", strerror (errno));
+  if (arg[len] == '@')
+    logwrites_parse_number ("--limit", arg + len + 1);
+  return logwrites_parse_number ("--limit", number);
 }
 
 static void
@@ -511,7 +592,7 @@ set_option (struct wish *w, int c, const char *arg)
     w->target = arg;
     break;
   case REPLAY_LIMIT:
-    w->limit = logwrites_parse_number ("--limit", arg);
+    w->limit = parse_limit (arg);
     w->has_limit = true;
     break;
   case REPLAY_NEXT_FLUSH:
@@ -544,6 +625,12 @@ set_option (struct wish *w, int c, const char *arg)
   case REPLAY_CHECK:
     parse_check (w, arg);
     break;
+  case REPLAY_START_SECTOR:
+    w->start_sector = logwrites_parse_number ("--start-sector", arg);
+    break;
+  case REPLAY_END_SECTOR:
+    w->end_sector = logwrites_parse_number ("--end-sector", arg);
+    break;
   case 'v':
     w->verbose = true;
     break;
@@ -558,8 +645,10 @@ check_wish (const struct wish *w)
 {
   if (w->log == NULL)
     tool_usage_error ("--log is missing");
-  if (w->find + w->num_entries + (w->target != NULL) != 1)
-    tool_usage_error ("Expecting one of --replay, --find and --num-entries");
+  if (w->num_entries && (w->find || w->target))
+    tool_usage_error ("--num-entries goes with neither --replay nor --find");
+  if (w->start_sector > w->end_sector)
+    tool_usage_error ("--end-sector is before --start-sector");
   if (w->find && !w->stop_flags && !w->end_mark && !w->has_limit)
     tool_usage_error ("--find needs --end-mark, --next-flush, --next-fua or "
                       "--limit");
@@ -572,7 +661,7 @@ check_wish (const struct wish *w)
 static int
 run (int argc, char *argv[])
 {
-  struct wish w = { NULL };
+  struct wish w = { .end_sector = UINT64_MAX };
   int c;
 
   while ((c = tool_next_option (&logwrites_replay_command, argc, argv)) != -1)
