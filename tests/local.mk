@@ -48,6 +48,7 @@ unit_tests = \
 
 bats_tests = \
 	tests/control/control.bats \
+	tests/house/arrows.bats \
 	tests/house/frame.bats \
 	tests/house/sources.bats \
 	tests/qed-img/callers.bats \
@@ -121,8 +122,8 @@ EXTRA_DIST += \
 	tests/bench/functions.bash \
 	tests/bench/replication.py \
 	tests/demo.sh \
-	tests/house/arrows.bats \
 	tests/house/arrows.py \
+	tests/house/lengths.bats \
 	tests/house/sanitizers.sh \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \

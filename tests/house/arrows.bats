@@ -166,6 +166,7 @@ names ()
 
 @test "arrows point down, and no files need each other" {
   arrows "$srcdir" "$builddir"
-  assert_output ""
-  assert_success
+  assert [ "$status" -le 1 ]
+  # That some files are too long is another test, lengths.bats.
+  assert_equal "$(grep -v ' lines, more than ' <<<"$output")" ""
 }
