@@ -47,7 +47,7 @@ ORDER = {
         ("image/",),
         ("io/",),
         ("repair/",),
-        ("names", "open", "chain"),
+        ("names", "guard", "open", "chain"),
         (None,),
         ("buffer",),
     ),
