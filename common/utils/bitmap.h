@@ -4,8 +4,8 @@
  */
 
 /* A set of numbers from a range that may be huge, held in memory that
- * is proportional to the members (a page for each 32768 numbers of
- * which one is in the set).  Used for sets of clusters, where a hostile
+ * is proportional to the members (a page for each 512 numbers of which
+ * one is in the set).  Used for sets of clusters, where a hostile
  * file decides how large the range is.  Not thread-safe.
  */
 

@@ -515,3 +515,25 @@ named_once ()
   run "$python" "$tests/fuzz.py" "$tmp/fuzz"
   assert_success
 }
+
+# Each entry points to another 128 MiB of a file that is all holes: half a
+# MiB of entries.
+@test "entries that are far from each other take little memory" {
+  "$python" - <<'END'
+import struct
+CLUSTER, TABLE, TABLES = 4096, 16 * 4096, 8
+PER, FIRST = TABLE // 8, CLUSTER + TABLE
+with open("disk.qed", "wb") as f:
+    f.write(struct.pack("<4sIIIQQQQQII", b"QED\0", CLUSTER, 16, 1, 0, 0, 0,
+                        CLUSTER, TABLES * PER * CLUSTER, 0, 0))
+    f.seek(CLUSTER)
+    for i in range(TABLES):
+        f.write(struct.pack("<Q", FIRST + i * TABLE))
+    f.seek(FIRST)
+    for i in range(TABLES * PER):
+        f.write(struct.pack("<Q", (i + 1) << 27))
+    f.truncate((TABLES * PER + 2) << 27)
+END
+  (ulimit -v 250000
+   run -3 qed-img check disk.qed)
+}

@@ -312,7 +312,7 @@ test_bitmap_basics (void **state)
     assert_int_equal (b.members, i + 1);
   }
   assert_false (bitmap_has (&b, 2));
-  assert_int_equal (b.nr_pages, 4);
+  assert_int_equal (b.nr_pages, 5);
 
   for (size_t i = 0; i < NELEMENTS (numbers); ++i) {
     bitmap_remove (&b, numbers[i]);
