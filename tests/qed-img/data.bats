@@ -354,7 +354,7 @@ same | rebase -u -b low.raw -F raw loop1.qed
 0, not 1: the format is optional | rebase -u -b other.qed top.qed
 1, not 0: it would be its own backing image | rebase -u -b top.qed -F qed top.qed
 1, not 0: it would be its own backing image | rebase -u -b link.qed -F qed top.qed
-1, not 0: no driver of ours can read it | rebase -u -b foreign.qcow2 -F qcow2 top.qed
+status | rebase -u -b foreign.qcow2 -F qcow2 top.qed
 1, not 0: QEMU cannot open the image that it makes then | rebase -u -b "$(printf %04100d 0)" -F raw top.qed
 TABLE
 }
