@@ -10,8 +10,8 @@
  * primary changes the disk, over restarts too, and is a new one when
  * somebody else did: by a rollback, a failover, or writes of the
  * secondary's guest after a stop.  The secondary tells it in the
- * description of its replication-export (meeting.h).  To have a new one without need
- * is safe: it costs a full copy.
+ * description of its replication-export (meeting.h).  To have a new one
+ * without need is safe: it costs a full copy.
  */
 
 #ifndef BLOCKDRIVERS_REPLICATION_HISTORY_H

@@ -178,8 +178,8 @@ never (enum disk_kind kind)
     return "the remote's disk was promoted by a failover, and is its guest's: "
       "only replication-reset there gives it up";
   case DISK_GUEST:
-    return "the remote is the export of the secondary's guest, not the one for "
-      "a primary's writes";
+    return "the remote is the export of the secondary's guest, not the one "
+      "for a primary's writes";
   case DISK_PRIMARY:
     return "the remote is a replication primary, not a secondary";
   default:

@@ -124,8 +124,9 @@ start_now (void)
     nbdkit_error ("replication-start: %s", refusal.desc);
     return -1;
   }
-  nbdkit_error ("replication-start: %s; the primary serves its disk, remembers "
-                "what the remote lacks, and goes on trying", refusal.desc);
+  nbdkit_error ("replication-start: %s; the primary serves its disk, "
+                "remembers what the remote lacks, and goes on trying",
+                refusal.desc);
   return 0;
 }
 

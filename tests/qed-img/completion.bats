@@ -108,7 +108,7 @@ completes ()
   remember $!
   wait_until 60 blkctl ./a.sock query-commands
   touch other
-  completes "blkctl --" --help --version
+  completes "blkctl --" --every --help --version
   completes "blkctl " a.sock other
   completes "blkctl ./a.sock ec" echo
   completes "blkctl ./a.sock fail" fail fail-badly

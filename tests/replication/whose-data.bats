@@ -30,7 +30,7 @@ start_pair ()
   disks
   start_at_place
   blkctl secondary.ctl replication-start
-  start_primary "nbd+unix:///?socket=$tmp/place.sock" "$@"
+  start_primary "nbd+unix:///?socket=$tmp/place.sock"
   primary_uri=$uri primary_pid=$pid
   blkctl primary.ctl replication-start
   qemu_io "$primary_uri" "write -P 0x61 0 64k" flush
@@ -54,7 +54,7 @@ status_becomes ()
 promote ()
 {
   blkctl secondary.ctl replication-stop failover=true
-  status_becomes secondary.ctl stage done
+  status_becomes secondary.ctl stage "done"
   qemu_io "$guest_uri" "write -P 0x67 1M 64k" flush
 }
 
@@ -75,7 +75,7 @@ guest_has_its_data ()
     # The primary goes on, and so does its guest.
     qemu_io "$primary_uri" "write -P 0x63 2M 64k"
     start_at_place
-    assert_equal "$(status_of secondary.ctl stage)" done
+    assert_equal "$(status_of secondary.ctl stage)" "done"
     assert_equal "$(status_of secondary.ctl role)" promoted
     status_becomes primary.ctl link refused
     run status_of primary.ctl link-desc
@@ -275,7 +275,7 @@ guest_has_its_data ()
   blkctl secondary.ctl replication-checkpoint
   assert_equal "$(status_of secondary.ctl consistent)" true
   blkctl secondary.ctl replication-stop failover=true
-  status_becomes secondary.ctl stage done
+  status_becomes secondary.ctl stage "done"
   assert_same_disk primary.img disk.img
 }
 

@@ -87,14 +87,16 @@ medium_of (struct node *n)
 static inline void
 record_sectors (struct medium *m, uint64_t offset, uint64_t count)
 {
-  for (uint64_t s = offset / MEDIUM_SECTOR; s * MEDIUM_SECTOR < offset + count; ++s) {
+  for (uint64_t s = offset / MEDIUM_SECTOR;
+       s * MEDIUM_SECTOR < offset + count; ++s) {
     if (m->nr_writes == m->max_writes) {
       m->max_writes = m->max_writes * 2 + 64;
       m->writes = realloc (m->writes, m->max_writes * sizeof *m->writes);
       CHECK (m->writes);
     }
     m->writes[m->nr_writes].sector = s;
-    memcpy (m->writes[m->nr_writes].data, m->now + s * MEDIUM_SECTOR, MEDIUM_SECTOR);
+    memcpy (m->writes[m->nr_writes].data, m->now + s * MEDIUM_SECTOR,
+            MEDIUM_SECTOR);
     m->nr_writes++;
   }
 }

@@ -242,7 +242,8 @@ end_replication (struct model *m)
 
   atomic_store (&m->primary_ends, true);
   assert_all (b->primary, "primary", m->disk);
-  assert_int_equal (secondary_stop (b->s, m->fail_over, false, &b->refusal), 0);
+  assert_int_equal (secondary_stop (b->s, m->fail_over, false, &b->refusal),
+                    0);
   if (!m->fail_over) {
     memcpy (m->seen, m->disk, SIZE);
     atomic_fetch_add (&m->epoch, 1);

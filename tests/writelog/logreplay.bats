@@ -327,7 +327,7 @@ print(len(names), "mark/here" in names, "mark/m4998" in names,
            'mark(b"m")' 'entry(5, 1, DISCARD)'
   start_nbdkit logreplay bad.log
   local set
-  for set in 4/1 4/2 4/4 4/0:0-2 4/0:1-0 4/0- 4/0, 4/ 4/0,x 4/0-1 1/3 9/0 \
+  for set in 4/1 4/2 4/4 4/0:0-2 4/0:1-0 4/0- '4/0,' 4/ 4/0,x 4/0-1 1/3 9/0 \
              4/0:0-18446744073709551616 4/18446744073709551615 4; do
     run nbdinfo --size "nbd+unix:///lost/$set?socket=$sock"
     assert_failure

@@ -563,7 +563,8 @@ parse_check (struct wish *w, const char *arg)
   else {
     w->check_every = logwrites_parse_number ("--check", arg);
     if (w->check_every == 0)
-      tool_usage_error ("--check: give a number above 0, flush, fua or discard");
+      tool_usage_error ("--check: give a number above 0, flush, fua or "
+                        "discard");
   }
 }
 

@@ -44,9 +44,9 @@ extern struct mirror *mirror_open (const struct mirror_options *options);
 extern void mirror_close (struct mirror *m);
 
 /* Connect, and from then on stay connected and copy.  If that fails, also
- * because the meeting (meeting.h) was refused, nothing has changed.  all_dirty:
- * the remote is to be overwritten, whatever its history; everything is dirty
- * then.
+ * because the meeting (meeting.h) was refused, nothing has changed.
+ * all_dirty: the remote is to be overwritten, whatever its history;
+ * everything is dirty then.
  */
 extern int mirror_connect (struct mirror *m, bool all_dirty,
                            struct replication_refusal *refusal);

@@ -28,7 +28,8 @@ request_leave (struct secondary *s)
 }
 
 int
-request_refuse (const struct node *n, const char *what, enum replication_stage stage)
+request_refuse (const struct node *n, const char *what,
+                enum replication_stage stage)
 {
   errno = EIO;
   msg_error ("%s: %s refused in stage \"%s\"", n->name, what,

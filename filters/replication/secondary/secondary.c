@@ -304,7 +304,8 @@ make_checkpoint (struct secondary *s)
 static int
 checkpoint_now (struct secondary *s)
 {
-  return emptied (s, buffers_empty_prepare (s)) == -1 ? -1 : make_checkpoint (s);
+  return emptied (s, buffers_empty_prepare (s)) == -1 ? -1
+    : make_checkpoint (s);
 }
 
 int
