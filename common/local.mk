@@ -48,6 +48,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/nbd-linger.h \
 	common/node/nbd-status.c \
 	common/node/nbd-status.h \
+	common/node/nbd-vector.c \
+	common/node/nbd-vector.h \
 	common/node/nbd.c \
 	common/node/new-file.c \
 	common/node/node.h \

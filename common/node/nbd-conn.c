@@ -23,6 +23,10 @@
  * When a connection dies libnbd completes every command in flight with
  * ENOTCONN, so nobody is left waiting.  Of a read-only node a dead
  * connection is then opened again by the next request that is given it.
+ * A server that ends in an orderly way first says so, ESHUTDOWN, to all
+ * requests, and waits for the connections to end.  So they are ended, and
+ * the requests made again when the server is back, as far as that is soon.
+ *
  * A writable node stays dead as a whole: a server that comes back may
  * have lost what was written since the last flush, and going on as if
  * nothing had happened would be the one thing that cannot be repaired.
@@ -53,6 +57,13 @@
 
 /* Milliseconds from a failed attempt to connect to the next one. */
 #define RETRY_DELAY 1000
+
+/* So long a server may take to be started again that has ended in an
+ * orderly way, and so long is the pause between two attempts of a request
+ * meanwhile, both in milliseconds.
+ */
+#define RESTART_TIME 10000
+#define RESTART_PAUSE 50
 
 const char *
 libnbd_cause (void)
@@ -394,6 +405,8 @@ conn_open (struct conn *c, char cause[CAUSE_LEN])
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->conns->lock);
   c->fd = fd;
+  c->number = ++c->conns->last_number;
+  c->ending = false;
   return 0;
 }
 
@@ -462,7 +475,9 @@ revive (struct conn *c)
   c->state = r == 0 ? CONN_OPEN : CONN_DEAD;
   if (r == -1) {
     strcpy (c->cause, cause);
-    cs->retry_after = clock_ms () + RETRY_DELAY;
+    cs->retry_after = clock_ms ();
+    cs->retry_after += cs->retry_after < cs->restart_until ? RESTART_PAUSE
+                                                           : RETRY_DELAY;
   }
   pthread_cond_broadcast (&cs->changed);
 }
@@ -477,13 +492,18 @@ int
 conns_open (struct conns *cs, const struct node *node,
             const struct node_open_options *options, char cause[CAUSE_LEN])
 {
+  pthread_condattr_t attr;
+
   *cs = (struct conns) {
     .node = node, .from_file = options->from_file,
     .timeout = options->timeout, .cancel = options->cancel,
     .lost_callback = options->lost, .lost_opaque = options->opaque,
   };
   pthread_mutex_init (&cs->lock, NULL);
-  pthread_cond_init (&cs->changed, NULL);
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&cs->changed, &attr);
+  pthread_condattr_destroy (&attr);
   cs->uri = node_absolute_uri (node->name);
   if (cs->uri == NULL) {
     snprintf (cause, CAUSE_LEN, "%s", strerror (errno));
@@ -547,6 +567,10 @@ conn_get (struct conns *cs, char cause[CAUSE_LEN])
                              atomic_fetch_add (&cs->turn, 1) % cs->nr : 0];
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
+  /* A request would only meet the end. */
+  while (c->ending && c->state == CONN_OPEN && cs->started &&
+         clock_ms () < cs->restart_until)
+    clock_wait (&cs->changed, &cs->lock, cs->restart_until);
   if (c->state == CONN_DEAD && cs->node->read_only &&
       clock_ms () >= cs->retry_after)
     revive (c);
@@ -585,13 +609,52 @@ conn_cause (struct conn *c, char cause[CAUSE_LEN])
   strcpy (cause, c->cause);
 }
 
+/* Only our direction is shut down, so that what is in flight is answered.
+ * The server ends the other one.
+ */
 void
-conns_hang_up (struct conns *cs)
+conn_hang_up (struct conn *c)
 {
+  struct conns *cs = c->conns;
+
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
-  for (unsigned i = 0; i < cs->nr; ++i)
-    if (cs->conn[i].fd >= 0)
-      shutdown (cs->conn[i].fd, SHUT_RDWR);
+  /* Not longer and longer for one that says nothing else. */
+  if (!atomic_exchange (&cs->restarting, true))
+    cs->restart_until = clock_ms () + RESTART_TIME;
+  cs->hung_up = MAX (cs->hung_up, c->number);
+  for (unsigned i = 0; i < cs->nr; ++i) {
+    struct conn *other = &cs->conn[i];
+
+    if (other->fd >= 0 && other->number <= c->number && !other->ending) {
+      other->ending = true;
+      shutdown (other->fd, SHUT_WR);
+    }
+  }
+}
+
+bool
+conns_await_restart (struct conns *cs)
+{
+  const int64_t now = clock_ms (), until = cs->restart_until;
+
+  if (!cs->node->read_only || now >= until)
+    return false;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
+  clock_wait (&cs->changed, &cs->lock, MIN (now + RESTART_PAUSE, until));
+  return true;
+}
+
+void
+conn_answered (struct conn *c)
+{
+  struct conns *cs = c->conns;
+
+  if (!atomic_load_explicit (&cs->restarting, memory_order_relaxed))
+    return;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
+  if (c->number > cs->hung_up)
+    atomic_store (&cs->restarting, false);
 }
 
 /* The drivers then find that their connections have ended. */

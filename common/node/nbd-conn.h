@@ -57,6 +57,9 @@ struct conn {
                                    connection dies, in any thread.  Those
                                    who use nbd may read it without the
                                    lock */
+  uint64_t number;              /* in the order in which they were opened */
+  bool ending;                  /* our direction is shut down, since the
+                                   server ends */
   char cause[CAUSE_LEN];        /* why it is dead */
 };
 
@@ -87,6 +90,13 @@ struct conns {
   bool lost;                    /* a connection of a writable node died */
   bool was_cut;                 /* by conns_cut */
   int64_t retry_after;          /* when to try to connect again (clock.h) */
+  uint64_t last_number;         /* of a connection */
+  uint64_t hung_up;             /* connections up to this one have ended */
+
+  /* Read without the lock, too. */
+  _Atomic int64_t restart_until; /* so long a server that has said that it
+                                   ends is waited for */
+  atomic_bool restarting;       /* it has not answered again yet */
 };
 
 /* Open the first connection of a node whose name and read_only are set.
@@ -122,11 +132,21 @@ extern void conn_drive (struct conn *c);
 /* Why has it died?  Waits for who has seen it to say so. */
 extern void conn_cause (struct conn *c, char cause[CAUSE_LEN]);
 
-/* End all connections, as a server that is about to end waits for that
- * and answers nothing else until then.  The drivers find their end, and
- * the next requests connect again.
+/* On this one the server has said that it is about to end: end it and all
+ * that were opened before, as the server waits for that and answers nothing
+ * else until then.  The drivers find their end, and the next requests
+ * connect again.
  */
-extern void conns_hang_up (struct conns *cs);
+extern void conn_hang_up (struct conn *c);
+
+/* May the server still come back, after it has said that it ends?  A
+ * request that nobody has answered for this is worth another attempt, on a
+ * new connection, before which this waits a moment.  Read-only nodes only.
+ */
+extern bool conns_await_restart (struct conns *cs);
+
+/* A request has been answered as it should be. */
+extern void conn_answered (struct conn *c);
 
 /* Give up a server that does not answer.  half: shut down our direction
  * only, and let the driver find that by trying to send a flush.

@@ -26,9 +26,9 @@
 
 #include "node/nbd-conn.h"
 #include "node/nbd-status.h"
+#include "node/nbd-vector.h"
 #include "node/node.h"
 #include "utils/cleanup.h"
-#include "utils/iovec.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -37,13 +37,6 @@
  */
 #define MAX_DATA (32 * 1024 * 1024)
 #define MAX_RANGE (UINT32_MAX - 65535)
-
-/* Parts of a vector from this size on are sent as commands of their
- * own, shorter ones are collected in a buffer: up to there copying
- * costs less than another command.
- */
-#define DIRECT_SIZE (64U * 1024)
-#define BOUNCE_SIZE (UINT64_C (1024) * 1024)
 
 /* Block status of a read-only node is asked for this far ahead. */
 #define STATUS_AHEAD (UINT64_C (64) * 1024 * 1024)
@@ -66,6 +59,8 @@ struct request {
   const char *what;
   uint64_t count, offset;
   unsigned pending;             /* commands issued and not waited for */
+  bool again;                   /* it failed, without a message, and shall
+                                   be made again */
   _Atomic int error;            /* of the first command that failed */
   sem_t done;                   /* posted by each command */
 };
@@ -109,7 +104,9 @@ begin_request (struct request *r, struct nbd_node *n, const char *what,
   };
   r->conn = conn_get (&n->conns, cause);
   if (r->conn == NULL) {
-    report_dead (r, cause);
+    r->again = conns_await_restart (&n->conns);
+    if (!r->again)
+      report_dead (r, cause);
     errno = EIO;
     return -1;
   }
@@ -173,42 +170,61 @@ wait_request (struct request *r)
   }
 }
 
+/* The connection is dead: a server cannot send ENOTCONN. */
+static int
+no_answer (struct request *r)
+{
+  char cause[CAUSE_LEN];
+
+  conn_cause (r->conn, cause);
+  conn_put (r->conn);
+  r->again = conns_await_restart (&r->n->conns);
+  if (!r->again)
+    report_dead (r, cause);
+  errno = EIO;
+  return -1;
+}
+
+/* The server ends, and has not done it.  To our own clients ESHUTDOWN would
+ * say that we end.
+ */
+static int
+server_ends (struct request *r)
+{
+  if (r->n->node.read_only || r->n->conns.lost_callback)
+    conn_hang_up (r->conn);
+  conn_put (r->conn);
+  r->again = conns_await_restart (&r->n->conns);
+  if (!r->again)
+    report (r, strerror (ESHUTDOWN));
+  errno = EIO;
+  return -1;
+}
+
 /* Wait for the request, report its error and return it as -1 and errno.
- * ENOTSUP is left to the caller.
+ * ENOTSUP is left to the caller, and so is a request to be made again.
  */
 static int
 end_request (struct request *r)
 {
-  char cause[CAUSE_LEN];
   int err;
 
   wait_request (r);
   sem_destroy (&r->done);
   err = atomic_load (&r->error);
+  if (err == ENOTCONN)
+    return no_answer (r);
+  if (err == ESHUTDOWN)
+    return server_ends (r);
 
-  /* A server cannot send ENOTCONN, so it means that the connection is
-   * dead.
-   */
-  if (err == ENOTCONN) {
-    conn_cause (r->conn, cause);
-    report_dead (r, cause);
-    err = EIO;
-  }
-  else if (err == EOPNOTSUPP)
-    err = ENOTSUP;
-  else if (err) {
-    report (r, strerror (err));
-    if (err == ESHUTDOWN) {
-      /* To our own clients it would say that we end. */
-      err = EIO;
-      if (r->n->node.read_only || r->n->conns.lost_callback)
-        conns_hang_up (&r->n->conns);
-    }
-  }
-
+  conn_answered (r->conn);
   conn_put (r->conn);
   if (err == 0)
     return 0;
+  if (err == EOPNOTSUPP)
+    err = ENOTSUP;
+  else
+    report (r, strerror (err));
   errno = err;
   return -1;
 }
@@ -229,62 +245,31 @@ end_strict_request (struct request *r)
 }
 
 static int
-nbd_node_pread (struct node *node, void *buf, size_t count, uint64_t offset)
+try_read (struct request *r, struct nbd_node *n, void *buf, size_t count,
+          uint64_t offset)
 {
-  struct nbd_node *n = (struct nbd_node *) node;
-  struct request r;
-
-  if (count == 0)
-    return 0;
-  if (begin_request (&r, n, "read", count, offset) == -1)
+  if (begin_request (r, n, "read", count, offset) == -1)
     return -1;
   for (size_t done = 0, len; done < count; done += len) {
     len = MIN (count - done, n->max_data);
-    if (issued (&r, nbd_aio_pread (r.conn->nbd, (char *) buf + done, len,
-                                   offset + done, completion (&r), 0)) == -1)
+    if (issued (r, nbd_aio_pread (r->conn->nbd, (char *) buf + done, len,
+                                  offset + done, completion (r), 0)) == -1)
       break;
   }
-  return end_strict_request (&r);
+  return end_strict_request (r);
 }
 
-/* How much can be sent from here without copying?  0 if it is too
- * little to be worth it.  The longest command always is, so a vector of
- * one part needs no buffer.
- */
-static size_t
-direct_length (const struct nbd_node *n, struct iov_cursor *at, size_t left)
+static int
+nbd_node_pread (struct node *node, void *buf, size_t count, uint64_t offset)
 {
-  const size_t len =
-    round_down (MIN (iov_here (at), n->max_data), n->node.align);
+  struct request r = { .again = true };
+  int ret = 0;
 
-  return len >= MIN (DIRECT_SIZE, n->max_data) || len == left ? len : 0;
-}
-
-/* Collect what is too little to be sent directly.  Returns the length,
- * a multiple of the alignment.
- */
-static size_t
-collect (const struct nbd_node *n, struct iov_cursor *at, size_t left,
-         char *buf, size_t size)
-{
-  const uint32_t align = n->node.align;
-  size_t fill = 0;
-
-  size = MIN (size, left);
-  while (fill < size) {
-    size_t len;
-
-    if (fill > 0 && is_aligned (fill, align) &&
-        direct_length (n, at, left - fill) > 0)
-      break;
-    len = MIN (iov_here (at), size - fill);
-    /* Of a long element take what aligns the rest of it. */
-    if (!is_aligned (fill, align) && iov_here (at) >= DIRECT_SIZE)
-      len = MIN (len, align - (fill & (align - 1)));
-    iov_copy (at, buf + fill, len);
-    fill += len;
-  }
-  return fill;
+  if (count == 0)
+    return 0;
+  while (r.again)
+    ret = try_read (&r, (struct nbd_node *) node, buf, count, offset);
+  return ret;
 }
 
 /* Send a vector: long parts directly, short ones through the buffer,
@@ -294,30 +279,25 @@ static void
 send_vector (struct request *r, const struct iovec *iov, char *buf,
              size_t size)
 {
-  struct iov_cursor at = { .iov = iov };
-  size_t used = 0;
-  uint64_t done = 0;
+  struct vector v = {
+    .at = { .iov = iov }, .left = r->count, .align = r->n->node.align,
+    .longest = r->n->max_data, .buf = buf, .size = size,
+  };
+  uint64_t offset = r->offset;
 
-  while (done < r->count) {
-    size_t len = direct_length (r->n, &at, r->count - done);
+  while (v.left > 0) {
     const char *from;
+    size_t len;
 
-    if (len > 0)
-      from = iov_take (&at, len);
-    else {
-      if (used == size) {
-        wait_request (r);
-        used = 0;
-      }
-      from = buf + used;
-      len = collect (r->n, &at, r->count - done, buf + used, size - used);
-      used += len;
+    if (vector_is_full (&v)) {
+      wait_request (r);
+      v.used = 0;
     }
-    if (issued (r, nbd_aio_pwrite (r->conn->nbd, from, len,
-                                   r->offset + done, completion (r),
-                                   0)) == -1)
+    from = vector_next (&v, &len);
+    if (issued (r, nbd_aio_pwrite (r->conn->nbd, from, len, offset,
+                                   completion (r), 0)) == -1)
       return;
-    done += len;
+    offset += len;
   }
 }
 
@@ -326,7 +306,7 @@ nbd_node_pwritev (struct node *node, const struct iovec *iov, int iovcnt,
                   size_t count, uint64_t offset)
 {
   struct nbd_node *n = (struct nbd_node *) node;
-  const size_t size = MIN (count, MIN (BOUNCE_SIZE, n->max_data));
+  const size_t size = MIN (count, MIN (VECTOR_BUFFER, n->max_data));
   CLEANUP_FREE char *buf = NULL;
   struct request r;
 
@@ -390,20 +370,31 @@ typedef int64_t (*range_command) (struct nbd_handle *nbd, uint64_t count,
                                   uint32_t flags);
 
 static int
-send_range (struct nbd_node *n, const char *what, range_command command,
-            uint64_t piece, uint64_t count, uint64_t offset, uint32_t flags)
+try_range (struct request *r, struct nbd_node *n, const char *what,
+           range_command command, uint64_t piece, uint64_t count,
+           uint64_t offset, uint32_t flags)
 {
-  struct request r;
-
-  if (begin_request (&r, n, what, count, offset) == -1)
+  if (begin_request (r, n, what, count, offset) == -1)
     return -1;
   for (uint64_t done = 0, len; done < count; done += len) {
     len = MIN (count - done, piece);
-    if (issued (&r, command (r.conn->nbd, len, offset + done,
-                             completion (&r), flags)) == -1)
+    if (issued (r, command (r->conn->nbd, len, offset + done,
+                            completion (r), flags)) == -1)
       break;
   }
-  return end_request (&r);
+  return end_request (r);
+}
+
+static int
+send_range (struct nbd_node *n, const char *what, range_command command,
+            uint64_t piece, uint64_t count, uint64_t offset, uint32_t flags)
+{
+  struct request r = { .again = true };
+  int ret = 0;
+
+  while (r.again)
+    ret = try_range (&r, n, what, command, piece, count, offset, flags);
+  return ret;
 }
 
 static int
@@ -462,12 +453,26 @@ nbd_node_cache (struct node *node, uint64_t count, uint64_t offset)
   return r == -1 && errno == ENOTSUP ? 0 : r;
 }
 
+static int
+try_status (struct request *r, struct nbd_node *n, uint64_t count,
+            uint64_t offset, struct status *s)
+{
+  if (begin_request (r, n, "block status", count, offset) == -1)
+    return -1;
+  issued (r, nbd_aio_block_status (r->conn->nbd, count, offset,
+                                   status_callback (s), completion (r),
+                                   n->node.read_only ? 0 :
+                                   LIBNBD_CMD_FLAG_REQ_ONE));
+  return end_strict_request (r);
+}
+
 /* Ask the server.  The reply begins at offset. */
 static int
 query_status (struct nbd_node *n, uint64_t count, uint64_t offset,
               struct status *s)
 {
-  struct request r;
+  struct request r = { .again = true };
+  int ret = 0;
 
   /* More than was asked for is of use only if it is kept. */
   if (n->node.read_only)
@@ -475,13 +480,9 @@ query_status (struct nbd_node *n, uint64_t count, uint64_t offset,
                  round_down (node_size (&n->node) - offset, n->node.align));
   count = MIN (count, MAX_RANGE);
 
-  if (begin_request (&r, n, "block status", count, offset) == -1)
-    return -1;
-  issued (&r, nbd_aio_block_status (r.conn->nbd, count, offset,
-                                    status_callback (s), completion (&r),
-                                    n->node.read_only ? 0 :
-                                    LIBNBD_CMD_FLAG_REQ_ONE));
-  if (end_strict_request (&r) == -1)
+  while (r.again)
+    ret = try_status (&r, n, count, offset, s);
+  if (ret == -1)
     return -1;
   if (s->nr == 0 || s->offset != offset || s->entries[0].length == 0) {
     report (&r, "server sent an invalid reply");

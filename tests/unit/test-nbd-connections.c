@@ -259,29 +259,64 @@ test_read_only_node_connects_again_before_start (void **state)
   reconnect (false);
 }
 
-/* A server that is asked to end while we are connected.  nbdkit answers
- * ESHUTDOWN then for as long as the connection lasts.
+/* A server that is stopped and started again in an orderly way: nbdkit
+ * answers ESHUTDOWN for as long as a connection lasts.  Nobody who only
+ * reads need learn of it.
  */
-static void
-test_read_only_node_leaves_server_that_shuts_down (void **state)
-{
-  struct node *n;
-  char buf[512];
+static atomic_bool restarted;
 
-  (void) state;
+static void
+read_through (struct unit_thread *t)
+{
+  struct node *n = t->opaque;
+  char buf[512];
+  struct extent e;
+
+  while (!atomic_load (&restarted)) {
+    CHECK (node_pread (n, buf, sizeof buf, 0) == 0);
+    CHECK (memcmp (buf, "served again", 12) == 0);
+    CHECK (node_extents (n, 4096, t->nr * 65536, &e) == 0);
+    CHECK (node_cache (n, 4096, 0) == 0);
+  }
+}
+
+static void
+read_while_restarted (bool started)
+{
+  const unsigned nr = started ? 8 : 1;
+  struct unit_thread threads[8];
+  struct node *n;
+
   start_server_with_file (MIB);
   n = open_node (true);
-  assert_int_equal (node_start (n), 0);
-  assert_int_equal (node_pread (n, buf, sizeof buf, 0), 0);
-  assert_int_equal (kill (server.pid, SIGTERM), 0);
-  while (node_pread (n, buf, sizeof buf, 0) == 0)
-    pause_a_moment ();
-  assert_int_equal (errno, EIO);
-  end_server (SIGTERM);
-
-  start_server_with_file (MIB);
-  run_threads (12, read_until_success, n);
+  if (started)
+    assert_int_equal (node_start (n), 0);
+  atomic_store (&restarted, false);
+  start_threads (threads, nr, read_through, n);
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 5; ++j)
+      pause_a_moment ();
+    end_server (SIGTERM);
+    start_server_with_file (MIB);
+  }
+  atomic_store (&restarted, true);
+  join_threads (threads, nr);
   assert_int_equal (node_close (n), 0);
+  assert_int_equal (nr_messages (), 0);
+}
+
+static void
+test_read_only_node_outlives_a_restart (void **state)
+{
+  (void) state;
+  read_while_restarted (true);
+}
+
+static void
+test_read_only_node_outlives_a_restart_before_start (void **state)
+{
+  (void) state;
+  read_while_restarted (false);
 }
 
 /* A server that goes away and comes back all the time: reads fail or
@@ -600,7 +635,8 @@ main (void)
     TEST (test_server_dies_before_start),
     TEST (test_read_only_node_connects_again),
     TEST (test_read_only_node_connects_again_before_start),
-    TEST (test_read_only_node_leaves_server_that_shuts_down),
+    TEST (test_read_only_node_outlives_a_restart),
+    TEST (test_read_only_node_outlives_a_restart_before_start),
     TEST (test_server_comes_and_goes),
     TEST (test_loss_is_told),
     TEST (test_a_server_that_hangs_can_be_cut_off),
