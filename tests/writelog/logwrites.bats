@@ -520,11 +520,10 @@ sys.exit(pty.spawn(sys.argv[1:]))' \
 }
 
 @test "mistakes in the command line" {
+  misused "before --start-sector" \
+          replay --log kernel.log --replay d --start-sector 5 --end-sector 4
   misused "--log is missing" replay --replay disk.img
-  misused "one of --replay, --find and" replay --log kernel.log
-  misused "one of --replay, --find and" \
-          replay --log kernel.log --find --next-fua --replay disk.img
-  misused "one of --replay, --find and" \
+  misused "goes with neither --replay nor --find" \
           replay --log kernel.log --find --next-fua --num-entries
   misused "--find needs" replay --log kernel.log --find
   misused "--limit 0" replay --log kernel.log --find --next-fua --limit 0
