@@ -53,10 +53,15 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/dirtyfile.h \
 	filters/replication/primary/forward.c \
 	filters/replication/primary/forward.h \
+	filters/replication/primary/link.c \
+	filters/replication/primary/link.h \
 	filters/replication/primary/mirror.c \
 	filters/replication/primary/mirror.h \
+	filters/replication/primary/mirror-state.h \
 	filters/replication/primary/primary.c \
 	filters/replication/primary/primary.h \
+	filters/replication/primary/send.c \
+	filters/replication/primary/send.h \
 	filters/replication/secondary/buffers.c \
 	filters/replication/secondary/buffers.h \
 	filters/replication/secondary/commit.c \

@@ -1,0 +1,352 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The connection of a mirror, and the thread that owns it; the design is told
+ * in mirror.c.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "filters/replication/meeting.h"
+#include "filters/replication/primary/link.h"
+#include "node/align.h"
+#include "utils/cleanup.h"
+#include "utils/clock.h"
+#include "utils/message.h"
+#include "utils/rounding.h"
+
+/* The state has changed, for everybody. */
+void
+link_announce (struct mirror *m)
+{
+  pthread_cond_broadcast (&m->changed);
+  pthread_cond_broadcast (&m->work);
+  pthread_cond_signal (&m->link_work);
+}
+
+/* May the remote be asked for more?  Called with the lock. */
+bool
+link_is_usable (const struct mirror *m)
+{
+  return m->remote && !m->broken && m->wanted;
+}
+
+int64_t
+link_next_delay (int64_t delay)
+{
+  return MIN (delay * 2, (int64_t) LAST_DELAY);
+}
+
+/* An attempt has failed, as status and whoever waits shall know.  Called
+ * with the lock.
+ */
+void
+link_note_failure (struct mirror *m, const char *fs, ...)
+{
+  va_list args;
+
+  va_start (args, fs);
+  vsnprintf (m->cause, sizeof m->cause, fs, args);
+  va_end (args);
+  m->failures++;
+  link_announce (m);
+}
+
+/* Use of the remote.  Returns NULL if there is none just now; called
+ * with the lock.
+ */
+struct node *
+link_begin_call (struct mirror *m, struct call *call)
+{
+  if (!link_is_usable (m))
+    return NULL;
+  *call = (struct call) { .since = clock_ms (), .next = m->calls };
+  if (m->calls)
+    m->calls->prev = call;
+  m->calls = call;
+  if (!m->watched)
+    pthread_cond_signal (&m->link_work);
+  return m->remote;
+}
+
+void
+link_end_call (struct mirror *m, struct call *call)
+{
+  if (call->next)
+    call->next->prev = call->prev;
+  if (call->prev)
+    call->prev->next = call->next;
+  else
+    m->calls = call->next;
+  if (node_is_lost (m->remote, NULL, 0))
+    m->broken = true;
+  else
+    m->heard_at = clock_ms ();
+  if (m->broken)
+    m->unanswered = true;
+  if (m->broken || !m->wanted)
+    link_announce (m);
+}
+
+/* The remote has answered, and is asked for more. */
+void
+link_prolong_call (struct mirror *m, struct call *call)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+
+  call->since = clock_ms ();
+}
+
+/* Called by the node, without locks. */
+static void
+connection_lost (void *opaque)
+{
+  struct mirror *m = opaque;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  m->broken = true;
+  link_announce (m);
+}
+
+/* Open the remote; it must have the disk's size.  On failure says why. */
+static struct node *
+open_remote (struct mirror *m, const char *uri, char cause[CAUSE_LEN])
+{
+  const struct node_open_options options = {
+    .timeout = m->timeout, .cancel = m->cancel,
+    .cause = cause, .cause_size = CAUSE_LEN,
+    .lost = connection_lost, .opaque = m,
+    .rewrites = true,           /* what was not flushed is dirty */
+  };
+  const uint64_t size = node_size (m->disk);
+  struct node *n;
+
+  /* In case that out of memory is all that is wrong. */
+  snprintf (cause, CAUSE_LEN, "open: %s", strerror (ENOMEM));
+  n = align_open (uri, &options);
+  if (n == NULL)
+    return NULL;
+  if (node_size (n) != size)
+    snprintf (cause, CAUSE_LEN, "the remote has %" PRIu64 " bytes, and the "
+              "disk %" PRIu64, node_size (n), size);
+  else if (node_start (n) == 0)
+    return n;
+  else
+    snprintf (cause, CAUSE_LEN, "starting a thread: %s", strerror (errno));
+  node_close (n);
+  return NULL;
+}
+
+static void
+mark_all (struct mirror *m)
+{
+  if (dirty_mark (m->dirty, 0, node_size (m->disk)) == -1)
+    replication_error_set (m->error, "writing the bitmap: %s",
+                           strerror (errno));
+}
+
+/* What of the disk the remote lacks.  That everything is dirty is noted before
+ * the map is about this one, so that it does not get lost if we are killed in
+ * between.
+ */
+static void
+begin_map (struct mirror *m, enum meeting meeting,
+           const struct disk_identity *remote)
+{
+  if (meeting == MEETING_IN_STEP)
+    return;
+  if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN)
+    mark_all (m);
+  if (meeting == MEETING_AGAIN) {
+    msg_warning ("%s: the remote's disk was rolled back to an earlier state; "
+                 "all of it is copied again", m->uri);
+    replication_error_replace (m->error, "the remote's disk was rolled back, "
+                               "and is copied again");
+  }
+  if (dirty_set_history (m->dirty, &remote->history) == -1)
+    replication_error_set (m->error, "writing the bitmap: %s",
+                           strerror (errno));
+}
+
+/* Open the remote and meet it: first without a word, then, if it is a
+ * secondary of ours, with our name, which makes it ours alone.  NULL with the
+ * cause; *refused: by the meeting.
+ */
+static struct node *
+open_and_meet (struct mirror *m, bool all_dirty, char cause[CAUSE_LEN],
+               bool *refused, bool *identified)
+{
+  struct history known;
+  struct disk_identity remote;
+  enum meeting meeting;
+
+  *refused = *identified = false;
+  for (;;) {
+    struct node *n = open_remote (m, *identified ? m->own_uri : m->uri, cause);
+
+    if (n == NULL)
+      return NULL;
+    identity_read (&remote, n->description);
+    dirty_get_history (m->dirty, &known);
+    meeting = meet_remote (&known, &remote, all_dirty, cause);
+    if (meeting != MEETING_REFUSED &&
+        (*identified || remote.kind != DISK_SECONDARY)) {
+      begin_map (m, meeting, &remote);
+      return n;
+    }
+    node_close (n);
+    if (meeting == MEETING_REFUSED) {
+      *refused = true;
+      return NULL;
+    }
+    *identified = true;
+  }
+}
+
+/* Tell of a refusal, once for each reason.  Called with the lock. */
+static void
+note_refusal (struct mirror *m, const char *cause)
+{
+  if (!m->refused || strcmp (m->cause, cause) != 0)
+    msg_warning ("%s: refused to replicate to it: %s; the guest goes on "
+                 "without", m->uri, cause);
+  replication_error_set (m->error, "%s", cause);
+}
+
+/* Called and returns with the lock. */
+static void
+try_to_connect (struct mirror *m)
+{
+  const bool all_dirty = m->all_dirty;
+  char cause[CAUSE_LEN];
+  bool refused, identified;
+  struct node *n;
+
+  m->broken = false;
+  pthread_mutex_unlock (&m->lock);
+  n = open_and_meet (m, all_dirty, cause, &refused, &identified);
+  pthread_mutex_lock (&m->lock);
+
+  if (n == NULL) {
+    m->broken = false;
+    m->connect_at = clock_ms () + m->connect_delay;
+    m->connect_delay = link_next_delay (m->connect_delay);
+    msg_debug ("%s: %s", m->uri, cause);
+    if (refused)
+      note_refusal (m, cause);
+    m->refused = refused;
+    link_note_failure (m, "%s", cause);
+    return;
+  }
+  m->refused = false;
+  m->identified = identified;
+  m->met = true;
+  m->remote = n;
+  m->broken = node_is_lost (n, NULL, 0);
+  m->heard_at = clock_ms ();
+  /* What it has refused it may refuse again. */
+  if (!m->look_again)
+    m->send_at = 0;
+  m->look_again = false;
+  link_announce (m);
+}
+
+/* Drop a connection that nobody uses.  Called and returns with the
+ * lock.
+ */
+static void
+drop_remote (struct mirror *m)
+{
+  struct node *n = m->remote;
+  char cause[CAUSE_LEN] = "";
+
+  if (m->wanted && node_is_lost (n, cause, sizeof cause)) {
+    msg_warning ("%s: connection lost: %s; the guest goes on without",
+                 m->uri, cause);
+    replication_error_set (m->error, "connection to the remote lost: %s",
+                           cause);
+    link_note_failure (m, "connection lost: %s", cause);
+    m->connect_at = clock_ms () + m->connect_delay;
+    m->connect_delay = link_next_delay (m->connect_delay);
+  }
+  dirty_lost (m->dirty);
+  m->remote = NULL;
+  m->broken = false;
+  m->flush_at = INT64_MAX;
+  link_announce (m);
+  pthread_mutex_unlock (&m->lock);
+  node_close (n);
+  pthread_mutex_lock (&m->lock);
+}
+
+/* When does the oldest call have had its time? */
+static int64_t
+calls_end (const struct mirror *m)
+{
+  int64_t end = INT64_MAX;
+
+  for (const struct call *c = m->calls; c; c = c->next)
+    end = MIN (end, c->since + m->timeout);
+  return end;
+}
+
+/* Is it time to hang up? */
+static bool
+is_over (const struct mirror *m, bool wanted)
+{
+  const int64_t time = clock_ms ();
+
+  return calls_end (m) <= time ||
+    (!wanted && (m->calls == NULL || m->ending || m->cut_at <= time));
+}
+
+/* Wait until the next attempt to connect, or until the oldest call must
+ * have come to its end.  Called and returns with the lock.
+ */
+static void
+link_sleep (struct mirror *m, bool wanted)
+{
+  int64_t when = INT64_MAX;
+
+  if (m->remote && !m->broken)
+    when = wanted ? calls_end (m) : MIN (calls_end (m), m->cut_at);
+  else if (!m->remote && wanted)
+    when = m->connect_at;
+  m->watched = m->remote && when < INT64_MAX;
+  clock_wait (&m->link_work, &m->lock, when);
+  m->watched = false;
+}
+
+int
+link_thread (struct job *job, void *opaque)
+{
+  struct mirror *m = opaque;
+
+  (void) job;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  while (!m->ending || m->remote) {
+    const bool wanted = m->wanted && !m->ending;
+
+    if (m->remote && is_over (m, wanted))
+      m->broken = true;
+    if (m->remote && m->broken && m->calls)
+      node_cut (m->remote);
+
+    if (m->remote && m->broken && !m->calls)
+      drop_remote (m);
+    else if (!m->remote && wanted && m->connect_at <= clock_ms ())
+      try_to_connect (m);
+    else
+      link_sleep (m, wanted);
+  }
+  return 0;
+}
