@@ -25,6 +25,8 @@ tools_logwrites_logwrites_SOURCES = \
 	tools/logwrites/list.c \
 	tools/logwrites/logwrites.c \
 	tools/logwrites/logwrites.h \
+	tools/logwrites/lost.c \
+	tools/logwrites/lost.h \
 	tools/logwrites/plot.c \
 	tools/logwrites/print.c \
 	tools/logwrites/replay.c \

@@ -322,6 +322,50 @@ print(len(names), "mark/here" in names, "mark/m4998" in names,
   [ "$(grep -c "how large the disk is" "$log")" -eq 1 ]
 }
 
+# Entries that do not overlap: what differs from the whole disk is what is
+# lost, and nothing else.
+@test "logwrites list --lost says what a state lacks" {
+  make_log parts.log 'entry(0, 8, 0, b"a" * 4096)' \
+           'entry(16, 8, 0, b"b" * 4096)' 'entry(flags=FLUSH)' \
+           'entry(32, 16, 0, b"c" * 8192)' 'mark(b"m")' \
+           'entry(64, 8, FUA, b"d" * 4096)' 'entry(80, 8, 0, b"e" * 4096)'
+  local tear args name
+  for tear in 512 4096 entry; do
+    start_nbdkit logreplay parts.log tear=$tear
+    for name in crash/1/1 crash/1/2 crash/1/3 crash/0/5 lost/7/3:2-5,0; do
+      args=(--lost="$name" --tear="$tear")
+      logwrites list "${args[@]}" --output=json parts.log >lost.json
+      nbdcopy "$(at "$name")" state.img
+      name=$(jq -r '."same-state" // ""' lost.json)
+      if [ "$name" ]; then
+        nbdcopy "$(at "$name")" same.img
+        cmp state.img same.img
+        run logwrites list "${args[@]}" parts.log
+        assert_line "the same state: $name"
+        nbdcopy "$(at "entry/$(cut -d/ -f2 <<<"$name")")" whole.img
+        "$python" - <<'END'
+import json
+lost = {s for p in json.load(open("lost.json"))["lost"]
+        for s in range(p["sector"], p["sector"] + p["nr-sectors"])}
+state, whole = (open(f, "rb").read() for f in ("state.img", "whole.img"))
+assert lost == {i for i in range(len(whole) // 512)
+                if state[i * 512:][:512] != whole[i * 512:][:512]}, lost
+END
+      fi
+    done
+    stop_nbdkit
+  done
+  run logwrites list --lost=crash/1/0 parts.log
+  assert_success
+  assert_output ""
+  run logwrites list --lost=crash/9/1 parts.log
+  assert_failure
+  run logwrites list --lost=crash/1/1 --tear=100 parts.log
+  assert_failure
+  run logwrites list --lost=crash/1/1 --start=1 parts.log
+  assert_failure
+}
+
 @test "losses that cannot be are refused" {
   make_log bad.log 'entry(0, 2, 0, b"a" * 1024)' 'entry(0, 0, FLUSH)' \
            'mark(b"m")' 'entry(5, 1, DISCARD)'

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "tools/logwrites/logwrites.h"
+#include "tools/logwrites/lost.h"
 #include "utils/jsontext.h"
 #include "utils/message.h"
 
@@ -21,6 +22,8 @@ enum {
   LIST_FLAGS = TOOL_FIRST_CODE,
   LIST_START,
   LIST_END,
+  LIST_LOST,
+  LIST_TEAR,
 };
 
 static const struct tool_option options[] = {
@@ -28,6 +31,9 @@ static const struct tool_option options[] = {
     "only entries with one of these flags, separated by commas" },
   { LIST_START, "start", "N", "begin at entry N" },
   { LIST_END, "end", "N", "end before entry N" },
+  { LIST_LOST, "lost", "EXPORT",
+    "what this state lacks: crash/N/SEED or lost/N/SET" },
+  { LIST_TEAR, "tear", "SIZE|entry", "with --lost: logreplay's tear=" },
   TOOL_OPTION_OUTPUT,
   TOOL_OPTION_HELP,
   { 0 }
@@ -179,6 +185,7 @@ static int
 run (int argc, char *argv[])
 {
   struct list l = { .end = UINT64_MAX };
+  const char *lost = NULL, *tear = NULL, *log;
   int c;
 
   while ((c = tool_next_option (&logwrites_list_command, argc, argv)) != -1)
@@ -192,12 +199,23 @@ run (int argc, char *argv[])
     case LIST_END:
       l.end = logwrites_parse_number ("--end", optarg);
       break;
+    case LIST_LOST:
+      lost = optarg;
+      break;
+    case LIST_TEAR:
+      tear = optarg;
+      break;
     case TOOL_OUTPUT:
       l.json = tool_parse_output (optarg);
       break;
     }
-  return list (logwrites_one_log (argc, argv), &l) == 0 ?
-    EXIT_SUCCESS : EXIT_FAILURE;
+  if (lost && (l.flags || l.start > 0 || l.end < UINT64_MAX))
+    tool_usage_error ("--lost does not go with --flags, --start and --end");
+  if (tear && !lost)
+    tool_usage_error ("--tear is for --lost");
+  log = logwrites_one_log (argc, argv);
+  return (lost ? logwrites_list_lost (log, lost, tear, l.json)
+          : list (log, &l)) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 const struct tool_command logwrites_list_command = {

@@ -277,9 +277,3 @@ writelog_index_entry (const struct writelog_index *index, uint64_t entry)
     .nr_sectors = index->nr_sectors[entry],
   };
 }
-
-uint64_t
-writelog_index_flush (const struct writelog_index *index, uint64_t n)
-{
-  return index->flushes.numbers[n];
-}

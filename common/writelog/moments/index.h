@@ -65,8 +65,4 @@ struct writelog_index_entry {
 extern struct writelog_index_entry
 writelog_index_entry (const struct writelog_index *index, uint64_t entry);
 
-/* The number of the n-th flush, from 0. */
-extern uint64_t writelog_index_flush (const struct writelog_index *index,
-                                      uint64_t n);
-
 #endif /* BLOCKDRIVERS_WRITELOG_INDEX_H */

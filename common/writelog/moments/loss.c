@@ -402,17 +402,27 @@ writelog_moment_losses (const struct writelog_index *index,
     const uint64_t start = index->sector[e];
     const uint64_t end = start + index->nr_sectors[e];
 
-    if (moment_presence (index, moment, e) == PRESENT)
+    switch (moment_presence (index, moment, e)) {
+    case PRESENT:
       continue;
+    case ABSENT:
+      if (end > start && add (&set, e, start, end) == -1)
+        goto error;
+      continue;
+    default:
+      break;
+    }
     for (uint64_t s = start; s < end; ++s)
       if (!moment_has (index, moment, e, s) &&
-          add (&set, e, s, s + 1) == -1) {
-        free (set.lost);
-        return -1;
-      }
+          add (&set, e, s, s + 1) == -1)
+        goto error;
     set.nr = join (set.lost, set.nr);
   }
   *lost = set.lost;
   *nr = set.nr;
   return 0;
+
+ error:
+  free (set.lost);
+  return -1;
 }
