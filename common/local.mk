@@ -55,12 +55,15 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/node.h \
 	common/node/open.c \
 	common/node/uri.c \
+	common/control/command.c \
+	common/control/command.h \
 	common/control/control.c \
 	common/control/control.h \
 	common/control/qmp.c \
 	common/control/qmp.h \
 	common/control/socket.c \
 	common/control/socket.h \
+	common/control/state.h \
 	common/control/stream.c \
 	common/control/stream.h \
 	common/qed/buffer.c \

@@ -51,6 +51,8 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/dirty.h \
 	filters/replication/primary/dirtyfile.c \
 	filters/replication/primary/dirtyfile.h \
+	filters/replication/primary/forward-work.c \
+	filters/replication/primary/forward-work.h \
 	filters/replication/primary/forward.c \
 	filters/replication/primary/forward.h \
 	filters/replication/primary/link.c \
@@ -60,8 +62,11 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/mirror-state.h \
 	filters/replication/primary/primary.c \
 	filters/replication/primary/primary.h \
+	filters/replication/primary/requests.c \
+	filters/replication/primary/requests.h \
 	filters/replication/primary/send.c \
 	filters/replication/primary/send.h \
+	filters/replication/primary/state.h \
 	filters/replication/secondary/buffers.c \
 	filters/replication/secondary/buffers.h \
 	filters/replication/secondary/commit.c \

@@ -50,6 +50,7 @@ bats_tests = \
 	tests/control/control.bats \
 	tests/house/arrows.bats \
 	tests/house/frame.bats \
+	tests/house/lengths.bats \
 	tests/house/sources.bats \
 	tests/qed-img/callers.bats \
 	tests/qed-img/calls.bats \
@@ -123,7 +124,6 @@ EXTRA_DIST += \
 	tests/bench/replication.py \
 	tests/demo.sh \
 	tests/house/arrows.py \
-	tests/house/lengths.bats \
 	tests/house/sanitizers.sh \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \

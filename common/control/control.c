@@ -46,6 +46,7 @@
 
 #include "utils/cleanup.h"
 #include "utils/clock.h"
+#include "control/command.h"
 #include "control/control.h"
 #include "request/job.h"
 #include "utils/message.h"
@@ -53,7 +54,6 @@
 #include "control/socket.h"
 #include "control/stream.h"
 
-#define MAX_CLIENTS 256         /* more wait to be accepted */
 #define MAX_REQUEST 1048576     /* bytes */
 #define MAX_UNREAD 65536        /* bytes */
 #define MAX_STALLED 10000       /* milliseconds */
@@ -65,263 +65,6 @@
  */
 #define SILENT_STRANGER 3000
 #define SILENT_CLIENT 60000
-
-struct control_client {
-  struct control *control;
-  int fd;
-  struct stream input;
-  bool input_ended;
-  bool has_request;             /* perhaps: the input has not been looked
-                                   at to its end */
-  char *output;                 /* output_len bytes not sent yet */
-  size_t output_len;
-  bool output_failed;           /* nobody reads the answers any more */
-  int64_t last_sent;            /* when some of it was (clock.h) */
-  int64_t last_heard;           /* the same clock */
-  bool negotiated;              /* qmp_capabilities was first */
-
-  /* The request that is being dealt with.  While busy it belongs to the
-   * worker, with all below.
-   */
-  bool busy;                    /* known to the first thread only */
-  const struct control_command *command;
-  json_t *request, *arguments;
-  char *failure;                /* of the command that runs */
-  json_t *reply;
-
-  /* Protected by control.lock. */
-  struct control_client *next;  /* in the queue */
-  bool done;                    /* there is a reply */
-};
-
-struct control {
-  struct control_callbacks callbacks;
-  struct listener listener;
-  int end;                      /* an eventfd: readable to end the thread */
-  int replied;                  /* another one: a client's request is done */
-  struct job *thread, *worker;  /* NULL before control_start */
-  struct control_client *clients[MAX_CLIENTS];
-  size_t nr_clients;
-  bool accept_failed;           /* the last time */
-  int64_t accept_again;         /* not before; the same clock */
-
-  pthread_mutex_t lock;         /* protects the rest; taken before those
-                                   that is_urgent takes */
-  pthread_cond_t work;          /* there is some, or it is time to end */
-  struct control_client *first, *last; /* the queue */
-  bool ending;
-};
-
-/* ---- Answers */
-
-static void
-drop_output (struct control_client *client)
-{
-  free (client->output);
-  client->output = NULL;
-  client->output_len = 0;
-}
-
-static void
-send_output (struct control_client *client)
-{
-  while (client->output_len > 0) {
-    const ssize_t r = send (client->fd, client->output, client->output_len,
-                            MSG_NOSIGNAL);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
-      return;
-    if (r == -1) {
-      client->output_failed = true;
-      break;
-    }
-    client->last_sent = clock_ms ();
-    client->output_len -= r;
-    memmove (client->output, client->output + r, client->output_len);
-  }
-  drop_output (client);
-}
-
-/* Takes over the reference of the answer, which is NULL if there was no
- * memory for it.
- */
-static void
-answer (struct control_client *client, json_t *json)
-{
-  CLEANUP_FREE char *text = NULL;
-  char *p;
-
-  if (!client->output_failed) {
-    size_t len;
-
-    text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
-    len = text ? strlen (text) : 0;
-    p = text ? realloc (client->output, client->output_len + len + 2) : NULL;
-    if (p) {
-      client->output = p;
-      memcpy (p + client->output_len, text, len);
-      memcpy (p + client->output_len + len, "\r\n", 2);
-      if (client->output_len == 0)
-        client->last_sent = clock_ms ();
-      client->output_len += len + 2;
-    }
-    else {
-      /* Better no client than one that waits for ever. */
-      msg_error ("answering a client of the control socket: out of memory");
-      shutdown (client->fd, SHUT_RDWR);
-    }
-  }
-  json_decref (json);
-  send_output (client);
-}
-
-/* ---- Commands */
-
-json_t *
-control_fail (struct control_client *client, const char *fs, ...)
-{
-  va_list args;
-
-  free (client->failure);
-  va_start (args, fs);
-  if (vasprintf (&client->failure, fs, args) == -1)
-    client->failure = NULL;
-  va_end (args);
-  return NULL;
-}
-
-static const struct control_command own_commands[];
-
-static json_t *
-run_capabilities (void *opaque, struct control_client *client,
-                  json_t *arguments)
-{
-  json_t *const enable = json_object_get (arguments, "enable");
-
-  /* There are none that could be enabled. */
-  for (size_t i = 0; i < json_array_size (enable); ++i) {
-    const char *name = json_string_value (json_array_get (enable, i));
-
-    if (name == NULL)
-      return control_fail (client, "Invalid parameter type for 'enable[%zu]'"
-                           ", expected: string", i);
-    return control_fail (client, "Parameter 'enable[%zu]' does not accept "
-                         "value '%s'", i, name);
-  }
-  client->negotiated = true;
-  return json_object ();
-}
-
-static int
-add_names (json_t *array, const struct control_command *commands)
-{
-  for (const struct control_command *c = commands; c->name; ++c)
-    if (json_array_append_new (array, json_pack ("{s:s}", "name", c->name))
-        == -1)
-      return -1;
-  return 0;
-}
-
-static json_t *
-run_query_commands (void *opaque, struct control_client *client,
-                    json_t *arguments)
-{
-  json_t *const array = json_array ();
-
-  if (add_names (array, client->control->callbacks.commands) == -1 ||
-      add_names (array, own_commands) == -1) {
-    json_decref (array);
-    return NULL;
-  }
-  return array;
-}
-
-static const struct control_argument capabilities_arguments[] = {
-  { "enable", JSON_ARRAY, true },
-  { NULL }
-};
-
-static const struct control_command own_commands[] = {
-  { "qmp_capabilities", capabilities_arguments, run_capabilities,
-    .at_once = true },
-  { "query-commands", NULL, run_query_commands, .at_once = true },
-  { NULL }
-};
-
-static const struct control_command *
-find_command (const struct control_command *commands, const char *name)
-{
-  for (const struct control_command *c = commands; c->name; ++c)
-    if (strcmp (c->name, name) == 0)
-      return c;
-  return NULL;
-}
-
-/* The command of this name that the client may use now, or NULL with
- * *desc the reason, to be freed.
- */
-static const struct control_command *
-choose_command (struct control_client *client, const char *name, char **desc)
-{
-  const struct control_callbacks *const cb = &client->control->callbacks;
-  const bool negotiates = strcmp (name, "qmp_capabilities") == 0;
-  const struct control_command *c;
-
-  if (!client->negotiated && !negotiates) {
-    *desc = strdup ("Expecting capabilities negotiation with "
-                    "'qmp_capabilities'");
-    return NULL;
-  }
-  if (client->negotiated && negotiates) {
-    *desc = strdup ("Capabilities negotiation is already complete, "
-                    "command ignored");
-    return NULL;
-  }
-  c = find_command (own_commands, name);
-  if (c == NULL)
-    c = find_command (cb->commands, name);
-  if (c == NULL &&
-      asprintf (desc, "The command %s has not been found", name) == -1)
-    *desc = NULL;
-  return c;
-}
-
-/* Run the client's command. */
-static void
-run_command (struct control_client *client)
-{
-  json_t *const value =
-    client->command->run (client->control->callbacks.opaque, client,
-                          client->arguments);
-
-  if (value)
-    client->reply = qmp_return (client->request, value);
-  else
-    client->reply = qmp_error (client->request, QMP_GENERIC_ERROR,
-                               client->failure ? client->failure
-                               : "out of memory");
-}
-
-static void
-forget_request (struct control_client *client)
-{
-  json_decref (client->request);
-  json_decref (client->arguments);
-  free (client->failure);
-  client->request = client->arguments = NULL;
-  client->failure = NULL;
-}
-
-/* Answer the request that has been dealt with. */
-static void
-reply (struct control_client *client)
-{
-  answer (client, client->reply);
-  client->reply = NULL;
-  forget_request (client);
-}
 
 /* ---- The worker */
 
@@ -343,7 +86,7 @@ worker_thread (struct job *job, void *opaque)
     control->first = client->next;
 
     pthread_mutex_unlock (&control->lock);
-    run_command (client);
+    control_run_command (client);
     pthread_mutex_lock (&control->lock);
     client->done = true;
     eventfd_write (control->replied, 1);
@@ -387,7 +130,7 @@ look_for_reply (struct control_client *client)
   client->busy = !client->done;
   pthread_mutex_unlock (&control->lock);
   if (!client->busy)
-    reply (client);
+    control_reply (client);
 }
 
 /* ---- Requests */
@@ -405,7 +148,7 @@ check_request (struct control_client *client, const char **class,
   if (name == NULL)
     return false;
   *class = QMP_COMMAND_NOT_FOUND;
-  client->command = choose_command (client, name, desc);
+  client->command = control_choose_command (client, name, desc);
   if (client->command == NULL)
     return false;
   *class = QMP_GENERIC_ERROR;
@@ -425,11 +168,11 @@ handle_request (struct control_client *client, json_t *request)
   if (!check_request (client, &class, &desc)) {
     client->reply = qmp_error (request, class, desc ? desc
                                : "out of memory");
-    reply (client);
+    control_reply (client);
   }
   else if (client->command->at_once) {
-    run_command (client);
-    reply (client);
+    control_run_command (client);
+    control_reply (client);
   }
   else
     enqueue (client);
@@ -466,7 +209,7 @@ take_request (struct control_client *client)
     handle_request (client, request);
     break;
   case STREAM_ERROR:
-    answer (client, qmp_error (NULL, QMP_GENERIC_ERROR,
+    control_answer (client, qmp_error (NULL, QMP_GENERIC_ERROR,
                                   error ? error : "out of memory"));
     free (error);
     break;
@@ -514,7 +257,7 @@ serve_client (struct control_client *client, short events)
   if (client->busy)
     look_for_reply (client);
   if (events & (POLLOUT | POLLERR | POLLHUP))
-    send_output (client);
+    control_send_output (client);
   if (wanted_events (client) & POLLIN &&
       events & (POLLIN | POLLERR | POLLHUP))
     receive (client);
@@ -538,7 +281,7 @@ hang_up (struct control_client *client)
   close (client->fd);
   stream_free (&client->input);
   free (client->output);
-  forget_request (client);
+  control_forget_request (client);
   free (client);
 }
 
@@ -557,7 +300,7 @@ add_client (struct control *control, int fd)
   client->last_heard = clock_ms ();
   stream_init (&client->input, MAX_REQUEST);
   control->clients[control->nr_clients++] = client;
-  answer (client, qmp_greeting ());
+  control_answer (client, qmp_greeting ());
 }
 
 /* When may this one be sent away? */

@@ -334,9 +334,10 @@ EOF
 @test "bootstrap demo, build and check work in any order" {
   copy_sources
   echo 'echo "the demo"' >source/tests/demo.sh
+  unset CI                      # which would build all anew each time
   export PATH="$tmp/bin:$PATH"
   local order command
-  for order in "demo build" "build demo" "demo" "build"; do
+  for order in "demo build" "build"; do
     rm -f source/config.status source/config.surroundings
     hide cmocka bash-completion
     for command in $order; do
