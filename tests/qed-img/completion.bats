@@ -83,7 +83,7 @@ completes ()
   completes "logwrites " info list plot replay verify
   completes "logwrites info --o" --output=
   completes "logwrites replay --next" --next-flush --next-fua
-  completes "logwrites replay --check=" flush fua
+  completes "logwrites replay --check=" discard flush fua
   completes "logwrites list --flags=f" flush fua
   completes "logwrites list --flags=mark,me" mark,metadata
   completes "logwrites verify --b" --base=
@@ -108,7 +108,7 @@ completes ()
   remember $!
   wait_until 60 blkctl ./a.sock query-commands
   touch other
-  completes "blkctl --" --every --help --version
+  completes "blkctl --" --every= --help --version
   completes "blkctl " a.sock other
   completes "blkctl ./a.sock ec" echo
   completes "blkctl ./a.sock fail" fail fail-badly

@@ -460,7 +460,7 @@ test_descriptors_run_out (void **state)
   assert_int_equal (setrlimit (RLIMIT_NOFILE, &limit), 0);
   assert_null (n);
   assert_int_equal (errno, EMFILE);
-  assert_messages (1, "open: another descriptor of the socket: "
+  assert_messages (1, "another descriptor of the socket: "
                    "Too many open files");
 }
 
