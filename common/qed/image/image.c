@@ -305,7 +305,8 @@ header_change (struct qed *s, const struct header_edit *edit)
   h = s->header;
   apply (&h, edit);
   if (write_header (s, &h, edit->flush) == 0) {
-    s->header = h;
+    /* Only what is changed: other threads read the geometry meanwhile. */
+    apply (&s->header, edit);
     return 0;
   }
   err = errno;
