@@ -282,54 +282,23 @@ guest_cache (struct node *n, uint64_t count, uint64_t offset)
   return r;
 }
 
-static int
-guest_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
-               size_t count, uint64_t offset)
-{
-  const struct change c = {
-    .kind = WRITE, .iov = iov, .iovcnt = iovcnt,
-    .count = count, .offset = offset
-  };
-
-  return count > 0 ? guest_change (n, &c) : 0;
-}
-
-static int
-guest_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
-{
-  const struct change c = {
-    .kind = ZERO, .count = count, .offset = offset, .flags = flags
-  };
-
-  return count > 0 ? guest_change (n, &c) : 0;
-}
-
-static int
-guest_discard (struct node *n, uint64_t count, uint64_t offset)
-{
-  const struct change c = {
-    .kind = DISCARD, .count = count, .offset = offset
-  };
-
-  return count > 0 ? guest_change (n, &c) : 0;
-}
-
 static const struct node_ops guest_ops = {
   .type = "replication-guest",
   .close = export_close,
   .pread = guest_pread,
-  .pwritev = guest_pwritev,
+  .pwritev = change_pwritev,
   .flush = guest_flush,
   .extents = guest_extents,
-  .zero = guest_zero,
-  .discard = guest_discard,
+  .zero = change_zero,
+  .discard = change_discard,
   .cache = guest_cache,
 };
 
 void
 guest_init (struct secondary *s)
 {
-  export_init (&s->guest, s, &guest_ops, "replication: the guest's export");
+  export_init (&s->guest, s, &guest_ops, "replication: the guest's export",
+               guest_change);
 }
 
 struct node *

@@ -272,48 +272,15 @@ replication_cache (struct node *n, uint64_t count, uint64_t offset)
   return r;
 }
 
-static int
-replication_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
-                     size_t count, uint64_t offset)
-{
-  const struct change c = {
-    .kind = WRITE, .iov = iov, .iovcnt = iovcnt,
-    .count = count, .offset = offset
-  };
-
-  return count > 0 ? replication_change (n, &c) : 0;
-}
-
-static int
-replication_zero (struct node *n, uint64_t count, uint64_t offset,
-                  unsigned flags)
-{
-  const struct change c = {
-    .kind = ZERO, .count = count, .offset = offset, .flags = flags
-  };
-
-  return count > 0 ? replication_change (n, &c) : 0;
-}
-
-static int
-replication_discard (struct node *n, uint64_t count, uint64_t offset)
-{
-  const struct change c = {
-    .kind = DISCARD, .count = count, .offset = offset
-  };
-
-  return count > 0 ? replication_change (n, &c) : 0;
-}
-
 static const struct node_ops replication_ops = {
   .type = "replication",
   .close = export_close,
   .pread = replication_pread,
-  .pwritev = replication_pwritev,
+  .pwritev = change_pwritev,
   .flush = replication_flush,
   .extents = replication_extents,
-  .zero = replication_zero,
-  .discard = replication_discard,
+  .zero = change_zero,
+  .discard = change_discard,
   .cache = replication_cache,
 };
 
@@ -327,7 +294,8 @@ secondary_connect (struct secondary *s, const struct history *primary)
     msg_error ("replication: connection of a primary: %m");
     return NULL;
   }
-  export_init (e, s, &replication_ops, "replication: the primary's export");
+  export_init (e, s, &replication_ops, "replication: the primary's export",
+               replication_change);
   e->primary = *primary;
   e->generation = atomic_load (&s->generation);
   atomic_init (&e->told, REPLICATION_FAILOVER); /* in which none writes */

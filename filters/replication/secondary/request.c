@@ -61,9 +61,11 @@ change_apply (struct node *to, const struct change *c)
 
 void
 export_init (struct export *e, struct secondary *s,
-             const struct node_ops *ops, const char *name)
+             const struct node_ops *ops, const char *name,
+             int (*change) (struct node *n, const struct change *c))
 {
   e->s = s;
+  e->change = change;
   e->node = (struct node) {
     .ops = ops, .name = (char *) name, .read_only = s->disk->read_only,
     .fixed_size = true, .can_fast_zero = s->disk->can_fast_zero,
@@ -78,4 +80,36 @@ export_close (struct node *n)
 {
   (void) n;
   return 0;
+}
+
+int
+change_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+                size_t count, uint64_t offset)
+{
+  const struct change c = {
+    .kind = WRITE, .iov = iov, .iovcnt = iovcnt,
+    .count = count, .offset = offset
+  };
+
+  return count > 0 ? export_of (n)->change (n, &c) : 0;
+}
+
+int
+change_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  const struct change c = {
+    .kind = ZERO, .count = count, .offset = offset, .flags = flags
+  };
+
+  return count > 0 ? export_of (n)->change (n, &c) : 0;
+}
+
+int
+change_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  const struct change c = {
+    .kind = DISCARD, .count = count, .offset = offset
+  };
+
+  return count > 0 ? export_of (n)->change (n, &c) : 0;
 }

@@ -34,8 +34,19 @@ extern const char *change_name (const struct change *c);
 extern int change_apply (struct node *to, const struct change *c);
 
 /* Make the node of an export that looks like the disk. */
-extern void export_init (struct export *e, struct secondary *s,
-                         const struct node_ops *ops, const char *name);
+extern void
+export_init (struct export *e, struct secondary *s,
+             const struct node_ops *ops, const char *name,
+             int (*change) (struct node *n, const struct change *c));
+
+/* For the node_ops of both: requests that change something go to the export's
+ * change, unless they are empty.
+ */
+extern int change_pwritev (struct node *n, const struct iovec *iov,
+                           int iovcnt, size_t count, uint64_t offset);
+extern int change_zero (struct node *n, uint64_t count, uint64_t offset,
+                        unsigned flags);
+extern int change_discard (struct node *n, uint64_t count, uint64_t offset);
 
 /* A node_ops.close for nodes that go with their owner. */
 extern int export_close (struct node *n);

@@ -41,9 +41,12 @@
 #include "filters/replication/secondary/secondary.h"
 
 /* One for all guests, and one for each connection of a primary. */
+struct change;
+
 struct export {
   struct node node;             /* first, so that the node is an export */
   struct secondary *s;
+  int (*change) (struct node *n, const struct change *c);
 
   /* Of a primary's: */
   struct history primary;       /* who it is, "" if it has not told */
