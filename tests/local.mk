@@ -57,6 +57,7 @@ bats_tests = \
 	tests/qed-img/completion.bats \
 	tests/qed-img/convert.bats \
 	tests/qed-img/data.bats \
+	tests/qed-img/fixed-size.bats \
 	tests/qed-img/kill.bats \
 	tests/qed-img/qed-img.bats \
 	tests/qed/bad-input.bats \

@@ -19,6 +19,7 @@
 
 #include "node/align.h"
 #include "qed/create.h"
+#include "qed/image/space.h"
 #include "qed/open.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
@@ -150,6 +151,22 @@ check_target (struct node *file)
   return -1;
 }
 
+/* Storage of fixed size may have room for an image, and for none of its
+ * clusters.
+ */
+static void
+warn_of_size (const struct node *file, const struct qed_header *h)
+{
+  const uint64_t needed = space_needed (h, 1, 1);
+
+  if (file->fixed_size && h->image_size > 0 && node_size (file) < needed)
+    msg_warning ("%s: create: nothing can be written to this image: for its "
+                 "first cluster of %" PRIu32 " bytes it needs storage of "
+                 "%" PRIu64 " bytes, but there are only %" PRIu64
+                 "; \"qed-img measure\" tells what all of it needs",
+                 file->name, h->cluster_size, needed, node_size (file));
+}
+
 static int
 write_image (struct node *file, const struct qed_header *h,
              const struct qed_create_options *o)
@@ -207,8 +224,10 @@ qed_create (const char *name, const struct qed_create_options *options)
     options->begins (options->opaque);
   if (r == 0)
     r = write_image (file, &header, options);
-  if (r == 0)
+  if (r == 0) {
     node_keep (file);
+    warn_of_size (file, &header);
+  }
   err = errno;
   if (node_close (file) == -1)
     return -1;

@@ -3,8 +3,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* How large an image would be: header, L1 table, and what is needed of
- * L2 tables and data clusters.
+/* How much storage an image would need: which L2 tables and data clusters
+ * it would have.  What these take space_needed says, which the allocator
+ * goes by too.
  */
 
 #include <config.h>
@@ -13,7 +14,27 @@
 
 #include "node/node.h"
 #include "qed/create.h"
+#include "qed/image/space.h"
 #include "utils/rounding.h"
+
+/* Units of a size that a range touches, but for those before *next. */
+static uint64_t
+count_units (uint64_t offset, uint64_t end, uint64_t unit, uint64_t *next)
+{
+  const uint64_t first = MAX (offset / unit, *next);
+
+  *next = MAX (*next, div_round_up (end, unit));
+  return *next - first;
+}
+
+/* Over a backing image zeroes need an entry in a table. */
+static bool
+needs_table (const struct qed_header *h, const struct extent *e)
+{
+  return !(e->flags & EXTENT_ZERO) ||
+    ((h->features & QED_BACKING_FILE) && e->depth == 0 &&
+     !(e->flags & EXTENT_UNALLOCATED));
+}
 
 /* Clusters of data in source; *tables is how many L2 tables they need. */
 static int
@@ -30,16 +51,12 @@ count_clusters (const struct qed_header *h, struct node *source,
 
     if (node_extents (source, size - offset, offset, &e) == -1)
       return -1;
-    if (!(e.flags & EXTENT_ZERO)) {
-      const uint64_t end = offset + e.length;
-      const uint64_t cluster = MAX (offset / h->cluster_size, next_cluster);
-      const uint64_t table = MAX (offset / per_table, next_table);
-
-      next_cluster = div_round_up (end, h->cluster_size);
-      next_table = div_round_up (end, per_table);
-      *clusters += next_cluster - cluster;
-      *tables += next_table - table;
-    }
+    if (!(e.flags & EXTENT_ZERO))
+      *clusters += count_units (offset, offset + e.length, h->cluster_size,
+                                &next_cluster);
+    if (needs_table (h, &e))
+      *tables += count_units (offset, offset + e.length, per_table,
+                              &next_table);
     offset += e.length;
   }
   return 0;
@@ -49,21 +66,16 @@ int
 qed_measure (const struct qed_create_options *options, struct node *source,
              struct qed_measurement *result)
 {
-  uint64_t clusters = 0, tables = 0, table_bytes, fixed;
+  uint64_t clusters = 0, tables = 0;
   struct qed_header h;
 
-  if (qed_make_header (source ? source->name : "measure", options, &h) == -1)
-    return -1;
-  table_bytes = qed_table_bytes (&h);
-  fixed = h.l1_table_offset + table_bytes;
-  if (source && count_clusters (&h, source, &clusters, &tables) == -1)
+  if (qed_make_header (source ? source->name : "measure", options, &h) == -1
+      || (source && count_clusters (&h, source, &clusters, &tables) == -1))
     return -1;
 
-  result->required = fixed + tables * table_bytes +
-    clusters * h.cluster_size;
+  result->required = space_needed (&h, tables, clusters);
   clusters = div_round_up (h.image_size, h.cluster_size);
   tables = div_round_up (clusters, qed_table_entries (&h));
-  result->fully_allocated = fixed + tables * table_bytes +
-    clusters * h.cluster_size;
+  result->fully_allocated = space_needed (&h, tables, clusters);
   return 0;
 }

@@ -125,8 +125,9 @@ struct qed_create_options {
 extern int qed_create (const char *name,
                        const struct qed_create_options *options);
 
-/* Bytes that an image file would take: "required" now, and
- * "fully_allocated" when all of its clusters are in use.
+/* Bytes that the storage of an image must have: "required" now, and
+ * "fully_allocated" when all of its clusters are in use.  A file is shorter
+ * by the room of one table, which storage of fixed size keeps free.
  */
 struct qed_measurement {
   uint64_t required;

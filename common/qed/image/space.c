@@ -65,10 +65,24 @@ space_set_stale (struct qed *s, uint64_t end)
   atomic_store (&s->stale_end, end);
 }
 
+/* What is kept free on storage of fixed size, in bytes. */
+static uint64_t
+kept_room (const struct qed_header *h)
+{
+  return qed_table_bytes (h);
+}
+
+uint64_t
+space_needed (const struct qed_header *h, uint64_t tables, uint64_t clusters)
+{
+  return h->l1_table_offset + (1 + tables) * qed_table_bytes (h) +
+    clusters * h->cluster_size + kept_room (h);
+}
+
 void
 space_keep_table (struct qed *s)
 {
-  s->kept_free = s->file->fixed_size ? qed_table_bytes (&s->header) : 0;
+  s->kept_free = s->file->fixed_size ? kept_room (&s->header) : 0;
 }
 
 /* Under space_lock. */

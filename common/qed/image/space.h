@@ -28,7 +28,15 @@ extern void space_begin (struct qed *s, uint64_t end, bool cut);
 /* Up to here new space may hold anything.  While nobody reserves. */
 extern void space_set_stale (struct qed *s, uint64_t end);
 
-/* From now on storage of fixed size keeps the room of a table free. */
+/* Bytes that storage must have for an image with so many L2 tables and data
+ * clusters.  That is more than header, tables and data: on storage of fixed
+ * size the room of one table is never allocated, so that an image can be
+ * emptied (empty.c) when it is full.
+ */
+extern uint64_t space_needed (const struct qed_header *h, uint64_t tables,
+                              uint64_t clusters);
+
+/* From now on storage of fixed size keeps that room free. */
 extern void space_keep_table (struct qed *s);
 
 /* Reserve n clusters, one after the other: *offset in the file. */
