@@ -123,7 +123,7 @@ logreplay_config_complete (void)
 static void
 logreplay_dump_plugin (void)
 {
-  printf ("logreplay_moments=entry,mark,flush,fua,crash,lost\n");
+  printf ("logreplay_moments=entry,mark,flush,fua,crash,cut,lost\n");
   printf ("logreplay_base_format=raw\n");
   printf ("logreplay_uri=nbd,nbds,nbd+unix,nbds+unix,nbd+vsock,nbds+vsock\n");
   printf ("logreplay_min_sector_size=%d\n", WRITELOG_MIN_SECTOR_SIZE);

@@ -664,7 +664,8 @@ test_names_of_moments (void **state)
                                              TEAR_SECTOR, &moment), -1);
     assert_int_equal (errno, ENOENT);
     assert_messages (1, "entry/0 to entry/9, flush/N up to 2, fua/N up to 1, "
-                     "crash/N/SEED from 0 up to 2, lost/N/SET, and 5 marks "
+                     "crash/N/SEED from 0 up to 2, cut/N/SEED like that, "
+                     "lost/N/SET, and 5 marks "
                      "(a, b/c d, a, x, \xff\xfe?)");
     assert_non_null (strstr (messages.last, bad[i]));
   }

@@ -128,11 +128,27 @@ model ()
   assert_success
 }
 
+@test "what was not acknowledged, and a flush's own data, may be lost or torn" {
+  local name same
+  run model inflight torn.log
+  assert_success
+  # What such a state lacks can be told, and asked for by that name.
+  start_nbdkit logreplay torn.log
+  for name in cut/0/{1..8} cut/1/{1..8}; do
+    run logwrites list --output=json --lost="$name" torn.log
+    assert_success
+    same=$(jq -r --arg name "$name" '."same-state" // $name' <<<"$output")
+    assert_equal "$name $(hash_at "$same")" "$name $(hash_at "$name")"
+  done
+  assert_equal "$(hash_at cut/1/0)" "$(hash_at flush/1)"
+}
+
 @test "the same name is the same disk, also on another server" {
   local first name
   kernel_log
   start_nbdkit logreplay disk.log
-  local names=(crash/0/1 crash/20/7 crash/59/18446744073709551615)
+  local names=(crash/0/1 crash/20/7 crash/59/18446744073709551615
+               cut/0/1 cut/20/7)
   for name in "${names[@]}"; do
     first+=" $(hash_at "$name")"
   done
@@ -145,6 +161,8 @@ model ()
   # These are in somebody's notes: they must never change.
   assert_equal "$(hash_at crash/20/7)" \
     72d143880557bec72668ddff3a4f43a5dc83cd55c7e4b7f03ef3ff25cd316a94
+  assert_equal "$(hash_at cut/12/5)" \
+    5aed43995b4988f3f9e2ac3bb78b50883116ff06edbe4893abf221e1c887371c
   assert_equal "$(hash_at crash/20/0)" "$(hash_at flush/20)"
 }
 

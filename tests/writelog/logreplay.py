@@ -10,6 +10,8 @@
     logreplay.py names LOG         each flush, each FUA write and each mark
     logreplay.py crashes LOG       power losses behind each flush
     logreplay.py occurs LOG        all that may be lost is lost sometimes
+    logreplay.py inflight FILE     what cut/N/SEED has besides, in a log
+                                   that it makes
     logreplay.py many FILE         make a log of a million entries
 
 LOG may be compressed by xz; its disk is zeroes before.  ROUNDS and SEED
@@ -45,7 +47,7 @@ class Loss:
     def __init__(self, log, n, seed, unit=1):
         self.unit = unit
         flushes = [i for i, e in enumerate(log) if e.flags & wl.FLUSH]
-        self.start = flushes[n - 1] + 1 if n else 0
+        self.start = self.first = flushes[n - 1] + 1 if n else 0
         count = (flushes + [len(log)])[n] - self.start
         self.key = mix((mix(seed) + n) & MASK)
         r = self.draw(1)
@@ -64,7 +66,8 @@ class Loss:
     def has(self, log, entry, sector):
         if log[entry].flags & wl.FUA:
             return True
-        coin = mix((self.draw(entry) + (0 if self.whole else sector // self.unit)) & MASK)
+        unit = 0 if self.whole else sector // self.unit
+        coin = mix((self.draw(entry) + unit) & MASK)
         return coin % 64 < self.chance
 
     def replay(self, log, disk, size):
@@ -78,6 +81,45 @@ class Loss:
                         else e.data[at:at + size]
                     room = len(disk) - s * size
                     disk[s * size:(s + 1) * size] = data[:room]
+
+
+class Cut(Loss):
+    """A power loss by the wider rules of the manual."""
+
+    def __init__(self, log, n, seed, unit=1):
+        super().__init__(log, n, seed, unit)
+        flushes = [i for i, e in enumerate(log) if e.flags & wl.FLUSH]
+        behind = log[self.start:]
+        self.last = None
+        if seed == 0:
+            self.end = self.start
+            return
+        if n < len(flushes):
+            nxt = flushes[n]
+            behind = log[self.start:nxt + (log[nxt].nr > 0)]
+        r = self.draw(1)
+        up_to = len(behind) if r % 4 == 0 else r // 4 % (len(behind) + 1)
+        if self.draw(4) % 4 == 0:
+            ends = [i + 1 for i, e in enumerate(behind[:up_to])
+                    if e.flags & (wl.FUA | wl.FLUSH)]
+            up_to = ends[-1] if ends else up_to
+        self.end = self.start + up_to
+        self.last = self.end - 1 if up_to else None
+        if up_to and log[self.last].flags & wl.FLUSH:
+            self.first = self.last
+        elif n and not log[self.start - 1].flags & wl.FUA:
+            self.first = self.start - 1
+
+    def has(self, log, entry, sector):
+        if entry < self.first:
+            return True
+        if entry == self.last:
+            log = {entry: log[entry]._replace(flags=0)}
+        return super().has(log, entry, sector)
+
+    def replay(self, log, disk, size):
+        self.start = min(self.start, self.first)
+        super().replay(log, disk, size)
 
 
 def states(log, disk, size):
@@ -223,11 +265,14 @@ def compare_lost(server, log, disk, size, rng):
 
 
 def compare_loss(server, log, disk, size, n, seed, unit=1):
-    loss = Loss(log, n, seed, unit)
-    wl.replay(log[:loss.start], disk, size)
-    loss.replay(log, disk, size)
-    compare(server, f"crash/{n}/{seed}", disk)
-    check_extents(server, f"crash/{n}/{seed}", disk)
+    before = bytes(disk)
+    for kind, loss in (("crash", Loss(log, n, seed, unit)),
+                       ("cut", Cut(log, n, seed, unit))):
+        disk[:] = before
+        wl.replay(log[:min(loss.start, loss.first)], disk, size)
+        loss.replay(log, disk, size)
+        compare(server, f"{kind}/{n}/{seed}", disk)
+        check_extents(server, f"{kind}/{n}/{seed}", disk)
 
 
 def command_random(folder):
@@ -356,6 +401,44 @@ def command_occurs(path):
     server.stop()
     assert total > 20
     print(f"{total} writes")
+
+
+def command_inflight(path):
+    """What cut/N/SEED has and crash/N/SEED has not: a FUA write that is
+    torn, and data of a flush that are torn, before and after its reply.
+    """
+    size, new = 512, b"n" * 1024
+    log = [wl.pack_entry(0, 2, wl.FUA, new, size),
+           wl.pack_entry(8, 1, 0, new[:512], size),
+           wl.pack_entry(2, 2, wl.FLUSH, new, size),
+           wl.pack_entry(4, 2, wl.FUA, new, size),
+           wl.pack_entry(6, 1, 0, new[:512], size)]
+    with open(path, "wb") as f:
+        f.write(wl.make_log(log, size))
+    server = Server(path, plugin="logreplay")
+
+    def seen(kind, n):
+        states = set()
+        for seed in range(1, 200):
+            h = connect(server, f"{kind}/{n}/{seed}")
+            states.add("".join("n" if b else "-"
+                               for b in h.pread(9 * size, 0)[::size]))
+            h.shutdown()
+        return states
+
+    old, cut = seen("crash", 0), seen("cut", 0)
+    assert old == {"-" * 9, "nn-------", "nn------n"}, old
+    # FUA lost and torn; the flush, torn only when all before it is there.
+    assert cut == old | {"n--------", "-n-------", "nnn-----n",
+                         "nn-n----n", "nnnn----n"}, cut
+    old, cut = seen("crash", 1), seen("cut", 1)
+    assert all(s.startswith("nnnn") for s in old), old
+    assert {s[4:6] for s in old} == {"--", "nn"}, old
+    assert {s[2:4] for s in cut} == {"--", "n-", "-n", "nn"}, cut
+    assert {s[4:6] for s in cut} == {"--", "n-", "-n", "nn"}, cut
+    # Once it has been acknowledged it is there.
+    assert all(s[4:6] == "nn" for s in cut if s[6] == "n"), cut
+    server.stop()
 
 
 def command_many(path):

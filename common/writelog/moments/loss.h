@@ -4,7 +4,8 @@
  */
 
 /* What a power loss leaves of the entries of a log.  Specification:
- * interfaces.md, "nbdkit-logreplay-plugin", crash/N/SEED and lost/N/SET.
+ * interfaces.md, "nbdkit-logreplay-plugin", crash/N/SEED and lost/N/SET;
+ * cut/N/SEED is the manual's.
  */
 
 #ifndef BLOCKDRIVERS_WRITELOG_LOSS_H
@@ -28,12 +29,14 @@ struct lost_piece {
  * The first entries of the log have happened, and of these the first
  * certain ones are there wholly.  Of the others some pieces are lost: if
  * there are seeds those that key, chance and unit choose (loss.c, "Power
- * loss"; FUA writes are there then), else those that are listed.
+ * loss"; FUA writes that were acknowledged are there then), else those that
+ * are listed.
  */
 struct writelog_moment {
   uint64_t entries, certain;
 
   bool seeded;
+  bool in_flight;               /* the last entry was not acknowledged */
   uint64_t key;
   unsigned chance;              /* of 64 */
   uint64_t unit;                /* sectors that are lost together; 0: all of
@@ -58,6 +61,14 @@ extern void writelog_moment_free (struct writelog_moment *moment);
 extern int writelog_moment_crash (const struct writelog_index *index,
                                   uint64_t n, uint64_t seed, uint64_t tear,
                                   struct writelog_moment *moment);
+
+/* The same with what may also happen: the last entry, if it is a FUA write,
+ * and flush n + 1, if it has data, may not have been acknowledged; the data
+ * of flush n itself, without FUA, are not covered by it.
+ */
+extern int writelog_moment_cut (const struct writelog_index *index,
+                                uint64_t n, uint64_t seed, uint64_t tear,
+                                struct writelog_moment *moment);
 
 /* The first n entries without some pieces, which are copied, in any order.
  * Those that are not inside an entry that can be lost are refused: -1 with

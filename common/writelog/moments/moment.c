@@ -214,8 +214,8 @@ describe (const struct writelog_index *index, const char *asked,
     fprintf (fp, ", since entry %" PRIu64 " is not there, or cannot be lost",
              wrong);
   fprintf (fp, ": the log has entry/0 to entry/%zu, flush/N up to %zu, "
-           "fua/N up to %zu, crash/N/SEED from 0 up to %zu, lost/N/SET, and "
-           "%zu marks",
+           "fua/N up to %zu, crash/N/SEED from 0 up to %zu, cut/N/SEED like "
+           "that, lost/N/SET, and %zu marks",
            index->nr_entries, index->flushes.nr, index->fuas.nr,
            index->flushes.nr, index->nr_marks);
   for (size_t i = 0; i < shown; ++i) {
@@ -255,6 +255,10 @@ parse (const struct writelog_index *index, const char *name, uint64_t tear,
       (rest = parse_number (name + 6, '/', &n)) &&
       parse_number (rest, '\0', &seed))
     return writelog_moment_crash (index, n, seed, tear, moment);
+  if (strncmp (name, "cut/", 4) == 0 &&
+      (rest = parse_number (name + 4, '/', &n)) &&
+      parse_number (rest, '\0', &seed))
+    return writelog_moment_cut (index, n, seed, tear, moment);
   if (strncmp (name, "lost/", 5) == 0 &&
       (rest = parse_number (name + 5, '/', &n)))
     return writelog_lost_parse (index, n, rest, moment, wrong);

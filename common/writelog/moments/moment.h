@@ -40,9 +40,10 @@ extern int writelog_moment_flag (const struct writelog_index *index,
                                  struct writelog_moment *moment);
 
 /* By name, as interfaces.md lists them: "" for the last one, "entry/N",
- * "mark/NAME", "flush/N", "fua/N", "crash/N/SEED", "lost/N/SET"; tear is for
- * power losses (loss.h).  There is a message in any case, and it says what
- * exists if this does not.  The moment is to be freed (writelog_moment_free).
+ * "mark/NAME", "flush/N", "fua/N", "crash/N/SEED", "lost/N/SET"; and
+ * "cut/N/SEED"; tear is for power losses (loss.h).  There is a message in
+ * any case, and it says what exists if this does not.  The moment is to be
+ * freed (writelog_moment_free).
  */
 extern int writelog_moment_parse (const struct writelog_index *index,
                                   const char *name, uint64_t tear,
