@@ -285,7 +285,7 @@ copy_piece (void *opaque, const struct piece *piece, uint8_t *buf,
     return -1;
   if (is_zero (buf, piece->length))
     return parallel_zero (c->base, piece->length, piece->offset);
-  return node_pwrite (c->base, buf, piece->length, piece->offset);
+  return parallel_write (c->base, buf, piece->length, piece->offset);
 }
 
 static int
@@ -293,7 +293,7 @@ grow_base (struct commit *c)
 {
   const uint64_t size = node_size (&c->top->s->node);
 
-  if (node_size (c->base) >= size)
+  if (parallel_reaches (c->base, size))
     return 0;
   if (node_resize (c->base, size) == 0)
     return 0;

@@ -114,13 +114,13 @@ write_data (struct copy *c, const uint8_t *buf, uint64_t count,
             uint64_t offset)
 {
   if (c->o->sparse == 0)
-    return node_pwrite (c->to, buf, count, offset);
+    return parallel_write (c->to, buf, count, offset);
   while (count > 0) {
     bool zero = false;
     const uint64_t length = run_length (c, buf, count, offset, &zero);
 
     if ((zero ? write_zeroes (c, length, offset)
-         : node_pwrite (c->to, buf, length, offset)) == -1)
+         : parallel_write (c->to, buf, length, offset)) == -1)
       return -1;
     buf += length;
     count -= length;

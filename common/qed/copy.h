@@ -24,7 +24,7 @@ struct qed_copy_options {
   const struct qed_progress *progress; /* may be NULL */
 };
 
-/* Copy all of from, into to, which is at least as long.  Both are open, and
+/* Copy all of from, into to, which parallel_reaches its end.  Both are open, and
  * are started.  Nothing is flushed.  -1 with errno after a message.
  */
 extern int qed_copy (struct node *from, struct node *to,

@@ -10,13 +10,15 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
+#include "qed/format.h"
 #include "qed/parallel.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
+#include "utils/iszero.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -120,9 +122,54 @@ worker (void *vp)
   return NULL;
 }
 
+/* ---- Writing */
+
+bool
+parallel_reaches (const struct node *n, uint64_t size)
+{
+  return round_up (node_size (n), QED_SECTOR) >= size;
+}
+
+/* How many of these bytes does the node have? */
+static uint64_t
+within (const struct node *n, uint64_t count, uint64_t offset)
+{
+  const uint64_t size = node_size (n);
+
+  return offset >= size ? 0 : MIN (count, size - offset);
+}
+
+static int
+grow_to_sector (struct node *n)
+{
+  const uint64_t size = node_size (n);
+
+  if (node_resize (n, round_up (size, QED_SECTOR)) == 0)
+    return 0;
+  if (errno == ENOTSUP)
+    msg_error ("%s: the image has bytes behind offset %" PRIu64 " that are "
+               "not zero, where this ends and cannot grow", n->name, size);
+  return -1;
+}
+
+int
+parallel_write (struct node *n, const uint8_t *buf, uint64_t count,
+                uint64_t offset)
+{
+  uint64_t fits = within (n, count, offset);
+
+  if (fits < count && !is_zero (buf + fits, count - fits)) {
+    if (grow_to_sector (n) == -1)
+      return -1;
+    fits = count;
+  }
+  return fits > 0 ? node_pwrite (n, buf, fits, offset) : 0;
+}
+
 int
 parallel_zero (struct node *n, uint64_t count, uint64_t offset)
 {
+  count = within (n, count, offset);
   while (count > 0) {
     struct extent e;
 

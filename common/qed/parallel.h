@@ -10,6 +10,7 @@
 #ifndef BLOCKDRIVERS_QED_PARALLEL_H
 #define BLOCKDRIVERS_QED_PARALLEL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "node/node.h"
@@ -49,6 +50,15 @@ struct parallel {
  * errno of what failed first.
  */
 extern int parallel_run (const struct parallel *p);
+
+/* A raw disk may end within the last sector of an image that has been made
+ * for it.  Does it reach to size, but for such a rest?  Where it does, the
+ * functions below write what it has room for; it only grows to a whole
+ * sector for bytes that are not zero, and that is an error if it cannot.
+ */
+extern bool parallel_reaches (const struct node *n, uint64_t size);
+extern int parallel_write (struct node *n, const uint8_t *buf,
+                           uint64_t count, uint64_t offset);
 
 /* Make a range read as zeroes, where it does not yet. */
 extern int parallel_zero (struct node *n, uint64_t count, uint64_t offset);

@@ -2,8 +2,9 @@
 # Copyright the nbdkit-blockdrivers authors
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Storage of fixed size that is as large as qed-img measure says: what was
-# measured fits, and not into less.
+# Storage of fixed size that is as large as qed-img measure says, where what
+# was measured fits, and not into less; and storage whose size is no multiple
+# of 512.
 
 load ../lib/qed-img-functions
 
@@ -140,4 +141,95 @@ make_sparse ()
     assert_equal "$stderr" ''
     stop_nbdkit
   done
+}
+
+# ---- A raw base that ends within a sector
+
+# odd_base: 1000001 bytes, and a copy of them.
+odd_base ()
+{
+  head -c 1000001 /dev/urandom >odd.raw
+  cp odd.raw before.raw
+}
+
+# committed DISK: the base has what the disk had.
+committed ()
+{
+  cmp -n 1000001 "$1" odd.raw
+}
+
+@test "commit: nothing lengthens a raw base that ends within a sector" {
+  odd_base
+  qed-img create -q -b odd.raw -F raw top.qed
+  run -0 qed-img commit top.qed
+  cmp odd.raw before.raw
+
+  qemu_io_qed top.qed 'write -P 7 100k 64k' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -0 qed-img commit -d top.qed
+  committed disk.raw
+  # The last cluster is written as a whole.
+  qemu_io_qed top.qed 'write -P 8 970000 1' 'write -P 9 999999 1' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -0 qed-img commit top.qed
+  committed disk.raw
+  assert_equal "$(stat -c %s odd.raw)" 1000001
+  qemu-img compare -q -f qed -F raw top.qed disk.raw
+
+  # Past the page cache too, where blocks are written.
+  qemu_io_qed top.qed 'write -P 8 970000 29000' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -0 qed-img commit -t none top.qed
+  committed disk.raw
+  assert_equal "$(stat -c %s odd.raw)" 1000001
+
+  # Also by zeroes, and with the base named by hand.
+  qemu_io_qed top.qed 'write -z 900000 100448' >/dev/null
+  qemu-img create -q -f qed -b top.qed -F qed upper.qed
+  run -0 qed-img commit -b odd.raw upper.qed
+  run -0 qed-img commit top.qed
+  assert_equal "$(stat -c %s odd.raw)" 1000001
+  cmp -n 900000 disk.raw odd.raw
+  cmp -n 100001 -i 900000:0 odd.raw /dev/zero
+}
+
+@test "commit: what stands behind the end of a raw base lengthens it" {
+  odd_base
+  qed-img create -q -b odd.raw -F raw top.qed
+  qemu_io_qed top.qed 'write -P 7 1000000 448' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -0 qed-img commit top.qed
+  cmp disk.raw odd.raw
+}
+
+@test "commit: into storage of fixed size that ends within a sector" {
+  odd_base
+  start_nbdkit file odd.raw
+  qed-img create -q -b "$uri" -F raw top.qed
+  run -0 qed-img commit top.qed
+  qemu_io_qed top.qed 'write -P 7 100k 64k' 'write -P 9 999999 2' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -0 qed-img commit top.qed
+  committed disk.raw
+  assert_equal "$(stat -c %s odd.raw)" 1000001
+
+  # Only bytes that would be lost are refused, and the disk stays.
+  qemu_io_qed top.qed 'write -P 7 1000001 1' >/dev/null
+  qemu-img convert -f qed -O raw top.qed disk.raw
+  run -1 qed-img commit top.qed
+  assert_output --partial 'bytes behind offset 1000001'
+  assert_output --partial 'not zero'
+  qemu-img compare -q -f qed -F raw top.qed disk.raw
+  cmp -n 1000001 disk.raw odd.raw
+}
+
+@test "convert -n: into storage that ends within the last sector of a disk" {
+  odd_base
+  qed-img convert -f raw -O qed odd.raw copy.qed
+  start_nbdkit memory 1000001
+  run -0 qed-img convert -n -f qed -O raw copy.qed "$uri"
+  qemu-img compare -q -f raw -F raw odd.raw "$uri"
+  qemu_io_qed copy.qed 'write -P 7 1000001 1' >/dev/null
+  run -1 qed-img convert -n -f qed -O raw copy.qed "$uri"
+  assert_output --partial 'bytes behind offset 1000001'
 }

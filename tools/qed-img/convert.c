@@ -376,7 +376,7 @@ make_target (struct request *r, uint64_t size)
     return NULL;
   if (!r->exists)
     r->copy.is_zero = r->to_qed ? r->new.backing == NULL : !n->fixed_size;
-  if (node_size (n) >= size)
+  if (parallel_reaches (n, size))
     return n;
   mistake ("output file is smaller than input file");
 }
