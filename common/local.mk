@@ -59,6 +59,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/control/command.h \
 	common/control/control.c \
 	common/control/control.h \
+	common/control/event.c \
+	common/control/event.h \
 	common/control/qmp.c \
 	common/control/qmp.h \
 	common/control/socket.c \

@@ -52,37 +52,48 @@ control_send_output (struct control_client *client)
   drop_output (client);
 }
 
-/* Takes over the reference of the answer, which is NULL if there was no
- * memory for it.
- */
+static int
+append_line (struct control_client *client, const char *text, size_t len)
+{
+  char *const p = realloc (client->output, client->output_len + len + 2);
+
+  if (p == NULL)
+    return -1;
+  client->output = p;
+  memcpy (p + client->output_len, text, len);
+  memcpy (p + client->output_len + len, "\r\n", 2);
+  if (client->output_len == 0)
+    client->last_sent = clock_ms ();
+  client->output_len += len + 2;
+  return 0;
+}
+
+/* For want of memory.  Better no client than one that waits for ever. */
+static void
+give_up (struct control_client *client)
+{
+  msg_error ("answering a client of the control socket: out of memory");
+  shutdown (client->fd, SHUT_RDWR);
+}
+
+void
+control_say (struct control_client *client, const char *text, size_t len)
+{
+  if (!client->output_failed && append_line (client, text, len) == -1)
+    give_up (client);
+  control_send_output (client);
+}
+
 void
 control_answer (struct control_client *client, json_t *json)
 {
-  CLEANUP_FREE char *text = NULL;
-  char *p;
+  CLEANUP_FREE char *text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
 
-  if (!client->output_failed) {
-    size_t len;
-
-    text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
-    len = text ? strlen (text) : 0;
-    p = text ? realloc (client->output, client->output_len + len + 2) : NULL;
-    if (p) {
-      client->output = p;
-      memcpy (p + client->output_len, text, len);
-      memcpy (p + client->output_len + len, "\r\n", 2);
-      if (client->output_len == 0)
-        client->last_sent = clock_ms ();
-      client->output_len += len + 2;
-    }
-    else {
-      /* Better no client than one that waits for ever. */
-      msg_error ("answering a client of the control socket: out of memory");
-      shutdown (client->fd, SHUT_RDWR);
-    }
-  }
   json_decref (json);
-  control_send_output (client);
+  if (text)
+    control_say (client, text, strlen (text));
+  else
+    give_up (client);
 }
 
 /* ---- Commands */

@@ -13,6 +13,10 @@
 /* Send what the client takes of its answers now. */
 extern void control_send_output (struct control_client *client);
 
+/* Send this text, and a line end. */
+extern void control_say (struct control_client *client, const char *text,
+                         size_t len);
+
 /* Takes over the reference of the answer, which is NULL if there was no
  * memory for it.
  */

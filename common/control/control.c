@@ -27,6 +27,9 @@
  * answers have not been read by a client, none of its requests is looked
  * at.  A client that then reads nothing for a while is hung up on.
  *
+ * Events (event.c) go to all clients that have negotiated, from the first
+ * thread, between the answers.
+ *
  * Requests that came before the client hung up are run, whether or not
  * it can be told the result.
  */
@@ -48,6 +51,7 @@
 #include "utils/clock.h"
 #include "control/command.h"
 #include "control/control.h"
+#include "control/event.h"
 #include "request/job.h"
 #include "utils/message.h"
 #include "control/qmp.h"
@@ -471,6 +475,7 @@ control_thread (struct job *job, void *opaque)
   while (wait_for_events (control, polled)) {
     if (polled[REPLIED].revents)
       eventfd_read (control->replied, &ignored);
+    event_deliver (control);
     serve_clients (control, polled);
     if (polled[LISTENER].revents)
       accept_clients (control);
@@ -495,6 +500,7 @@ free_control (struct control *control)
     close (control->end);
   if (control->replied >= 0)
     close (control->replied);
+  event_queue_destroy (&control->events);
   pthread_cond_destroy (&control->work);
   pthread_mutex_destroy (&control->lock);
   free (control);
@@ -513,6 +519,7 @@ control_open (const char *path, const struct control_callbacks *callbacks)
   control->callbacks = *callbacks;
   pthread_mutex_init (&control->lock, NULL);
   pthread_cond_init (&control->work, NULL);
+  event_queue_init (&control->events);
   control->end = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   control->replied = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (control->end == -1 || control->replied == -1) {

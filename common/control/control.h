@@ -6,13 +6,15 @@
 /* The control socket of a filter: commands and answers in QMP's
  * framing, over a Unix socket that only its owner may open (mode 0600).
  * It serves many clients, and runs one command at a time, but for those
- * that do not wait for anything.
+ * that do not wait for anything.  Events tell clients what they did not ask
+ * for.
  * Specification: interfaces.md, "blkctl".
  */
 
 #ifndef BLOCKDRIVERS_CONTROL_H
 #define BLOCKDRIVERS_CONTROL_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -90,6 +92,31 @@ extern int control_start (struct control *control);
  * socket if it is still ours.  NULL is ignored.
  */
 extern void control_close (struct control *control);
+
+/* Tell all clients that something has happened: an event of this name with
+ * data, an object, whose reference is taken over (NULL, if there was no memory
+ * for it, is ignored).  From any thread and under any lock: it never waits.  A
+ * client that does not read loses events.  Only after control_open, and before
+ * control_close.
+ */
+extern void control_event (struct control *control, const char *name,
+                           json_t *data);
+
+/* Where the parts of a module raise their events, as long as it has a control
+ * socket; before and after that, and with NULL for events, they are dropped.
+ */
+struct events {
+  pthread_mutex_t lock;         /* protects the rest; taken before the locks of
+                                   the control socket's events only */
+  struct control *control;      /* or NULL */
+};
+
+#define EVENTS_INITIALIZER { .lock = PTHREAD_MUTEX_INITIALIZER }
+
+/* NULL before the control socket is closed. */
+extern void events_connect (struct events *events, struct control *control);
+extern void events_raise (struct events *events, const char *name,
+                          json_t *data);
 
 /* The command fails with this description (of class GenericError).
  * Returns NULL, for "return control_fail (...)".

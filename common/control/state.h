@@ -20,6 +20,16 @@
 
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 
+struct event;
+
+/* Events that clients have not been given yet. */
+struct event_queue {
+  pthread_mutex_t lock;         /* protects the rest; a leaf lock, under which
+                                   nobody waits */
+  struct event *first, **end;
+  size_t nr;
+};
+
 struct control_client {
   struct control *control;
   int fd;
@@ -52,12 +62,14 @@ struct control {
   struct control_callbacks callbacks;
   struct listener listener;
   int end;                      /* an eventfd: readable to end the thread */
-  int replied;                  /* another one: a client's request is done */
+  int replied;                  /* another one: a client's request is done, or
+                                   there is an event */
   struct job *thread, *worker;  /* NULL before control_start */
   struct control_client *clients[MAX_CLIENTS];
   size_t nr_clients;
   bool accept_failed;           /* the last time */
   int64_t accept_again;         /* not before; the same clock */
+  struct event_queue events;
 
   pthread_mutex_t lock;         /* protects the rest; taken before those
                                    that is_urgent takes */

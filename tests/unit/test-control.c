@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include "control/control.h"
 #include "control/socket.h"
@@ -1242,6 +1243,154 @@ test_servers_at_the_same_time (void **state)
   pthread_barrier_destroy (&contest.start);
 }
 
+/* ---- Events */
+
+static void
+raise_event (struct control *control, json_int_t number)
+{
+  control_event (control, "COUNTED", json_pack ("{s:I}", "n", number));
+}
+
+/* The next event's number, or -1 for an answer. */
+static json_int_t
+get_event (struct peer *p)
+{
+  json_t *const json = get (p);
+  json_int_t n = -1, seconds, micros;
+  const char *name;
+
+  CHECK (json != NULL);
+  if (json_object_get (json, "event")) {
+    CHECK (json_unpack_ex (json, NULL, JSON_STRICT,
+                           "{s:s, s:{s:I}, s:{s:I, s:I}}", "event", &name,
+                           "data", "n", &n, "timestamp", "seconds", &seconds,
+                           "microseconds", &micros) == 0);
+    CHECK (strcmp (name, "COUNTED") == 0);
+    CHECK (micros >= 0 && micros < 1000000);
+    /* time has a coarser clock. */
+    CHECK (seconds >= time (NULL) - HANG_SECONDS &&
+           seconds <= time (NULL) + 1);
+  }
+  json_decref (json);
+  return n;
+}
+
+static void
+test_events_reach_all_that_have_negotiated (void **state)
+{
+  struct peer a = connect_peer (), b = connect_peer ();
+  struct peer stranger = connect_only ();
+
+  json_decref (get (&stranger));
+  for (json_int_t n = 0; n < 100; ++n)
+    raise_event (*state, n);
+  for (json_int_t n = 0; n < 100; ++n) {
+    assert_int_equal (get_event (&a), n);
+    assert_int_equal (get_event (&b), n);
+  }
+  put (&stranger, CAPABILITIES);
+  expect (&stranger, "{\"return\": {}}");
+  raise_event (*state, 100);
+  assert_int_equal (get_event (&stranger), 100);
+  assert_int_equal (get_event (&a), 100);
+  check_that_it_goes_on (&a);
+  disconnect (&a);
+  disconnect (&b);
+  disconnect (&stranger);
+}
+
+/* It gets the first of them, and is answered behind them; the others get all,
+ * and nobody waits for it.
+ */
+static void
+test_a_client_that_does_not_read_loses_events (void **state)
+{
+  const json_int_t nr = 100000;
+  struct peer a = connect_peer (), b = connect_peer ();
+  json_int_t last = -1, n;
+
+  for (n = 0; n < nr; ++n) {
+    raise_event (*state, n);
+    assert_int_equal (get_event (&a), n);
+  }
+  check_that_it_goes_on (&a);
+
+  /* What it has not read is less than an answer may be, so it is not one of
+   * those that are hung up on.
+   */
+  put (&b, "{\"execute\": \"count\"}");
+  while ((n = get_event (&b)) >= 0) {
+    assert_int_equal (n, last + 1);
+    last = n;
+  }
+  assert_within (last, 100, nr - 2);
+  raise_event (*state, nr);
+  assert_int_equal (get_event (&b), nr);
+  disconnect (&a);
+  disconnect (&b);
+}
+
+/* Answers up to that with this id. */
+static void
+skip_answers (struct peer *p, uint64_t id)
+{
+  for (bool found = false; !found;) {
+    json_t *const json = get (p);
+
+    CHECK (json != NULL);
+    found = json_object_get (json, "return") &&
+      json_integer_value (json_object_get (json, "id")) == (json_int_t) id;
+    json_decref (json);
+  }
+}
+
+static void
+raise_many (struct unit_thread *t)
+{
+  for (json_int_t n = 0; n < 20000; ++n)
+    raise_event (t->opaque, n);
+}
+
+/* Faster than the thread that hands them on; what comes is in order. */
+static void
+test_events_from_many_threads (void **state)
+{
+  struct peer a = connect_peer (), b = connect_peer ();
+
+  run_threads (4, raise_many, *state);
+  disconnect (&b);
+  put (&a, "{\"execute\": \"count\", \"id\": 1}");
+  skip_answers (&a, 1);
+  disconnect (&a);
+}
+
+static void
+test_events_without_clients_or_memory (void **state)
+{
+  struct events events = EVENTS_INITIALIZER;
+  struct control *const control = control_open (path, &callbacks);
+  struct peer p;
+
+  assert_non_null (control);
+  events_raise (NULL, "COUNTED", json_object ());
+  events_raise (&events, "COUNTED", json_object ());
+  events_connect (&events, control);
+  events_raise (&events, "COUNTED", NULL);
+  for (unsigned i = 0; i < 5000; ++i)
+    events_raise (&events, "COUNTED", json_pack ("{s:i}", "n", i));
+  assert_int_equal (control_start (control), 0);
+  p = connect_peer ();
+  events_raise (&events, "COUNTED", json_pack ("{s:i}", "n", 5000));
+  /* Those of before were for nobody, but may be on their way still. */
+  while (get_event (&p) < 5000)
+    continue;
+  events_connect (&events, NULL);
+  control_close (control);
+  events_raise (&events, "COUNTED", json_object ());
+  assert_null (get (&p));
+  disconnect (&p);
+}
+
 /* ---- Random input */
 
 static uint64_t
@@ -1272,20 +1421,6 @@ random_piece (uint64_t *seed, char *buffer)
   for (unsigned j = 0; j < 64; ++j)
     buffer[j] = next_random (seed);
   return 64;
-}
-
-/* Answers up to that with this id. */
-static void
-skip_answers (struct peer *p, uint64_t id)
-{
-  for (bool found = false; !found;) {
-    json_t *const json = get (p);
-
-    CHECK (json != NULL);
-    found = json_object_get (json, "return") &&
-      json_integer_value (json_object_get (json, "id")) == (json_int_t) id;
-    json_decref (json);
-  }
 }
 
 static void
@@ -1347,6 +1482,10 @@ main (void)
     cmocka_unit_test (test_a_socket_that_was_replaced_stays),
     cmocka_unit_test (test_another_working_directory),
     cmocka_unit_test (test_servers_at_the_same_time),
+    WITH_SERVER (test_events_reach_all_that_have_negotiated),
+    WITH_SERVER (test_a_client_that_does_not_read_loses_events),
+    WITH_SERVER (test_events_from_many_threads),
+    cmocka_unit_test (test_events_without_clients_or_memory),
     WITH_SERVER (test_random_input),
   };
   int r;
