@@ -132,6 +132,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/reader.h \
 	common/writelog/record/held.c \
 	common/writelog/record/held.h \
+	common/writelog/record/open.c \
 	common/writelog/record/pending.c \
 	common/writelog/record/pending.h \
 	common/writelog/record/recorder.c \

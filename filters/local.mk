@@ -84,5 +84,7 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/secondary/secondary.h \
 	filters/replication/secondary/state.c \
 	filters/replication/secondary/state.h \
+	filters/replication/report.c \
+	filters/replication/report.h \
 	filters/replication/status.c \
 	filters/replication/status.h

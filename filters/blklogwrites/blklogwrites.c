@@ -54,6 +54,7 @@ static struct parameter *parameters;
 static struct writelog *writelog;
 static struct recorder *recorder;
 static struct control *control;
+static struct events events = EVENTS_INITIALIZER;
 static struct job *ending;      /* NULL where nothing can hang */
 static bool started;            /* the log is, by after_fork */
 static atomic_bool asked;       /* a connection has been asked for */
@@ -76,6 +77,7 @@ static void
 end (void)
 {
   /* These have said what failed, if anything. */
+  events_connect (&events, NULL);
   control_close (control);
   recorder_close (recorder);
   /* Also a run without a connection leaves a log of its own.  But one that
@@ -244,6 +246,7 @@ open_all (void)
 {
   const struct writelog_options options = {
     .append = append, .sector_size = sector_size, .interval = interval,
+    .events = &events,
   };
 
   writelog = writelog_open (log_name, &options);
@@ -256,6 +259,7 @@ open_all (void)
     control = commands_open (control_name, writelog);
     if (control == NULL)
       return -1;
+    events_connect (&events, control);
   }
   return 0;
 }

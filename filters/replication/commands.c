@@ -35,6 +35,7 @@
 #include "filters/replication/commands.h"
 #include "control/control.h"
 #include "request/job.h"
+#include "filters/replication/report.h"
 #include "utils/jsontext.h"
 #include "utils/message.h"
 
@@ -45,6 +46,7 @@
 
 struct commands {
   struct side *side;
+  struct events *events;
   struct control *control;
   struct job *timer;            /* for commands only, which take turns */
 
@@ -78,9 +80,12 @@ hold_timer (struct job *job, void *opaque)
   while (job_sleep (job, HOLD_LIMIT * 1000))
     if (job_cancelled (job))
       return 0;
-  if (abort_held (c, NULL))
+  if (abort_held (c, NULL)) {
     msg_error ("a checkpoint was prepared, but not committed within %d "
                "seconds: it is given up", HOLD_LIMIT);
+    report_checkpoint_failed (c->events, "it was prepared, but not committed "
+                              "in time");
+  }
   return 0;
 }
 
@@ -451,7 +456,7 @@ disconnected (void *opaque, struct control_client *client)
 }
 
 struct commands *
-commands_open (const char *socket, struct side *side)
+commands_open (const char *socket, struct side *side, struct events *events)
 {
   struct commands *c = calloc (1, sizeof *c);
   struct control_callbacks callbacks = {
@@ -463,12 +468,14 @@ commands_open (const char *socket, struct side *side)
     return NULL;
   }
   c->side = side;
+  c->events = events;
   pthread_mutex_init (&c->lock, NULL);
   c->control = control_open (socket, &callbacks);
   if (c->control == NULL) {
     commands_close (c);
     return NULL;
   }
+  events_connect (events, c->control);
   return c;
 }
 
@@ -486,6 +493,7 @@ commands_close (struct commands *c)
   if (c == NULL)
     return;
   side_interrupt (c->side, true);
+  events_connect (c->events, NULL);
   control_close (c->control);
   side_interrupt (c->side, false);
   end_timer (c);

@@ -14,11 +14,11 @@
 
 struct commands;
 
-/* Make the control socket, whose commands will be for side (borrowed).
- * NULL with errno after a message.
+/* Make the control socket, whose commands will be for side, and which tells of
+ * events until it is closed (both borrowed).  NULL with errno after a message.
  */
-extern struct commands *commands_open (const char *socket,
-                                       struct side *side);
+extern struct commands *commands_open (const char *socket, struct side *side,
+                                       struct events *events);
 
 /* Begin to answer; once, after the last fork and side_begin. */
 extern int commands_start (struct commands *commands);

@@ -30,6 +30,7 @@
 static struct params params;
 static int server_thread_model;
 static struct side side;
+static struct events events = EVENTS_INITIALIZER;
 static struct commands *commands;
 static struct node *disk;       /* the layer below */
 
@@ -93,10 +94,10 @@ replication_get_ready (int thread_model)
                   "connection at a time");
     return -1;
   }
-  if (side_open (&side, &params) == -1)
+  if (side_open (&side, &params, &events) == -1)
     return -1;
   if (params.control) {
-    commands = commands_open (params.control, &side);
+    commands = commands_open (params.control, &side, &events);
     if (commands == NULL) {
       end ();                   /* nbdkit exits without calling unload */
       return -1;

@@ -11,20 +11,23 @@
 
 #include <stdio.h>
 
+#include "filters/replication/report.h"
 #include "filters/replication/side.h"
 
 int
-side_open (struct side *side, const struct params *params)
+side_open (struct side *side, const struct params *params,
+           struct events *events)
 {
   const struct primary_options primary = {
-    .remote = params->remote, .bitmap = params->bitmap,
+    .remote = params->remote, .bitmap = params->bitmap, .events = events,
   };
   const struct secondary_options secondary = {
     .active = params->active, .hidden = params->hidden,
-    .recover = params->recover,
+    .recover = params->recover, .events = events,
   };
 
   side->mode = params->mode;
+  side->events = events;
   side->has_remote = params->remote != NULL;
   if (side->mode == MODE_PRIMARY)
     side->primary = primary_open (&primary);
@@ -100,17 +103,28 @@ side_reset (struct side *side, struct replication_refusal *refusal)
                           "this is a primary");
 }
 
+/* What becomes of a checkpoint, or of a step of one. */
+static int
+report (struct side *side, int r, const struct replication_refusal *refusal)
+{
+  if (r == -1)
+    report_checkpoint_failed (side->events, refusal->desc);
+  return r;
+}
+
 int
 side_can_checkpoint (struct side *side, struct replication_refusal *refusal)
 {
-  return side->primary ? primary_is_running (side->primary, refusal) : 0;
+  return !side->primary ? 0
+    : report (side, primary_is_running (side->primary, refusal), refusal);
 }
 
 int
 side_checkpoint (struct side *side, struct replication_refusal *refusal)
 {
-  return side->primary ? primary_checkpoint (side->primary, refusal)
-                       : secondary_checkpoint (side->secondary, refusal);
+  return report (side, side->primary
+                 ? primary_checkpoint (side->primary, refusal)
+                 : secondary_checkpoint (side->secondary, refusal), refusal);
 }
 
 int
@@ -138,18 +152,20 @@ int
 side_checkpoint_prepare (struct side *side,
                          struct replication_refusal *refusal)
 {
-  return side->primary
-    ? primary_checkpoint_prepare (side->primary, refusal)
-    : secondary_checkpoint_prepare (side->secondary, refusal);
+  return report (side, side->primary
+                 ? primary_checkpoint_prepare (side->primary, refusal)
+                 : secondary_checkpoint_prepare (side->secondary, refusal),
+                 refusal);
 }
 
 int
 side_checkpoint_commit (struct side *side,
                         struct replication_refusal *refusal)
 {
-  return side->primary
-    ? primary_checkpoint_commit (side->primary, refusal)
-    : secondary_checkpoint_commit (side->secondary, refusal);
+  return report (side, side->primary
+                 ? primary_checkpoint_commit (side->primary, refusal)
+                 : secondary_checkpoint_commit (side->secondary, refusal),
+                 refusal);
 }
 
 void

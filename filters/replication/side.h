@@ -19,12 +19,14 @@ struct side {
   bool has_remote;              /* a primary that is no forwarder */
   struct primary *primary;      /* one of the two is set */
   struct secondary *secondary;
+  struct events *events;        /* a checkpoint that fails is one */
 };
 
 /* For each of these see the functions of the same name in
  * common/replication.
  */
-extern int side_open (struct side *side, const struct params *params);
+extern int side_open (struct side *side, const struct params *params,
+                      struct events *events);
 extern int side_begin (struct side *side, struct node *disk);
 extern void side_interrupt (struct side *side, bool interrupted);
 extern void side_expect_failover (struct side *side);

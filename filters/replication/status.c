@@ -10,12 +10,15 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "utils/cleanup.h"
 #include "filters/replication/status.h"
+#include "utils/cleanup.h"
+#include "utils/jsontext.h"
 
 void
-replication_error_init (struct replication_error *error)
+replication_error_init (struct replication_error *error,
+                        struct events *events)
 {
+  error->events = events;
   pthread_mutex_init (&error->lock, NULL);
   error->set = false;
   error->desc[0] = '\0';
@@ -36,6 +39,16 @@ replication_error_clear (struct replication_error *error)
   error->desc[0] = '\0';
 }
 
+/* Under the lock. */
+static void
+take (struct replication_error *error, const char *fs, va_list args)
+{
+  error->set = true;
+  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  events_raise (error->events, "REPLICATION_ERROR",
+                json_pack ("{s:o}", "desc", json_text (error->desc)));
+}
+
 void
 replication_error_set (struct replication_error *error, const char *fs, ...)
 {
@@ -44,9 +57,8 @@ replication_error_set (struct replication_error *error, const char *fs, ...)
 
   if (error->set)
     return;
-  error->set = true;
   va_start (args, fs);
-  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  take (error, fs, args);
   va_end (args);
 }
 
@@ -57,9 +69,8 @@ replication_error_replace (struct replication_error *error,
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
   va_list args;
 
-  error->set = true;
   va_start (args, fs);
-  vsnprintf (error->desc, sizeof error->desc, fs, args);
+  take (error, fs, args);
   va_end (args);
 }
 

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "control/control.h"
 #include "filters/replication/history.h"
 
 enum replication_stage {
@@ -51,14 +52,20 @@ struct replication_status {
   struct history partner;       /* what is known of the other side */
 };
 
-/* The first error since the start, or a worse one, which stays. */
+/* The first error since the start, or a worse one, which stays.  Each is an
+ * event, too.
+ */
 struct replication_error {
-  pthread_mutex_t lock;         /* protects the rest; a leaf lock */
+  struct events *events;        /* or NULL */
+  pthread_mutex_t lock;         /* protects the rest; under it only events
+                                   are raised */
   bool set;
   char desc[REPLICATION_DESC_LEN];
 };
 
-extern void replication_error_init (struct replication_error *error);
+/* events (NULL for none) is borrowed. */
+extern void replication_error_init (struct replication_error *error,
+                                    struct events *events);
 extern void replication_error_destroy (struct replication_error *error);
 extern void replication_error_clear (struct replication_error *error);
 

@@ -46,8 +46,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "node/align.h"
 #include "utils/cleanup.h"
+#include "utils/jsontext.h"
 #include "request/flush.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
@@ -99,6 +99,8 @@ struct writelog {
   struct pending_list written;  /* and what is being written */
   char *last_mark;
   char reason[REASON_LEN];      /* with error */
+
+  struct events *events;        /* or NULL; constant */
 };
 
 /* ---- Opening */
@@ -186,6 +188,7 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
   log->sector_size =
     options->sector_size ? : WRITELOG_DEFAULT_SECTOR_SIZE;
   log->interval = options->interval;
+  log->events = options->events;
   room_init (&log->room, node);
   log->room.sector_size = log->sector_size;
   pthread_mutex_init (&log->begin_lock, NULL);
@@ -201,21 +204,6 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
     return NULL;
   }
   return log;
-}
-
-struct writelog *
-writelog_open (const char *name, const struct writelog_options *options)
-{
-  const struct node_open_options node_options = { .lock = NODE_LOCK_IMAGE };
-  struct node *node;
-
-  if (node_is_uri (name))
-    node = align_open (name, &node_options);
-  else
-    node = node_create_file (name, false);
-  if (node == NULL)
-    return NULL;
-  return writelog_open_node (node, options);
 }
 
 int
@@ -256,6 +244,8 @@ fail_locked (struct writelog *log, int err, const char *reason)
   atomic_store (&log->error, err);
   msg_error ("%s: nothing more can be logged, every further write, zero and "
              "trim fails: %s", log->node->name, log->reason);
+  events_raise (log->events, "BLOCK_LOG_ERROR",
+                json_pack ("{s:o}", "error", json_text (log->reason)));
 }
 
 /* The same without the lock, and not even what is held back can be logged. */

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "control/control.h"
 #include "node/node.h"
 #include "writelog/format.h"
 #include "writelog/record/store.h"
@@ -26,6 +27,8 @@ struct writelog_options {
   uint32_t sector_size;         /* of a new log, bytes; 0 is the default */
   uint64_t interval;            /* entries after which the super block is
                                    written at the latest, not 0 */
+  struct events *events;        /* borrowed, or NULL: where it is told that
+                                   nothing can be logged any more */
 };
 
 /* Open a log for writing: a local file, which is created if missing, a

@@ -18,26 +18,54 @@
 
 #include "filters/replication/meeting.h"
 #include "filters/replication/primary/link.h"
+#include "filters/replication/report.h"
 #include "node/align.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
-/* The state has changed, for everybody. */
-void
-link_announce (struct mirror *m)
-{
-  pthread_cond_broadcast (&m->changed);
-  pthread_cond_broadcast (&m->work);
-  pthread_cond_signal (&m->link_work);
-}
-
 /* May the remote be asked for more?  Called with the lock. */
 bool
 link_is_usable (const struct mirror *m)
 {
   return m->remote && !m->broken && m->wanted;
+}
+
+const char *
+link_name (const struct mirror *m)
+{
+  return link_is_usable (m) ? "connected"
+    : !m->wanted && !m->refused ? "none"
+    : m->refused ? "refused" : m->met ? "lost" : "connecting";
+}
+
+/* Raise an event if the link has changed, but not before it is known why it
+ * was lost.  What the operator is to do about a refusal may change, too.
+ */
+static void
+report (struct mirror *m)
+{
+  const char *const name = link_name (m);
+  const char *const cause = link_is_usable (m) || !m->wanted ? "" : m->cause;
+
+  if ((m->remote && m->broken) ||
+      (name == m->reported &&
+       (!m->refused || strcmp (cause, m->reported_cause) == 0)))
+    return;
+  m->reported = name;
+  snprintf (m->reported_cause, sizeof m->reported_cause, "%s", cause);
+  report_link (m->events, name, cause);
+}
+
+/* The state has changed, for everybody. */
+void
+link_announce (struct mirror *m)
+{
+  report (m);
+  pthread_cond_broadcast (&m->changed);
+  pthread_cond_broadcast (&m->work);
+  pthread_cond_signal (&m->link_work);
 }
 
 int64_t

@@ -18,6 +18,9 @@ extern void link_announce (struct mirror *m);
 /* May the remote be asked for more? */
 extern bool link_is_usable (const struct mirror *m);
 
+/* Its state, in the words of query-replication. */
+extern const char *link_name (const struct mirror *m);
+
 /* The time to wait after another attempt that failed, in milliseconds. */
 extern int64_t link_next_delay (int64_t delay);
 

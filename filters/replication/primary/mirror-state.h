@@ -80,6 +80,7 @@ struct mirror {
   struct dirty *dirty;
   struct claims *claims;
   struct replication_error *error;
+  struct events *events;        /* or NULL */
   int cancel;                   /* eventfd: give up connecting */
   struct job *link;
   struct sender senders[NR_SENDERS];
@@ -126,6 +127,8 @@ struct mirror {
   unsigned waiters;             /* commands that wait for the copying */
   uint64_t failures;            /* attempts to connect, copy or flush */
   char cause[CAUSE_LEN];        /* of the last one */
+  const char *reported;         /* the link's state in the last event */
+  char reported_cause[CAUSE_LEN];
   uint64_t batches, sent;       /* so far: their number and bytes */
 };
 

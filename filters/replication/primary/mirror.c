@@ -139,6 +139,8 @@ mirror_open (const struct mirror_options *options)
   m->dirty = options->dirty;
   m->claims = options->claims;
   m->error = options->error;
+  m->events = options->events;
+  m->reported = link_name (m);
   if (make_own_uris (m, options->self) == -1) {
     msg_error ("%s: %m", options->uri);
     free_uris (m);
@@ -235,6 +237,7 @@ mirror_connect (struct mirror *m, bool all_dirty,
   if (m->remote)
     return 0;
   m->wanted = wanted;
+  link_announce (m);
   if (m->failures == failures)
     return refuse_interrupted (m, refusal);
   return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
@@ -280,9 +283,7 @@ mirror_query (struct mirror *m, struct replication_status *status)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
   status->remote_connected = link_is_usable (m);
-  status->link = status->remote_connected ? "connected"
-    : !m->wanted && !m->refused ? "none"
-    : m->refused ? "refused" : m->met ? "lost" : "connecting";
+  status->link = link_name (m);
   if (!status->remote_connected && (m->wanted || m->refused))
     snprintf (status->link_desc, sizeof status->link_desc, "%s", m->cause);
 }

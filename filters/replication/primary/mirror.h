@@ -33,6 +33,7 @@ struct mirror_options {
                                    writes, taken exclusively to copy */
   struct replication_error *error; /* where failures are recorded */
   const struct history *self;   /* who the primary is; copied */
+  struct events *events;        /* or NULL */
 };
 
 /* Start the threads; the remote is left alone until mirror_connect.

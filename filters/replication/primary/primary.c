@@ -41,6 +41,7 @@
 #include "filters/replication/primary/primary.h"
 #include "filters/replication/primary/requests.h"
 #include "filters/replication/primary/state.h"
+#include "filters/replication/report.h"
 #include "utils/rounding.h"
 
 /* Milliseconds that a stop or the end give the remote before writes are
@@ -101,7 +102,8 @@ primary_open (const struct primary_options *options)
     : p->remote ? PRIMARY_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
   drain_init (&p->drain);
-  replication_error_init (&p->error);
+  replication_error_init (&p->error, options->events);
+  p->events = options->events;
   pthread_mutex_init (&p->command_lock, NULL);
   return p;
 }
@@ -121,7 +123,7 @@ begin_mirror (struct primary *p)
   const struct mirror_options options = {
     .uri = p->remote, .timeout = p->timeout, .disk = p->disk,
     .dirty = &p->dirty, .claims = &p->claims, .error = &p->error,
-    .self = &p->self,
+    .self = &p->self, .events = p->events,
   };
 
   if (dirty_init (&p->dirty, node_size (p->disk), p->file) == -1 ||
@@ -144,6 +146,13 @@ primary_begin (struct primary *p, struct node *disk)
     return begin_mirror (p);
   p->forward = forward_open (disk, p->timeout, &p->error);
   return p->forward ? 0 : -1;
+}
+
+static void
+set_stage (struct primary *p, enum replication_stage stage)
+{
+  atomic_store (&p->stage, stage);
+  report_stage (p->events, stage, "primary");
 }
 
 /* The checkpoint that was prepared is over. */
@@ -176,7 +185,7 @@ stop_mirror (struct primary *p)
     r = mirror_complete (p->mirror, &refusal);
   if (r == 0 && mirror_tell_synced (p->mirror, &refusal) == -1)
     replication_error_set (&p->error, "%s", refusal.desc);
-  atomic_store (&p->stage, REPLICATION_DONE);
+  set_stage (p, REPLICATION_DONE);
   drain_end (&p->drain);
   if (r == -1 && dirty_bytes (&p->dirty) > 0)
     replication_error_set (&p->error, "stopped when the remote lacked "
@@ -194,7 +203,7 @@ stop_forwarder (struct primary *p)
 {
   drain_begin (&p->drain);
   forward_drain (p->forward);
-  atomic_store (&p->stage, REPLICATION_DONE);
+  set_stage (p, REPLICATION_DONE);
   drain_end (&p->drain);
 }
 
@@ -261,7 +270,7 @@ enter_running (struct primary *p)
 {
   atomic_store (&p->checkpoints, 0);
   drain_begin (&p->drain);
-  atomic_store (&p->stage, REPLICATION_RUNNING);
+  set_stage (p, REPLICATION_RUNNING);
   drain_end (&p->drain);
 }
 
@@ -496,7 +505,7 @@ settle_forwarder (struct primary *p)
 static void
 leave_to_fail_over (struct primary *p)
 {
-  atomic_store (&p->stage, REPLICATION_DONE);
+  set_stage (p, REPLICATION_DONE);
   if (p->forward) {
     forward_cut (p->forward);
     settle_forwarder (p);

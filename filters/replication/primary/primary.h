@@ -25,6 +25,7 @@ struct primary_options {
                                    secondary */
   const char *bitmap;           /* file for the dirty bitmap, or NULL;
                                    needs remote */
+  struct events *events;        /* borrowed, or NULL */
   unsigned timeout;             /* milliseconds after which a remote, or the
                                    way of a forwarder, that does not answer
                                    is given up; 0: one of these */

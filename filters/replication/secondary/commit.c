@@ -207,8 +207,8 @@ secondary_commit (struct job *job, void *opaque)
   if (r == -1)
     secondary_note_error (s, "failover: committing the buffers into the "
                           "secondary disk");
-  atomic_store (&s->stage, r == 0 ? REPLICATION_DONE
-                : REPLICATION_FAILOVER_FAILED);
+  secondary_set_stage (s, r == 0 ? REPLICATION_DONE
+                       : REPLICATION_FAILOVER_FAILED);
   drain_end (&s->requests);
   if (r == 0)
     drop_buffers (s);
@@ -220,6 +220,6 @@ secondary_end_commit (struct secondary *s)
 {
   if (!atomic_load (&s->commit_complete) || end_commit (s) == -1)
     return;
-  atomic_store (&s->stage, REPLICATION_DONE);
+  secondary_set_stage (s, REPLICATION_DONE);
   drop_buffers (s);
 }

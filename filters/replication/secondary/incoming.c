@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "filters/replication/report.h"
 #include "filters/replication/secondary/request.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -61,7 +62,8 @@ admit (struct export *e)
       strcmp (s->primary.text, e->primary.text) != 0)
     return refuse_primary (s);
   s->primary = e->primary;
-  atomic_fetch_add (&s->nr_primaries, 1);
+  if (atomic_fetch_add (&s->nr_primaries, 1) == 0)
+    report_link (s->events, "connected", "");
   atomic_store (&e->admitted, true);
   return 0;
 }
@@ -320,8 +322,9 @@ secondary_disconnect (struct secondary *s, struct node *n)
 
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
-    if (atomic_load (&e->admitted))
-      atomic_fetch_sub (&s->nr_primaries, 1);
+    if (atomic_load (&e->admitted) &&
+        atomic_fetch_sub (&s->nr_primaries, 1) == 1)
+      report_link (s->events, "none", "");
   }
   free (e);
 }

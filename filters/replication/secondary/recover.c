@@ -299,7 +299,7 @@ recover_role (struct secondary *s)
     return note_put (&s->note, s->hidden, &reset);
   if (s->note.text.flags & NOTE_PROMOTED) {
     atomic_store (&s->failed_over, true);
-    atomic_store (&s->stage, REPLICATION_DONE);
+    secondary_set_stage (s, REPLICATION_DONE);
   }
   return 0;
 }

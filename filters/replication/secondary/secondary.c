@@ -75,7 +75,8 @@ secondary_open (const struct secondary_options *options)
   s->recover = options->recover;
   drain_init (&s->requests);
   claims_init (&s->claims);
-  replication_error_init (&s->error);
+  replication_error_init (&s->error, options->events);
+  s->events = options->events;
   pthread_mutex_init (&s->command_lock, NULL);
   pthread_mutex_init (&s->meet_lock, NULL);
   note_init (&s->note);
@@ -121,12 +122,6 @@ emptied (struct secondary *s, int r)
   if (r == -1)
     secondary_note_error (s, "emptying the buffers");
   return r;
-}
-
-static void
-set_stage (struct secondary *s, enum replication_stage stage)
-{
-  atomic_store (&s->stage, stage);
 }
 
 /* Answer a command with the error that is there. */
@@ -201,7 +196,7 @@ enter_running (struct secondary *s, struct replication_refusal *refusal)
     replication_error_clear (&s->error);
     atomic_store (&s->checkpoints, 0);
     atomic_store (&s->own_history, false);
-    set_stage (s, REPLICATION_RUNNING);
+    secondary_set_stage (s, REPLICATION_RUNNING);
   }
   drain_end (&s->requests);
   return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
@@ -261,7 +256,7 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
     atomic_store (&s->changed, false);
     atomic_store (&s->failed_over, false);
     replication_error_clear (&s->error);
-    set_stage (s, REPLICATION_NONE);
+    secondary_set_stage (s, REPLICATION_NONE);
   }
   drain_end (&s->requests);
   return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
@@ -392,7 +387,7 @@ stop (struct secondary *s, struct replication_refusal *refusal)
   drain_begin (&s->requests);
   r = checkpoint_now (s);
   if (r == 0)
-    set_stage (s, REPLICATION_DONE);
+    secondary_set_stage (s, REPLICATION_DONE);
   drain_end (&s->requests);
   if (r == -1)
     return refuse_errno (refusal, "Cannot empty the buffers");
@@ -447,8 +442,8 @@ fail_over (struct secondary *s, struct replication_refusal *refusal)
   else {
     /* It waits for drain_end before it changes the stage again. */
     s->commit_job = job_start ("failover", secondary_commit, s);
-    set_stage (s, s->commit_job ? REPLICATION_FAILOVER
-               : REPLICATION_FAILOVER_FAILED);
+    secondary_set_stage (s, s->commit_job ? REPLICATION_FAILOVER
+                         : REPLICATION_FAILOVER_FAILED);
     r = s->commit_job ? 0 : -1;
   }
   drain_end (&s->requests);

@@ -30,6 +30,7 @@ enum secondary_recover {
 struct secondary_options {
   const char *active, *hidden;  /* the buffers' files */
   enum secondary_recover recover;
+  struct events *events;        /* borrowed, or NULL */
 };
 
 /* Check the options and open the buffers as far as that is possible

@@ -10,7 +10,16 @@
 #include <errno.h>
 #include <string.h>
 
+#include "filters/replication/report.h"
 #include "filters/replication/secondary/state.h"
+
+void
+secondary_set_stage (struct secondary *s, enum replication_stage stage)
+{
+  atomic_store (&s->stage, stage);
+  report_stage (s->events, stage, note_flags (&s->note) & NOTE_PROMOTED
+                ? "promoted" : "secondary");
+}
 
 void
 secondary_note_error (struct secondary *s, const char *what)

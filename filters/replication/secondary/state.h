@@ -64,6 +64,7 @@ enum prepared { NOT_PREPARED, PREPARED, PREPARED_NOTHING };
 struct secondary {
   char *active_name, *hidden_name;
   enum secondary_recover recover;
+  struct events *events;        /* or NULL */
   enum buffers_state left;      /* as they were found */
 
   struct node *disk;            /* borrowed; NULL before begin */
@@ -102,6 +103,10 @@ struct secondary {
   enum prepared prepared;
   struct job *commit_job;       /* NULL before the failover */
 };
+
+/* Under command_lock, or drained by the failover's job. */
+extern void secondary_set_stage (struct secondary *s,
+                                 enum replication_stage stage);
 
 /* Record an error of the replication itself, with errno's text. */
 extern void secondary_note_error (struct secondary *s, const char *what);
