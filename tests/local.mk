@@ -74,6 +74,7 @@ bats_tests = \
 	tests/qed/probed-raw.bats \
 	tests/qed/read.bats \
 	tests/replication/control.bats \
+	tests/replication/events.bats \
 	tests/replication/faults.bats \
 	tests/replication/history.bats \
 	tests/replication/kill.bats \
@@ -151,6 +152,7 @@ EXTRA_DIST += \
 	tests/qed/model.py \
 	tests/qed/try-image.py \
 	tests/replication/control.py \
+	tests/replication/events.py \
 	tests/replication/faults.py \
 	tests/replication/history.py \
 	tests/replication/kill.py \

@@ -14,7 +14,11 @@ tools_blkctl_blkctl_SOURCES = \
 	tools/blkctl/client.c \
 	tools/blkctl/client.h \
 	tools/blkctl/every.c \
-	tools/blkctl/every.h
+	tools/blkctl/every.h \
+	tools/blkctl/metrics.c \
+	tools/blkctl/metrics.h \
+	tools/blkctl/watch.c \
+	tools/blkctl/watch.h
 
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm

@@ -23,6 +23,8 @@
 #include "tools/blkctl/checkpoint.h"
 #include "tools/blkctl/client.h"
 #include "tools/blkctl/every.h"
+#include "tools/blkctl/metrics.h"
+#include "tools/blkctl/watch.h"
 #include "utils/message.h"
 #include "tool/tool.h"
 
@@ -124,20 +126,40 @@ send_command (const char *socket, const char *command, json_t *arguments)
   return status;
 }
 
-enum { OPTION_EVERY = TOOL_FIRST_CODE };
+enum { OPTION_EVERY = TOOL_FIRST_CODE, OPTION_WATCH, OPTION_METRICS };
 
 static const struct tool_option options[] = {
   { OPTION_EVERY, "every", "SECONDS",
     "make checkpoints until SIGTERM or SIGINT" },
+  { OPTION_WATCH, "watch", NULL,
+    "print events until SIGTERM or SIGINT" },
+  { OPTION_METRICS, "metrics", NULL,
+    "print what Prometheus wants to know" },
   { 0 }
 };
 
 static int every;               /* milliseconds, or 0 */
 
+/* What is done with sockets alone, or NULL. */
+static int (*use_sockets) (char *sockets[], int nr);
+
 static void
 set_option (int code, const char *value)
 {
-  every = every_parse (value);  /* there is no other one */
+  switch (code) {
+  case OPTION_EVERY: every = every_parse (value); break;
+  case OPTION_WATCH: use_sockets = watch_events; break;
+  case OPTION_METRICS: use_sockets = print_metrics; break;
+  }
+}
+
+static int
+run_sockets (int argc, char *argv[])
+{
+  if (every)
+    tool_usage_error ("--every is for " CHECKPOINT " only");
+  refuse_twins (argv, argc);
+  return use_sockets (argv, argc);
 }
 
 static int
@@ -148,6 +170,8 @@ run (int argc, char *argv[])
   json_t *arguments;
   int status;
 
+  if (use_sockets)
+    return run_sockets (argc, argv);
   if (nr_sockets == argc)
     tool_usage_error ("Expecting the name of a command");
   command = argv[nr_sockets];
@@ -210,7 +234,9 @@ print_completions (int argc, char *argv[])
 static const struct tool blkctl = {
   .name = "blkctl",
   .arguments = "SOCKET COMMAND [KEY=VALUE...]\n"
-    "       blkctl [--every=SECONDS] SOCKET SOCKET... " CHECKPOINT,
+    "       blkctl [--every=SECONDS] SOCKET SOCKET... " CHECKPOINT "\n"
+    "       blkctl --watch SOCKET...\n"
+    "       blkctl --metrics SOCKET...",
   .help = "Send a command to the control socket of a filter, and print what "
     "it returns as\nJSON.  'query-commands' lists the commands of a socket.",
   .run = run, .options = options, .set_option = set_option,

@@ -62,9 +62,8 @@ connect_to (struct client *c, unsigned milliseconds)
   return 0;
 }
 
-/* More of the stream: 0 if the server hung up, -1 after a message. */
-static int
-read_more (struct client *c)
+int
+client_read (struct client *c)
 {
   char buffer[65536];
   ssize_t r;
@@ -105,7 +104,7 @@ read_object (struct client *c, const char *member, const char *other)
       free (error);
       return NULL;
     case STREAM_MORE:
-      switch (read_more (c)) {
+      switch (client_read (c)) {
       case 0:
         msg_error ("%s: the server hung up before it answered", c->path);
         return NULL;
@@ -116,15 +115,35 @@ read_object (struct client *c, const char *member, const char *other)
   }
 }
 
+static void
+init (struct client *c, const char *path)
+{
+  *c = CLIENT_NONE;
+  c->path = path;
+  stream_init (&c->input, MAX_ANSWER);
+}
+
+/* A server that is alive but does not accept now counts as absent, too. */
+int
+client_connect (struct client *c, const char *path)
+{
+  struct sockaddr_un address;
+
+  init (c, path);
+  if (socket_address (&address, path) == -1)
+    return -1;
+  c->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  return c->fd == -1 ? -1
+    : connect (c->fd, (const struct sockaddr *) &address, sizeof address);
+}
+
 int
 client_open (struct client *c, const char *path, unsigned milliseconds)
 {
   CLEANUP_FREE char *refusal = NULL;
   json_t *r;
 
-  *c = CLIENT_NONE;
-  c->path = path;
-  stream_init (&c->input, MAX_ANSWER);
+  init (c, path);
   if (connect_to (c, milliseconds) == -1)
     return -1;
   r = read_object (c, "QMP", "QMP");

@@ -35,6 +35,17 @@ extern void client_close (struct client *c);
  */
 extern int client_open_patiently (struct client *c, const char *path);
 
+/* Only connect, without waiting, now or later.  -1 with errno, without a
+ * message.  For who reads with client_read, and what there is to take of the
+ * input by himself.
+ */
+extern int client_connect (struct client *c, const char *path);
+
+/* More of the stream: 0 if the server hung up, -1 after a message.  It waits,
+ * if poll does not say that there is something.
+ */
+extern int client_read (struct client *c);
+
 /* Send a command; arguments (borrowed) may be NULL.  -1 after a message. */
 extern int client_send (struct client *c, const char *command,
                         json_t *arguments);
