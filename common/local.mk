@@ -40,6 +40,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/direct.h \
 	common/node/file.c \
 	common/node/file.h \
+	common/node/known-data.h \
 	common/node/lock.c \
 	common/node/lock.h \
 	common/node/nbd-conn.c \

@@ -17,6 +17,7 @@
 # more than the .c file of its name.
 unit_tests = \
 	tests/unit/test-align \
+	tests/unit/test-block-status \
 	tests/unit/test-claim \
 	tests/unit/test-control \
 	tests/unit/test-drain \

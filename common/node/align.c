@@ -334,6 +334,19 @@ align_extents (struct node *n, uint64_t count, uint64_t offset,
 }
 
 static int
+align_zeroes (struct node *n, uint64_t count, uint64_t offset,
+              uint64_t *length)
+{
+  struct align_node *a = (struct align_node *) n;
+  const struct window w = window_of (a, count, offset);
+
+  if (node_zeroes (a->inner, w.end - w.start, w.start, length) == -1)
+    return -1;
+  *length = *length > w.before ? MIN (*length - w.before, count) : 0;
+  return 0;
+}
+
+static int
 align_cache (struct node *n, uint64_t count, uint64_t offset)
 {
   struct align_node *a = (struct align_node *) n;
@@ -389,6 +402,7 @@ static const struct node_ops align_ops = {
   .pwritev = align_pwritev,
   .flush = align_flush,
   .extents = align_extents,
+  .zeroes = align_zeroes,
   .zero = align_zero,
   .discard = align_discard,
   .cache = align_cache,

@@ -59,7 +59,7 @@ file_close (struct node *n)
     r = -1;
   }
   pthread_mutex_destroy (&f->length_lock);
-  pthread_mutex_destroy (&f->data_lock);
+  known_data_destroy (&f->known);
   free (n->name);
   free (f);
   return r;
@@ -191,26 +191,6 @@ file_flush (struct node *n)
   return -1;
 }
 
-/* To find the end of data takes some file systems as long as to go over all
- * of them, so what was found is remembered.  It is forgotten when a hole is
- * made here; one that others make is not seen, and called data.
- */
-static uint64_t
-known_data (struct file_node *f, uint64_t offset)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->data_lock);
-  return offset >= f->data_start && offset < f->data_end
-    ? f->data_end - offset : 0;
-}
-
-static void
-remember_data (struct file_node *f, uint64_t start, uint64_t end)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->data_lock);
-  f->data_start = start;
-  f->data_end = end;
-}
-
 /* fallocate, with "cannot do that here" told apart by ENOTSUP and no
  * message.
  */
@@ -224,7 +204,7 @@ allocate (struct file_node *f, int mode, uint64_t count, uint64_t offset)
   while (r == -1 && errno == EINTR);
 
   if (r == 0) {
-    remember_data (f, 0, 0);
+    known_data_cut (&f->known, offset, offset + count);
     return 0;
   }
   /* Block devices say EINVAL for ranges that are no whole sectors. */
@@ -290,41 +270,74 @@ file_discard (struct node *n, uint64_t count, uint64_t offset)
   return 0;
 }
 
+/* How far does data go that offset is in?  0 if that is not known. */
+static uint64_t
+find_end_of_data (struct file_node *f, uint64_t offset)
+{
+  const uint64_t before = known_data_before (&f->known, offset);
+  off_t hole = -1;
+
+  if (before < offset)
+    hole = lseek (f->fd, before, SEEK_HOLE);
+  if (hole > (off_t) offset)
+    known_data_add (&f->known, before, hole);
+  else {
+    hole = lseek (f->fd, offset, SEEK_HOLE);
+    if (hole > (off_t) offset)
+      known_data_add (&f->known, offset, hole);
+  }
+  return hole > (off_t) offset ? hole - offset : 0;
+}
+
+/* The number of bytes at offset, at most count, that are a hole.  Takes
+ * the file system no time worth mentioning, other than to find the end of
+ * data.
+ */
+static uint64_t
+hole_at (struct file_node *f, uint64_t count, uint64_t offset)
+{
+  const off_t data = lseek (f->fd, offset, SEEK_DATA);
+
+  if (data == -1 && errno == ENXIO)     /* a hole up to the end */
+    return count;
+  /* Where it cannot tell all is data. */
+  return data > (off_t) offset ? MIN (count, data - offset) : 0;
+}
+
 static int
 file_extents (struct node *n, uint64_t count, uint64_t offset,
               struct extent *ret)
 {
   struct file_node *f = (struct file_node *) n;
-  const uint64_t known = known_data (f, offset);
-  off_t data, hole;
+  uint64_t length;
 
   *ret = (struct extent) {
     .length = count, .where = n, .offset = offset, .flags = EXTENT_MAPPED
   };
   if (f->is_block_device)
     return 0;
-  if (known > 0) {
-    ret->length = MIN (count, known);
-    return 0;
-  }
 
-  data = lseek (f->fd, offset, SEEK_DATA);
-  if (data == -1 && errno == ENXIO) {   /* a hole up to the end */
-    ret->flags |= EXTENT_HOLE | EXTENT_ZERO;
-    return 0;
+  length = known_data_at (&f->known, offset);
+  if (length == 0) {
+    length = hole_at (f, count, offset);
+    if (length > 0)
+      ret->flags |= EXTENT_HOLE | EXTENT_ZERO;
+    else
+      length = find_end_of_data (f, offset);
   }
-  if (data == -1)
-    return 0;                   /* not known here: data */
-  if ((uint64_t) data > offset) {
-    ret->flags |= EXTENT_HOLE | EXTENT_ZERO;
-    ret->length = MIN (count, data - offset);
-    return 0;
-  }
-  hole = lseek (f->fd, offset, SEEK_HOLE);
-  if (hole > data) {
-    remember_data (f, offset, hole);
-    ret->length = MIN (count, hole - offset);
-  }
+  if (length > 0)
+    ret->length = MIN (count, length);
+  return 0;
+}
+
+static int
+file_zeroes (struct node *n, uint64_t count, uint64_t offset,
+             uint64_t *length)
+{
+  struct file_node *f = (struct file_node *) n;
+
+  *length = f->is_block_device || known_data_at (&f->known, offset) > 0
+    ? 0 : hole_at (f, count, offset);
   return 0;
 }
 
@@ -353,7 +366,7 @@ file_resize (struct node *n, uint64_t size)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->length_lock);
   if (set_length (f, size) == -1)
     return -1;
-  remember_data (f, 0, 0);
+  known_data_cut (&f->known, size, UINT64_MAX);
   atomic_store_explicit (&n->size, size, memory_order_release);
   return 0;
 }
@@ -376,6 +389,7 @@ static const struct node_ops file_ops = {
   .pwritev = file_pwritev,
   .flush = file_flush,
   .extents = file_extents,
+  .zeroes = file_zeroes,
   .zero = file_zero,
   .discard = file_discard,
   .cache = file_cache,
@@ -456,7 +470,7 @@ file_node_new (const char *name, bool read_only)
   }
   f->fd = -1;
   pthread_mutex_init (&f->length_lock, NULL);
-  pthread_mutex_init (&f->data_lock, NULL);
+  known_data_init (&f->known);
   f->node.ops = &file_ops;
   f->node.read_only = read_only;
   f->node.keeps_flush_error = true;

@@ -12,6 +12,7 @@
 
 #include <pthread.h>
 
+#include "node/known-data.h"
 #include "node/node.h"
 
 struct file_node {
@@ -24,8 +25,7 @@ struct file_node {
   pthread_mutex_t length_lock;  /* held to change the file's length, and
                                    while a write does it for a moment;
                                    I/O happens under it */
-  pthread_mutex_t data_lock;    /* protects the next two; a leaf lock */
-  uint64_t data_start, data_end; /* there are data, when last looked at */
+  struct known_data known;
   char *created;                /* the place of a new file that nobody has
                                    said to keep, or NULL */
   _Atomic int flush_errno;      /* of the flush that failed, or 0 */

@@ -77,9 +77,11 @@ struct node_ops {
                   struct extent *ret);
 
   /* Any of these may be NULL; open.c then answers ENOTSUP, writes
-   * zeroes for zero, writes one after the other, and does nothing for
-   * discard, cache and cut.
+   * zeroes for zero, writes one after the other, asks for an extent for
+   * zeroes, and does nothing for discard, cache and cut.
    */
+  int (*zeroes) (struct node *n, uint64_t count, uint64_t offset,
+                 uint64_t *length);
   int (*zero) (struct node *n, uint64_t count, uint64_t offset,
                unsigned flags);
   int (*discard) (struct node *n, uint64_t count, uint64_t offset);
@@ -277,6 +279,13 @@ extern int node_flush (struct node *n);
 /* One extent from offset, at most count bytes (count > 0). */
 extern int node_extents (struct node *n, uint64_t count, uint64_t offset,
                          struct extent *ret);
+
+/* How many bytes from offset on, at most count, are known to read as zeroes,
+ * as far as that takes less time than to read a few KiB?  *length may be 0
+ * where an extent would say zero, and nothing is said of what is behind.
+ */
+extern int node_zeroes (struct node *n, uint64_t count, uint64_t offset,
+                        uint64_t *length);
 
 /* Read ahead. */
 extern int node_cache (struct node *n, uint64_t count, uint64_t offset);

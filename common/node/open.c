@@ -238,6 +238,23 @@ node_extents (struct node *n, uint64_t count, uint64_t offset,
 }
 
 int
+node_zeroes (struct node *n, uint64_t count, uint64_t offset,
+             uint64_t *length)
+{
+  struct extent e;
+
+  if (n->ops->zeroes) {
+    if (check_bounds (n, "block status", count, offset) == -1)
+      return -1;
+    return n->ops->zeroes (n, count, offset, length);
+  }
+  if (node_extents (n, count, offset, &e) == -1)
+    return -1;
+  *length = e.flags & EXTENT_ZERO ? e.length : 0;
+  return 0;
+}
+
+int
 node_cache (struct node *n, uint64_t count, uint64_t offset)
 {
   if (check_bounds (n, "cache", count, offset) == -1)

@@ -425,6 +425,7 @@ const struct node_ops qed_node_ops = {
   .pwritev = qed_pwritev,
   .flush = qed_flush,
   .extents = qed_extents,
+  .zeroes = qed_zeroes,
   .zero = qed_zero,
   .discard = qed_discard,
   .cache = qed_cache,

@@ -16,13 +16,14 @@
  * new space reads as zeroes anyway; both are common.
  *
  * Copies of what is below are read once, in pieces; clusters of zeroes
- * become zero markers, others are written side by side.  Where the backing
- * image takes long to tell its extents (s->ask_len), a cluster is read and
- * written as a whole.  Since a copy is made under the claim that every
- * allocation takes, of two who want the same cluster one copies, and the
- * other finds it.  So who overwrites the backing image of a buffer, and
- * does so only when his clusters are mapped, leaves each unallocated
- * cluster as old as the buffer (see backing_unchanged for those who read).
+ * become zero markers, others are written side by side.  A cluster of which
+ * a part is written is read and written as a whole, unless the backing image
+ * can tell at once that it has zeroes there.  Since a copy is made under the
+ * claim that every allocation takes, of two who want the same cluster one
+ * copies, and the other finds it.  So who overwrites the backing image of a
+ * buffer, and does so only when his clusters are mapped, leaves each
+ * unallocated cluster as old as the buffer (see backing_unchanged for those
+ * who read).
  */
 
 #include <config.h>
@@ -174,22 +175,43 @@ fill (struct qed *s, const struct allocation *a, uint64_t count,
   return fill_zero (s, count, file_offset);
 }
 
-/* Write one new cluster as a whole. */
+/* Write one new cluster, and around the data what was there before: as a
+ * whole, unless that is all zero anyway.
+ */
 static int
-write_whole_cluster (struct qed *s, const struct allocation *a,
-                     uint64_t file_offset)
+write_around (struct qed *s, const struct allocation *a, uint8_t *buf,
+              uint64_t file_offset)
 {
-  const uint64_t start = round_down (a->offset, s->cluster_size);
-  struct scratch *scratch = scratch_get (s);
+  const uint64_t head = a->offset & (s->cluster_size - 1);
+  const uint64_t after = head + a->count;
+
+  if (backing_read (s->backing, buf, s->cluster_size, a->offset - head) == -1)
+    return -1;
+  if (space_is_zero (s, file_offset) && is_zero (buf, head) &&
+      is_zero (buf + after, s->cluster_size - after))
+    return node_pwrite (s->file, a->buf, a->count, file_offset + head);
+  memcpy (buf + head, a->buf, a->count);
+  return node_pwrite (s->file, buf, s->cluster_size, file_offset);
+}
+
+static int
+write_one_cluster (struct qed *s, const struct allocation *a,
+                   uint64_t file_offset)
+{
+  const uint64_t head = a->offset & (s->cluster_size - 1);
+  uint64_t skip, length;
+  struct scratch *scratch;
   int r;
 
+  if (backing_data (s, s->cluster_size, a->offset - head, &skip, &length)
+      == -1)
+    return -1;
+  if (length == 0 && space_is_zero (s, file_offset))
+    return node_pwrite (s->file, a->buf, a->count, file_offset + head);
+  scratch = scratch_get (s);
   if (scratch == NULL)
     return -1;
-  r = backing_read (s->backing, scratch->data, s->cluster_size, start);
-  if (r == 0) {
-    memcpy (scratch->data + (a->offset - start), a->buf, a->count);
-    r = node_pwrite (s->file, scratch->data, s->cluster_size, file_offset);
-  }
+  r = write_around (s, a, scratch->data, file_offset);
   scratch_put (s, scratch);
   return r;
 }
@@ -203,19 +225,19 @@ write_clusters (struct qed *s, const struct allocation *a,
   const uint64_t head = a->offset - start;
   const uint64_t tail = (a->n << s->cluster_bits) - head - a->count;
 
-  if (s->cluster_size < s->ask_len && s->cluster_size <= COPY_PIECE &&
-      a->n == 1 && a->kind == ALLOCATE_DATA &&
-      a->before == MAP_UNALLOCATED && head + tail > 0)
-    return write_whole_cluster (s, a, file_offset);
+  if (a->n == 1 && a->kind == ALLOCATE_DATA && head + tail > 0 &&
+      a->before == MAP_UNALLOCATED && s->backing &&
+      s->cluster_size <= COPY_PIECE)
+    return write_one_cluster (s, a, file_offset);
+  if (a->kind >= ALLOCATE_COPY)
+    return fill_backing (s, a->n << s->cluster_bits, start, file_offset);
   if (fill (s, a, head, start, file_offset) == -1 ||
       fill (s, a, tail, a->offset + a->count, file_offset + head + a->count)
       == -1)
     return -1;
   file_offset += head;
-  if (a->kind == ALLOCATE_DATA)
-    return node_pwrite (s->file, a->buf, a->count, file_offset);
   return a->kind == ALLOCATE_ZEROES ? fill_zero (s, a->count, file_offset)
-    : fill_backing (s, a->count, a->offset, file_offset);
+    : node_pwrite (s->file, a->buf, a->count, file_offset);
 }
 
 /* ---- Mapping, under a claim */

@@ -15,6 +15,9 @@
 #include "qed/io/backing.h"
 #include "utils/rounding.h"
 
+/* Less than so many bytes are a short range. */
+#define SHORT_RANGE ((uint64_t) 1024 * 1024)
+
 int
 backing_read (struct node *backing, void *buf, size_t count, uint64_t offset)
 {
@@ -39,6 +42,38 @@ backing_extents (struct node *backing, uint64_t count, uint64_t offset,
 }
 
 int
+backing_zeroes (struct node *backing, uint64_t count, uint64_t offset,
+                uint64_t *length)
+{
+  const uint64_t size = backing ? node_size (backing) : 0;
+  const uint64_t there = offset < size ? MIN (count, size - offset) : 0;
+
+  *length = 0;
+  if (there > 0 && node_zeroes (backing, there, offset, length) == -1)
+    return -1;
+  if (*length == there)
+    *length = count;
+  return 0;
+}
+
+static int
+short_data (struct qed *s, uint64_t count, uint64_t offset, uint64_t *skip,
+            uint64_t *length)
+{
+  uint64_t zeroes;
+
+  *skip = 0;
+  do {
+    if (backing_zeroes (s->backing, count - *skip, offset + *skip, &zeroes)
+        == -1)
+      return -1;
+    *skip += zeroes;
+  } while (zeroes > 0 && *skip < count);
+  *length = count - *skip;
+  return 0;
+}
+
+int
 backing_data (struct qed *s, uint64_t count, uint64_t offset, uint64_t *skip,
               uint64_t *length)
 {
@@ -48,6 +83,8 @@ backing_data (struct qed *s, uint64_t count, uint64_t offset, uint64_t *skip,
   *length = offset < size ? MIN (count, size - offset) : 0;
   if (count < s->ask_len && *length > 0)
     return 0;
+  if (count < SHORT_RANGE)
+    return short_data (s, count, offset, skip, length);
   while (*skip < count) {
     struct extent e;
 

@@ -10,17 +10,20 @@
 
 #include "qed/image/image.h"
 
-/* Read, or ask for the first extent of, a backing image: NULL if there is
- * none.  It reads as zeroes behind its end.
+/* Read, or ask for the first extent or for zeroes of, a backing image: NULL
+ * if there is none.  It reads as zeroes behind its end.
  */
 extern int backing_read (struct node *backing, void *buf, size_t count,
                          uint64_t offset);
 extern int backing_extents (struct node *backing, uint64_t count,
                             uint64_t offset, struct extent *e);
+extern int backing_zeroes (struct node *backing, uint64_t count,
+                           uint64_t offset, uint64_t *length);
 
 /* How many bytes from offset, at most count, does the backing image
  * hold that may be other than zero; *skip is the number of zero bytes
- * before them.
+ * before them.  In a short range it does not look for the end of data,
+ * which may take longer than to read all of it.
  */
 extern int backing_data (struct qed *s, uint64_t count, uint64_t offset,
                          uint64_t *skip, uint64_t *length);

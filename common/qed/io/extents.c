@@ -79,3 +79,41 @@ qed_extents (struct node *n, uint64_t count, uint64_t offset,
   request_end (&s->requests);
   return r;
 }
+
+/* The beginning of a range that reads as zeroes for all that the file and
+ * the backing image can tell at once.
+ */
+static int
+zeroes (struct qed *s, uint64_t count, uint64_t offset, uint64_t *length)
+{
+  struct mapping m;
+
+  if (qed_map (s, count, offset, &m) == -1)
+    return -1;
+  switch (m.kind) {
+  case MAP_DATA:
+    return node_zeroes (s->file, m.length, m.file_offset, length);
+  case MAP_ZERO:
+    *length = m.length;
+    break;
+  case MAP_UNALLOCATED:
+    if (backing_zeroes (s->backing, m.length, offset, length) == -1 ||
+        (*length > 0 && backing_unchanged (s, *length, offset, length) == -1))
+      return -1;
+    break;
+  }
+  return 0;
+}
+
+int
+qed_zeroes (struct node *n, uint64_t count, uint64_t offset,
+            uint64_t *length)
+{
+  struct qed *s = qed_of_node (n);
+  int r;
+
+  request_begin (&s->requests);
+  r = zeroes (s, count, offset, length);
+  request_end (&s->requests);
+  return r;
+}

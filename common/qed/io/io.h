@@ -22,6 +22,8 @@ extern int qed_zero (struct node *n, uint64_t count, uint64_t offset,
 extern int qed_discard (struct node *n, uint64_t count, uint64_t offset);
 extern int qed_extents (struct node *n, uint64_t count, uint64_t offset,
                         struct extent *ret);
+extern int qed_zeroes (struct node *n, uint64_t count, uint64_t offset,
+                       uint64_t *length);
 extern int qed_resize (struct node *n, uint64_t size); /* see qed.h */
 
 #endif /* BLOCKDRIVERS_QED_IO_H */
