@@ -29,10 +29,9 @@ struct losses {
   size_t nr;
 };
 
-/* In sectors of the log. */
-static int
-parse_tear (const struct writelog_index *index, const char *text,
-            uint64_t *tear)
+int
+logwrites_parse_tear (const struct writelog_index *index, const char *text,
+                      uint64_t *tear)
 {
   struct writelog_totals totals;
   int64_t size;
@@ -60,7 +59,7 @@ find (struct losses *l, const char *export, const char *tear_text)
 {
   uint64_t tear;
 
-  if (parse_tear (l->index, tear_text, &tear) == -1 ||
+  if (logwrites_parse_tear (l->index, tear_text, &tear) == -1 ||
       writelog_moment_parse (l->index, export, tear, &l->moment) == -1)
     return -1;
   if (writelog_moment_losses (l->index, &l->moment, &l->pieces, &l->nr) == 0)

@@ -249,6 +249,12 @@ writelog_index_log (const struct writelog_index *index)
 }
 
 void
+writelog_index_set_log (struct writelog_index *index, struct node *log)
+{
+  index->reader->node = log;
+}
+
+void
 writelog_index_totals (const struct writelog_index *index,
                        struct writelog_totals *totals)
 {

@@ -41,6 +41,12 @@ extern void writelog_index_close (struct writelog_index *index);
 /* The log's node, borrowed. */
 extern struct node *writelog_index_log (const struct writelog_index *index);
 
+/* Read the log by another node from now on, which is owned.  For a process
+ * that was forked and cannot use its parent's: that one is not closed.
+ */
+extern void writelog_index_set_log (struct writelog_index *index,
+                                    struct node *log);
+
 /* What the log holds. */
 struct writelog_totals {
   uint32_t sector_size;         /* bytes */

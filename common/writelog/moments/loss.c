@@ -259,6 +259,14 @@ writelog_moment_lost (const struct writelog_index *index, uint64_t n,
   return 0;
 }
 
+struct writelog_moment
+writelog_moment_only (uint64_t start, uint64_t entry)
+{
+  return (struct writelog_moment) {
+    .entries = entry + 1, .certain = start, .bare = true, .one = entry,
+  };
+}
+
 /* ---- SET */
 
 struct set {
@@ -428,6 +436,9 @@ moment_presence (const struct writelog_index *index,
 
   if (entry < moment->certain)
     return PRESENT;
+  if (moment->bare)
+    return entry == moment->one || (index->flags[entry] & WRITELOG_FUA)
+      ? PRESENT : ABSENT;
   if (moment->seeded) {
     if ((index->flags[entry] & WRITELOG_FUA) &&
         !(moment->in_flight && entry == moment->entries - 1))

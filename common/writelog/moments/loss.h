@@ -42,6 +42,9 @@ struct writelog_moment {
   uint64_t unit;                /* sectors that are lost together; 0: all of
                                    an entry */
 
+  bool bare;                    /* only FUA writes and this one are there */
+  uint64_t one;                 /* UINT64_MAX: none */
+
   struct lost_piece *lost;      /* owned; in order, none touches another */
   size_t nr_lost;
 };
@@ -82,6 +85,12 @@ extern int writelog_moment_lost (const struct writelog_index *index,
 /* Can it be lost: is it a write, zeroes or a discard? */
 extern bool writelog_can_lose (const struct writelog_index *index,
                                uint64_t entry);
+
+/* All entries before start, and behind it FUA writes and this one only.
+ * There are these entries.
+ */
+extern struct writelog_moment writelog_moment_only (uint64_t start,
+                                                    uint64_t entry);
 
 /* SET of lost/N/SET. */
 extern int writelog_lost_parse (const struct writelog_index *index,

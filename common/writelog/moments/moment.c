@@ -155,6 +155,38 @@ writelog_index_mark (const struct writelog_index *index, uint64_t i,
   return 0;
 }
 
+char *
+writelog_last_mark (const struct writelog_index *index, uint64_t n)
+{
+  size_t low = 0, high = index->nr_marks;
+
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+
+    if (index->marks[middle].entry < n)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low > 0 ? read_mark (index, &index->marks[low - 1]) : strdup ("");
+}
+
+uint64_t
+writelog_count_flushes (const struct writelog_index *index, uint64_t n)
+{
+  size_t low = 0, high = index->flushes.nr;
+
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+
+    if (index->flushes.numbers[middle] < n)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 /* ---- Names */
 
 /* A number and nothing else, up to the character `end'; what follows

@@ -57,4 +57,15 @@ extern int writelog_index_mark (const struct writelog_index *index,
                                 uint64_t i, char **name, uint64_t *entry,
                                 bool *first);
 
+/* The name of the last mark among the first n entries, to be freed; "" if
+ * there is none.  NULL with errno, after a message, if the log cannot be
+ * read.
+ */
+extern char *writelog_last_mark (const struct writelog_index *index,
+                                 uint64_t n);
+
+/* How many flushes are among the first n entries? */
+extern uint64_t writelog_count_flushes (const struct writelog_index *index,
+                                        uint64_t n);
+
 #endif /* BLOCKDRIVERS_WRITELOG_MOMENT_H */

@@ -51,17 +51,25 @@ struct walk {
   uint32_t winners[COINS];
 };
 
+static void
+walk_sectors (struct walk *w, const struct state *s, uint64_t start,
+              uint64_t end)
+{
+  w->s = s;
+  w->sector = start;
+  w->end = end;
+  w->piece = cover_find (&s->index->cover, w->sector);
+  w->part_end = w->sector;
+  w->from = w->to = 0;
+}
+
 /* Walk over the sectors that hold a range of bytes, which is not empty. */
 static void
 walk_begin (struct walk *w, const struct state *s, uint64_t count,
             uint64_t offset)
 {
-  w->s = s;
-  w->sector = offset / s->index->sector_size;
-  w->end = div_round_up (offset + count, s->index->sector_size);
-  w->piece = cover_find (&s->index->cover, w->sector);
-  w->part_end = w->sector;
-  w->from = w->to = 0;
+  walk_sectors (w, s, offset / s->index->sector_size,
+                div_round_up (offset + count, s->index->sector_size));
 }
 
 /* The latest entry that is there in the whole piece, if it is the same
@@ -171,6 +179,27 @@ next_run (struct walk *w, uint32_t *entry)
       break;
   }
   return w->sector;
+}
+
+void
+writelog_moment_visit (const struct writelog_index *index,
+                       const struct writelog_moment *moment,
+                       uint64_t start, uint64_t end,
+                       void (*visit) (void *opaque, uint64_t start,
+                                      uint64_t end, uint32_t entry),
+                       void *opaque)
+{
+  const struct state s = { .index = index, .moment = *moment };
+  struct walk w;
+
+  walk_sectors (&w, &s, start, end);
+  while (start < end) {
+    uint32_t entry;
+    const uint64_t run_end = next_run (&w, &entry);
+
+    visit (opaque, start, run_end, entry);
+    start = run_end;
+  }
 }
 
 /* ---- The node */

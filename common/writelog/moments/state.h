@@ -29,4 +29,17 @@ extern struct node *writelog_moment_open (const struct writelog_index *index,
                                           const struct writelog_moment *moment,
                                           struct node *base, uint64_t size);
 
+/* Where sectors start..end (not empty) of the disk come from at a moment:
+ * visit is called for one run after the other.  The entry is
+ * WRITELOG_NO_ENTRY for what is of the base.  Nothing is read.
+ */
+#define WRITELOG_NO_ENTRY UINT32_MAX
+extern void
+writelog_moment_visit (const struct writelog_index *index,
+                       const struct writelog_moment *moment,
+                       uint64_t start, uint64_t end,
+                       void (*visit) (void *opaque, uint64_t start,
+                                      uint64_t end, uint32_t entry),
+                       void *opaque);
+
 #endif /* BLOCKDRIVERS_WRITELOG_STATE_H */
