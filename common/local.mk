@@ -55,6 +55,10 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/new-file.c \
 	common/node/node.h \
 	common/node/open.c \
+	common/node/scratch.c \
+	common/node/scratch.h \
+	common/node/serve.c \
+	common/node/serve.h \
 	common/node/uri.c \
 	common/control/command.c \
 	common/control/command.h \
@@ -160,7 +164,23 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/moments/moment.h \
 	common/writelog/moments/moments.h \
 	common/writelog/moments/state.c \
-	common/writelog/moments/state.h
+	common/writelog/moments/state.h \
+	common/writelog/explore/children.c \
+	common/writelog/explore/children.h \
+	common/writelog/explore/content.c \
+	common/writelog/explore/content.h \
+	common/writelog/explore/disk.c \
+	common/writelog/explore/disk.h \
+	common/writelog/explore/plan.c \
+	common/writelog/explore/plan.h \
+	common/writelog/explore/pool.c \
+	common/writelog/explore/pool.h \
+	common/writelog/explore/shrink.c \
+	common/writelog/explore/shrink.h \
+	common/writelog/explore/try.c \
+	common/writelog/explore/try.h \
+	common/writelog/explore/worker.c \
+	common/writelog/explore/worker.h
 
 # What the modules share besides: it needs nbdkit, so it is among the
 # sources of each that uses it.

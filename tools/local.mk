@@ -23,6 +23,10 @@ tools_blkctl_blkctl_SOURCES = \
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm
 tools_logwrites_logwrites_SOURCES = \
+	tools/logwrites/explore-print.c \
+	tools/logwrites/explore-run.c \
+	tools/logwrites/explore.c \
+	tools/logwrites/explore.h \
 	tools/logwrites/gnuplot.c \
 	tools/logwrites/gnuplot.h \
 	tools/logwrites/info.c \

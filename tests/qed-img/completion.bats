@@ -80,13 +80,15 @@ completes ()
 }
 
 @test "the sub-commands and options of logwrites" {
-  completes "logwrites " info list plot replay verify
+  completes "logwrites " explore info list plot replay verify
   completes "logwrites info --o" --output=
   completes "logwrites replay --next" --next-flush --next-fua
   completes "logwrites replay --check=" discard flush fua
   completes "logwrites list --flags=f" flush fua
   completes "logwrites list --flags=mark,me" mark,metadata
   completes "logwrites verify --b" --base=
+  completes "logwrites explore --st" --states=
+  completes "logwrites explore --output=t" tap
 }
 
 @test "another tool only needs a table of its own" {

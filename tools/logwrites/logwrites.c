@@ -29,6 +29,7 @@ static const struct tool_command *const commands[] = {
   &logwrites_replay_command,
   &logwrites_verify_command,
   &logwrites_plot_command,
+  &logwrites_explore_command,
   NULL
 };
 

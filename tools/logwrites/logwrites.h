@@ -18,6 +18,7 @@ extern const struct tool_command logwrites_list_command;
 extern const struct tool_command logwrites_replay_command;
 extern const struct tool_command logwrites_verify_command;
 extern const struct tool_command logwrites_plot_command;
+extern const struct tool_command logwrites_explore_command;
 
 /* ---- print.c */
 
