@@ -25,7 +25,8 @@
  * connection is then opened again by the next request that is given it.
  * A server that ends in an orderly way first says so, ESHUTDOWN, to all
  * requests, and waits for the connections to end.  So they are ended, and
- * the requests made again when the server is back, as far as that is soon.
+ * the requests made again when the server is back, as far as that is soon;
+ * sooner, if it has hung up without a word, and is dead perhaps.
  *
  * A writable node stays dead as a whole: a server that comes back may
  * have lost what was written since the last flush, and going on as if
@@ -58,11 +59,11 @@
 /* Milliseconds from a failed attempt to connect to the next one. */
 #define RETRY_DELAY 1000
 
-/* So long a server may take to be started again that has ended in an
- * orderly way, and so long is the pause between two attempts of a request
- * meanwhile, both in milliseconds.
+/* Milliseconds that a server may take to be started again which has ended
+ * in an orderly way, or has just hung up, and a pause between attempts.
  */
 #define RESTART_TIME 10000
+#define LOSS_TIME 2000
 #define RESTART_PAUSE 50
 
 const char *
@@ -94,6 +95,18 @@ is_finished (struct nbd_handle *nbd)
 
 /* ---- Driving */
 
+/* Connections up to this one are gone, and the server may come back within
+ * this time, which is no longer for one that is still gone.  With the lock.
+ */
+static void
+expect_restart (struct conns *cs, uint64_t number, int64_t time)
+{
+  if (!atomic_exchange (&cs->restarting, true))
+    cs->restart_began = clock_ms ();
+  cs->restart_until = MAX (cs->restart_until, cs->restart_began + time);
+  cs->hung_up = MAX (cs->hung_up, number);
+}
+
 /* Note that a connection is dead, after the libnbd call that found it
  * so has failed in this thread (or, with failed == false, without any).
  */
@@ -122,6 +135,8 @@ note_death (struct conn *c, bool failed)
       tell = !cs->lost && cs->lost_callback;
       cs->lost = true;
     }
+    else if (!cs->was_cut)
+      expect_restart (cs, c->number, LOSS_TIME);
     snprintf (c->cause, sizeof c->cause, "%s",
               cs->was_cut ? "server does not answer" : cause);
     pthread_cond_broadcast (&cs->changed);
@@ -395,8 +410,7 @@ conn_open (struct conn *c, char cause[CAUSE_LEN])
   fd = fcntl (nbd_aio_get_fd (nbd), F_DUPFD_CLOEXEC, 0);
   if (fd == -1) {
     err = errno;
-    snprintf (cause, CAUSE_LEN, "another descriptor of the socket: %s",
-              strerror (err));
+    snprintf (cause, CAUSE_LEN, "another descriptor of the socket: %m");
     nbd_close (nbd);
     errno = err;
     return -1;
@@ -432,7 +446,7 @@ connect_again (struct conn *c, char cause[CAUSE_LEN])
   return 0;
 }
 
-/* The same after it has died, and start a driver. */
+/* The same, and start a driver. */
 static int
 replace_connection (struct conn *c, char cause[CAUSE_LEN])
 {
@@ -450,7 +464,7 @@ replace_connection (struct conn *c, char cause[CAUSE_LEN])
   }
   if (start_driver (c) == 0)
     return 0;
-  snprintf (cause, CAUSE_LEN, "starting a thread: %s", strerror (errno));
+  snprintf (cause, CAUSE_LEN, "starting a thread: %m");
   return -1;
 }
 
@@ -600,8 +614,7 @@ conn_cause (struct conn *c, char cause[CAUSE_LEN])
 {
   struct conns *cs = c->conns;
 
-  /* Without a driver perhaps nobody has noted it yet. */
-  if (!cs->started)
+  if (!cs->started)             /* perhaps nobody has noted it yet */
     note_death (c, false);
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
   while (c->state == CONN_OPEN)
@@ -618,10 +631,7 @@ conn_hang_up (struct conn *c)
   struct conns *cs = c->conns;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cs->lock);
-  /* Not longer and longer for one that says nothing else. */
-  if (!atomic_exchange (&cs->restarting, true))
-    cs->restart_until = clock_ms () + RESTART_TIME;
-  cs->hung_up = MAX (cs->hung_up, c->number);
+  expect_restart (cs, c->number, RESTART_TIME);
   for (unsigned i = 0; i < cs->nr; ++i) {
     struct conn *other = &cs->conn[i];
 

@@ -92,10 +92,11 @@ struct conns {
   int64_t retry_after;          /* when to try to connect again (clock.h) */
   uint64_t last_number;         /* of a connection */
   uint64_t hung_up;             /* connections up to this one have ended */
+  int64_t restart_began;        /* when the first of them did */
 
   /* Read without the lock, too. */
   _Atomic int64_t restart_until; /* so long a server that has said that it
-                                   ends is waited for */
+                                   ends, or has hung up, is waited for */
   atomic_bool restarting;       /* it has not answered again yet */
 };
 
@@ -139,7 +140,7 @@ extern void conn_cause (struct conn *c, char cause[CAUSE_LEN]);
  */
 extern void conn_hang_up (struct conn *c);
 
-/* May the server still come back, after it has said that it ends?  A
+/* May the server still come back, after it has ended?  A
  * request that nobody has answered for this is worth another attempt, on a
  * new connection, before which this waits a moment.  Read-only nodes only.
  */

@@ -24,8 +24,8 @@ struct qed_copy_options {
   const struct qed_progress *progress; /* may be NULL */
 };
 
-/* Copy all of from, into to, which parallel_reaches its end.  Both are open, and
- * are started.  Nothing is flushed.  -1 with errno after a message.
+/* Copy all of from, into to, which parallel_reaches its end.  Both are open,
+ * and are started.  Nothing is flushed.  -1 with errno after a message.
  */
 extern int qed_copy (struct node *from, struct node *to,
                      const struct qed_copy_options *options);

@@ -211,7 +211,7 @@ reconnect (bool started)
   if (started) {
     assert_int_equal (node_start (n), 0);
     kill_server_in_flight (n);
-    assert_messages (12, "server closed the connection");
+    assert_messages (12, "cannot connect");
   }
   else
     end_server (SIGKILL);
@@ -259,9 +259,9 @@ test_read_only_node_connects_again_before_start (void **state)
   reconnect (false);
 }
 
-/* A server that is stopped and started again in an orderly way: nbdkit
- * answers ESHUTDOWN for as long as a connection lasts.  Nobody who only
- * reads need learn of it.
+/* A server that is stopped and started again in an orderly way, where nbdkit
+ * answers ESHUTDOWN for as long as a connection lasts, or is killed and
+ * started again.  Nobody who only reads need learn of it.
  */
 static atomic_bool restarted;
 
@@ -281,7 +281,7 @@ read_through (struct unit_thread *t)
 }
 
 static void
-read_while_restarted (bool started)
+read_while_restarted (bool started, int sig)
 {
   const unsigned nr = started ? 8 : 1;
   struct unit_thread threads[8];
@@ -296,7 +296,7 @@ read_while_restarted (bool started)
   for (int i = 0; i < 3; ++i) {
     for (int j = 0; j < 5; ++j)
       pause_a_moment ();
-    end_server (SIGTERM);
+    end_server (sig);
     start_server_with_file (MIB);
   }
   atomic_store (&restarted, true);
@@ -309,14 +309,42 @@ static void
 test_read_only_node_outlives_a_restart (void **state)
 {
   (void) state;
-  read_while_restarted (true);
+  read_while_restarted (true, SIGTERM);
+  read_while_restarted (true, SIGKILL);
 }
 
 static void
 test_read_only_node_outlives_a_restart_before_start (void **state)
 {
   (void) state;
-  read_while_restarted (false);
+  read_while_restarted (false, SIGTERM);
+  read_while_restarted (false, SIGKILL);
+}
+
+/* One that stays away costs the first request a moment, not each of them:
+ * that would be half an hour here.
+ */
+static void
+test_dead_server_is_awaited_once (void **state)
+{
+  struct node *n;
+  char buf[512];
+
+  (void) state;
+  for (unsigned started = 0; started < 2; ++started) {
+    start_server ("memory", "1M", NULL);
+    n = open_node (true);
+    if (started)
+      assert_int_equal (node_start (n), 0);
+    end_server (SIGKILL);
+    forget_messages ();
+    for (unsigned i = 0; i < HANG_SECONDS; ++i) {
+      assert_int_equal (node_pread (n, buf, sizeof buf, 0), -1);
+      assert_int_equal (errno, EIO);
+    }
+    assert_int_equal (nr_messages (), HANG_SECONDS);
+    assert_int_equal (node_close (n), 0);
+  }
 }
 
 /* A server that goes away and comes back all the time: reads fail or
@@ -637,6 +665,7 @@ main (void)
     TEST (test_read_only_node_connects_again_before_start),
     TEST (test_read_only_node_outlives_a_restart),
     TEST (test_read_only_node_outlives_a_restart_before_start),
+    TEST (test_dead_server_is_awaited_once),
     TEST (test_server_comes_and_goes),
     TEST (test_loss_is_told),
     TEST (test_a_server_that_hangs_can_be_cut_off),
