@@ -174,8 +174,8 @@ open_remote (struct mirror *m, const char *uri, char cause[CAUSE_LEN])
   return NULL;
 }
 
-static void
-mark_all (struct mirror *m)
+void
+link_mark_all (struct mirror *m)
 {
   if (dirty_mark (m->dirty, 0, node_size (m->disk)) == -1)
     replication_error_set (m->error, "writing the bitmap: %s",
@@ -193,7 +193,7 @@ begin_map (struct mirror *m, enum meeting meeting,
   if (meeting == MEETING_IN_STEP)
     return;
   if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN)
-    mark_all (m);
+    link_mark_all (m);
   if (meeting == MEETING_AGAIN) {
     msg_warning ("%s: the remote's disk was rolled back to an earlier state; "
                  "all of it is copied again", m->uri);
@@ -278,6 +278,7 @@ try_to_connect (struct mirror *m)
   m->refused = false;
   m->identified = identified;
   m->met = true;
+  m->made_dirty = all_dirty;
   m->remote = n;
   m->broken = node_is_lost (n, NULL, 0);
   m->heard_at = clock_ms ();

@@ -35,6 +35,9 @@ extern void link_end_call (struct mirror *m, struct call *call);
 /* The remote has answered, and is asked for more. */
 extern void link_prolong_call (struct mirror *m, struct call *call);
 
+/* Note that the remote lacks the whole disk.  Without the lock. */
+extern void link_mark_all (struct mirror *m);
+
 /* The thread, of which opaque is the mirror. */
 extern int link_thread (struct job *job, void *opaque);
 

@@ -101,6 +101,7 @@ struct mirror {
   bool unanswered;              /* since then a call has ended without an
                                    answer */
   bool all_dirty;               /* when we are, everything will be dirty */
+  bool made_dirty;              /* everything was, when we last were */
   bool ending;
   unsigned interrupted;         /* so many want nobody to wait */
   struct node *remote;          /* set and unset by the link only */

@@ -220,9 +220,12 @@ refuse_interrupted (const struct mirror *m,
   return replication_refuse (refusal, "%.120s: interrupted", m->uri);
 }
 
-int
-mirror_connect (struct mirror *m, bool all_dirty,
-                struct replication_refusal *refusal)
+/* *made_dirty: the connection was made with everything dirty, and it is not
+ * an older one.
+ */
+static int
+wait_for_connection (struct mirror *m, bool all_dirty, bool *made_dirty,
+                     struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
@@ -230,10 +233,12 @@ mirror_connect (struct mirror *m, bool all_dirty,
 
   m->wanted = true;
   m->all_dirty = all_dirty;
+  m->made_dirty = false;
   hurry (m);
   while (m->remote == NULL && m->failures == failures && !m->interrupted)
     pthread_cond_wait (&m->changed, &m->lock);
   m->all_dirty = false;
+  *made_dirty = m->made_dirty;
   if (m->remote)
     return 0;
   m->wanted = wanted;
@@ -241,6 +246,21 @@ mirror_connect (struct mirror *m, bool all_dirty,
   if (m->failures == failures)
     return refuse_interrupted (m, refusal);
   return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
+}
+
+int
+mirror_connect (struct mirror *m, bool all_dirty,
+                struct replication_refusal *refusal)
+{
+  bool made_dirty;
+
+  if (wait_for_connection (m, all_dirty, &made_dirty, refusal) == -1)
+    return -1;
+  if (all_dirty && !made_dirty) {
+    link_mark_all (m);
+    mirror_kick (m);
+  }
+  return 0;
 }
 
 void

@@ -98,6 +98,7 @@ primary_open (const struct primary_options *options)
     errno = err;
     return NULL;
   }
+  atomic_init (&p->tracking, p->file != NULL);
   p->timeout = options->timeout ? options->timeout
     : p->remote ? PRIMARY_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
@@ -274,40 +275,37 @@ enter_running (struct primary *p)
   drain_end (&p->drain);
 }
 
+/* Note what the guest writes, or no longer. */
 static void
-mark_all (struct primary *p)
+track (struct primary *p, bool tracking)
 {
-  if (dirty_mark (&p->dirty, 0, node_size (p->disk)) == -1)
-    replication_error_set (&p->error, "writing the bitmap: %s",
-                           strerror (errno));
-  mirror_kick (p->mirror);
+  if (atomic_load (&p->tracking) == tracking)
+    return;
+  drain_begin (&p->drain);
+  atomic_store (&p->tracking, tracking);
+  drain_end (&p->drain);
 }
 
-/* Leave NONE, or DONE after a stop. */
+/* Leave NONE, or DONE after a stop.  The copying begins with the connection,
+ * so what is written is noted before there is one.
+ */
 static int
 start (struct primary *p, bool full_sync,
        struct replication_refusal *refusal)
 {
+  const bool tracking = atomic_load (&p->tracking);
+
   if (!p->remote && full_sync)
     return replication_refuse (refusal, "a full copy needs a remote: a "
                                "primary that forwards has no disk to copy "
                                "from");
-  if (connect_remote (p, full_sync, refusal) == -1)
+  if (p->remote)
+    track (p, true);
+  if (connect_remote (p, full_sync, refusal) == -1) {
+    track (p, tracking);
     return -1;
-
+  }
   enter_running (p);
-  if (full_sync)
-    mark_all (p);
-  return 0;
-}
-
-/* While RUNNING without the remote: take it as it is. */
-static int
-overwrite (struct primary *p, struct replication_refusal *refusal)
-{
-  if (connect_remote (p, true, refusal) == -1)
-    return -1;
-  mark_all (p);
   return 0;
 }
 
@@ -352,7 +350,7 @@ primary_start (struct primary *p, bool full_sync,
     return start (p, full_sync, refusal);
   case REPLICATION_RUNNING:
     if (full_sync && p->mirror && !mirror_is_connected (p->mirror))
-      return overwrite (p, refusal);
+      return connect_remote (p, true, refusal);
     return replication_refuse (refusal, "Block replication is running or "
                                "done");
   default:
@@ -367,6 +365,7 @@ primary_launch (struct primary *p, struct replication_refusal *refusal)
   const int r = start (p, false, refusal);
 
   if (r == -1 && p->mirror) {
+    track (p, true);
     enter_running (p);
     mirror_keep_trying (p->mirror);
   }

@@ -52,8 +52,7 @@ begin_change (struct primary *p, struct change *c, const char *what,
     request_end (&p->drain);
     return -1;
   }
-  c->tracked = p->remote && count > 0 &&
-    (stage != REPLICATION_NONE || p->file);
+  c->tracked = p->remote && count > 0 && atomic_load (&p->tracking);
   if (c->tracked) {
     claim_acquire (&p->claims, &c->claim, offset, count, CLAIM_SHARED);
     if (dirty_mark (&p->dirty, offset, count) == -1)

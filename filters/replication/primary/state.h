@@ -41,6 +41,9 @@ struct primary {
 
   /* Changed by commands only; to RUNNING while drained. */
   _Atomic enum replication_stage stage;
+  _Atomic bool tracking;        /* with a remote: what is written is noted in
+                                   the map, from before the first connection
+                                   on.  Changed while drained. */
 
   pthread_mutex_t command_lock; /* commands take turns; taken before all
                                    other locks; protects the rest */
