@@ -32,10 +32,13 @@ unit_tests = \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \
+	tests/unit/test-replication-bitmap \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-dirty \
 	tests/unit/test-replication-faults \
+	tests/unit/test-replication-forwarder \
 	tests/unit/test-replication-meeting \
+	tests/unit/test-replication-mirror \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-threads \
@@ -165,6 +168,7 @@ EXTRA_DIST += \
 	tests/unit/medium.h \
 	tests/unit/memory-node.h \
 	tests/unit/nbd-unit.h \
+	tests/unit/primary-unit.h \
 	tests/unit/replication-unit.h \
 	tests/unit/server.h \
 	tests/unit/unit.h \
