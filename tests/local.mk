@@ -91,6 +91,7 @@ bats_tests = \
 	tests/replication/whose-data.bats \
 	tests/writelog/blklogwrites.bats \
 	tests/writelog/crash-recipe.bats \
+	tests/writelog/explore.bats \
 	tests/writelog/logreplay.bats \
 	tests/writelog/logwrites.bats
 
@@ -174,6 +175,7 @@ EXTRA_DIST += \
 	tests/unit/unit.h \
 	tests/writelog/blklogwrites.py \
 	tests/writelog/crash-check.sh \
+	tests/writelog/explore.py \
 	tests/writelog/data/kernel-ext4.log.xz \
 	tests/writelog/data/kernel-ext4.states \
 	tests/writelog/logreplay.py \
