@@ -64,9 +64,30 @@ explore_print_progress (const struct explore *e, const char *what,
 
 /* ---- Shell */
 
+/* What has more than one line: it is put together by the shell again. */
+static void
+print_joined (FILE *fp, const char *word)
+{
+  fputs ("\"$(printf %b '", fp);
+  for (; *word; ++word)
+    switch (*word) {
+    case '\n': fputs ("\\n", fp); break;
+    case '\r': fputs ("\\r", fp); break;
+    case '\\': fputs ("\\\\", fp); break;
+    case '\'': fputs ("'\\''", fp); break;
+    default: putc (*word, fp);
+    }
+  fputs ("')\"", fp);
+}
+
+/* One word on one line. */
 static void
 print_quoted (FILE *fp, const char *word)
 {
+  if (strpbrk (word, "\n\r")) {
+    print_joined (fp, word);
+    return;
+  }
   if (word[0] && word[strspn (word, "abcdefghijklmnopqrstuvwxyz"
                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
                               "-_./:,=+@%")] == '\0') {

@@ -314,8 +314,21 @@ grow_states (struct make *m)
   return 0;
 }
 
-/* A state with a content of this number.  The same content again, behind
- * more marks, takes the place of the one that was met.
+/* Is a state, behind so many marks, better than the one that was met with the
+ * same content?
+ */
+static bool
+is_better (const struct make *m, const struct plan_state *state,
+           uint64_t marks, const struct met *met)
+{
+  if (marks != met->marks)
+    return marks > met->marks;
+  return plan_is_prefix (state) &&
+    !plan_is_prefix (&m->plan->states[met->state]);
+}
+
+/* A state with a content of this number.  If that was met, the better one is
+ * kept.
  */
 static int
 add (struct make *m, enum plan_kind kind, uint64_t entries, uint64_t place,
@@ -334,7 +347,7 @@ add (struct make *m, enum plan_kind kind, uint64_t entries, uint64_t place,
     return -1;
   met = find_met (m, number);
   if (met->state != NONE) {
-    if (marks > met->marks) {
+    if (is_better (m, &state, marks, met)) {
       m->plan->states[met->state] = state;
       met->marks = marks;
     }
