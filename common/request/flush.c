@@ -34,7 +34,10 @@ flusher_init (struct flusher *f, int (*flush) (void *), void *opaque)
 {
   f->flush = flush;
   f->opaque = opaque;
-  atomic_init (&f->written, 0);
+  /* An earlier process may have left something that is not durable, and its
+   * clients, which come back, ask for that with the next flush.
+   */
+  atomic_init (&f->written, 1);
   atomic_init (&f->durable, 0);
   pthread_mutex_init (&f->lock, NULL);
   pthread_cond_init (&f->done, NULL);

@@ -40,7 +40,8 @@ extern void flusher_destroy (struct flusher *f);
 /* Call after each completed write, before it is acknowledged. */
 extern void flusher_written (struct flusher *f);
 
-/* Return when all that was written before the call is durable.  A flush
+/* Return when all that was written before the call is durable, also by an
+ * earlier process: the first call always flushes.  A flush
  * that failed is reported to everybody who waited for it, and so is each
  * flush after it.
  */

@@ -142,13 +142,14 @@ test_what_is_flushed_is_durable_until_a_failure (void **state)
   assert_true (flusher_has_failed (&flusher));
 }
 
+/* Of the first flush nobody knows what an earlier process has left to it. */
 static void
 test_nothing_new_costs_nothing (void **state)
 {
   (void) state;
   assert_int_equal (flush_and_check (), 0);
-  assert_int_equal (atomic_load (&medium.nr_flushes), 0);
-  for (unsigned i = 1; i < 4; ++i) {
+  assert_int_equal (atomic_load (&medium.nr_flushes), 1);
+  for (unsigned i = 2; i < 5; ++i) {
     write_one (0);
     write_one (1);
     for (unsigned j = 0; j < 6; ++j)
