@@ -97,9 +97,9 @@ bats_tests = \
 
 # Slow ones stand first, so that they do not run alone at the end.
 if SANITIZERS
-TESTS = $(unit_tests)
+TESTS = $(unit_tests) $(chaos_tests)
 else
-TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests)
+TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests) $(chaos_tests)
 endif
 
 # Each unit test is linked with the library.  The others are run by tests.

@@ -1,0 +1,26 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Media that fail, lie and lose power under many threads, against models.
+# The suite runs a few fixed seeds; for longer with new ones:
+#
+#     make chaos CHAOS_SECONDS=600
+
+chaos_tests = tests/chaos/chaos
+check_PROGRAMS += $(chaos_tests)
+tests_chaos_chaos_SOURCES = \
+	tests/chaos/chaos.c \
+	tests/chaos/chaos.h \
+	tests/chaos/load.c \
+	tests/chaos/load.h \
+	tests/chaos/log.c \
+	tests/chaos/medium.c \
+	tests/chaos/medium.h \
+	tests/chaos/model.c \
+	tests/chaos/model.h \
+	tests/chaos/qed.c
+
+.PHONY: chaos
+chaos: all $(chaos_tests)
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} tests/chaos/chaos
