@@ -23,6 +23,7 @@ tools_blkctl_blkctl_SOURCES = \
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm
 tools_logwrites_logwrites_SOURCES = \
+	tools/logwrites/explore-page.c \
 	tools/logwrites/explore-print.c \
 	tools/logwrites/explore-run.c \
 	tools/logwrites/explore.c \
@@ -36,6 +37,7 @@ tools_logwrites_logwrites_SOURCES = \
 	tools/logwrites/lost.c \
 	tools/logwrites/lost.h \
 	tools/logwrites/plot.c \
+	tools/logwrites/plot.h \
 	tools/logwrites/print.c \
 	tools/logwrites/replay.c \
 	tools/logwrites/verify.c

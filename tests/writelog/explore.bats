@@ -356,3 +356,44 @@ $(nbdcopy "$uri" - | dd bs=1 skip=$offset count=6 2>/dev/null)"' \
   explore 0 --size=32M --limit=30 --from=mark/mkfs --disk disk.log -- '
     e2fsck -p "$disk" >/dev/null; e2fsck -fn "$disk"'
 }
+
+@test "a report is a page that needs nothing else" {
+  require_tool gnuplot
+  commit_log disk.log none
+  local more='echo "<b>"; exit 4'
+  explore 2 --size=64k --report=out --name='echo "<i>$sector"' disk.log -- \
+          "${check/exit 4/"$more"}"
+  assert_equal "$(ls out | tr '\n' ' ')" "finding-1.txt index.html "
+  grep '^the record is gone$' out/finding-1.txt
+  "$python" - <<'END'
+from html.parser import HTMLParser
+class Page(HTMLParser):
+    open, text, tags = [], "", []
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert tag not in ("script", "b", "i", "link", "img"), tag
+        assert not dict(attrs).get("href", "f").startswith("http"), attrs
+        if tag != "meta":
+            self.open.append(tag)
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+    def handle_data(self, data):
+        self.text += data
+page = Page(convert_charrefs=True)
+page.feed(open("out/index.html", encoding="utf-8").read())
+assert not page.open and page.tags.count("svg") == 1
+for words in ("sectors 8+2, 1024 bytes", "<b>", "<i>8", "nbdkit -U - -e lost/",
+              "entry 3 (metadata write)"):
+    assert words in page.text, words
+END
+  # The moments are drawn: more lines than without them.
+  logwrites plot disk.log -o plain.svg
+  grep -qi d40055 out/index.html
+  run ! grep -qi d40055 plain.svg
+
+  # What is in the way is told before anything runs.
+  touch file
+  explore 1 --report=file disk.log -- touch ran
+  explore 1 --report=missing/out disk.log -- touch ran
+  assert_file_not_exist ran
+}

@@ -216,16 +216,18 @@ explore_summary (const struct explore *e)
 
 /* ---- For people */
 
-static const char *
-kind_of (const struct writelog_index_entry *e)
+const char *
+explore_entry_kind (const struct explore *e, uint64_t entry)
 {
-  if (e->flags & WRITELOG_DISCARD)
+  const unsigned flags = writelog_index_entry (e->index, entry).flags;
+
+  if (flags & WRITELOG_DISCARD)
     return "discard";
-  if (e->flags & WRITELOG_FUA)
-    return e->flags & WRITELOG_FLUSH ? "flush and FUA write" : "FUA write";
-  if (e->flags & WRITELOG_FLUSH)
+  if (flags & WRITELOG_FUA)
+    return flags & WRITELOG_FLUSH ? "flush and FUA write" : "FUA write";
+  if (flags & WRITELOG_FLUSH)
     return "write with flush";
-  return e->flags & WRITELOG_METADATA ? "metadata write" : "write";
+  return flags & WRITELOG_METADATA ? "metadata write" : "write";
 }
 
 /* Lines of a text, each behind a sign. */
@@ -250,7 +252,7 @@ print_piece (const struct explore *e, const struct finding *f, size_t i,
   const uint64_t nr = p->end - p->start;
 
   printf ("%slost: entry %" PRIu64 ", a %s: ", before, p->entry,
-          kind_of (&entry));
+          explore_entry_kind (e, p->entry));
   if (nr < entry.nr_sectors)
     printf ("of its sectors %" PRIu64 "+%" PRIu64 " ", entry.sector,
             entry.nr_sectors);

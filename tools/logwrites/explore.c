@@ -63,6 +63,8 @@ static const struct tool_option options[] = {
   { EXPLORE_SHRINK, "shrink", "N",
     "runs of the command to shrink a loss (200)" },
   { EXPLORE_NAME, "name", "COMMAND", "ask what stands at $sector" },
+  { EXPLORE_REPORT, "report", "DIR",
+    "write a page there, and the output of each finding" },
   { EXPLORE_LIST, "list", NULL, "print the states and run nothing" },
   { TOOL_OUTPUT, "output", "human|json|tap", "how to print the result" },
   TOOL_OPTION_HELP,
@@ -354,7 +356,9 @@ explore (struct explore *e)
     return UNTOLD;
   if (e->list)
     return explore_print_list (e) == -1 ? UNTOLD : ALL_GOOD;
-  if (explore_run (e) == -1 || explore_print_end (e) == -1)
+  if ((e->report && explore_report_begin (e) == -1) ||
+      explore_run (e) == -1 || explore_print_end (e) == -1 ||
+      (e->report && explore_report (e) == -1))
     return UNTOLD;
   return exit_status (e);
 }
@@ -405,6 +409,8 @@ run (int argc, char *argv[])
     tool_usage_error ("Expecting a log, and a command after --");
   if (!e.list && optind + 1 == argc)
     tool_usage_error ("Expecting a command after the log and --");
+  if (e.list && e.report)
+    tool_usage_error ("--list does not go with --report");
   if (e.list && e.format == EXPLORE_TAP)
     tool_usage_error ("--list does not go with --output=tap");
   e.log = argv[optind];

@@ -99,7 +99,19 @@ extern void explore_clear_progress (void);
 extern char *explore_repeat (const struct explore *e,
                              const struct finding *finding);
 
-/* "23 states are bad, ..."; to be freed. */
+/* "23 states, 20 distinct: ..."; to be freed. */
 extern char *explore_summary (const struct explore *e);
+
+/* "metadata write" and so on. */
+extern const char *explore_entry_kind (const struct explore *e,
+                                       uint64_t entry);
+
+/* ---- explore-page.c */
+
+/* Make the folder of --report, before anything is tried, and fill it.  -1
+ * after a message.
+ */
+extern int explore_report_begin (const struct explore *e);
+extern int explore_report (const struct explore *e);
 
 #endif /* BLOCKDRIVERS_LOGWRITES_EXPLORE_H */

@@ -125,6 +125,21 @@ gnuplot_end (FILE *fp, pid_t pid)
 
 /* ---- The picture */
 
+void
+gnuplot_set_terminal (FILE *gnuplot, bool png)
+{
+  static const char options[] = "size 1200,750 noenhanced";
+
+  if (png)
+    fprintf (gnuplot,
+             "if (strstrt (GPVAL_TERMINALS, ' pngcairo ')) "
+             "{ set terminal pngcairo %s } else { set terminal png %s }\n",
+             options, options);
+  else
+    fprintf (gnuplot,
+             "set terminal svg %s background rgb 'white'\n", options);
+}
+
 static int
 copy_picture (int picture, int fd, const char *name)
 {

@@ -8,6 +8,7 @@
 #ifndef BLOCKDRIVERS_LOGWRITES_GNUPLOT_H
 #define BLOCKDRIVERS_LOGWRITES_GNUPLOT_H
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/types.h>
 
@@ -21,6 +22,9 @@ extern void gnuplot_print_text (FILE *gnuplot, const char *text,
  * its standard input, or NULL after a message.
  */
 extern FILE *gnuplot_start (int output, pid_t *pid);
+
+/* What kind of picture: PNG or SVG. */
+extern void gnuplot_set_terminal (FILE *gnuplot, bool png);
 
 /* Close the stream and wait.  What was wrong, if anything, it has said on
  * standard error, and then -1 is returned after a message.

@@ -30,6 +30,7 @@
 
 #include "tools/logwrites/gnuplot.h"
 #include "tools/logwrites/logwrites.h"
+#include "tools/logwrites/plot.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
@@ -74,6 +75,7 @@ static const struct {
 
 #define FLUSH_COLOUR 0xb0b0b0
 #define MARK_COLOUR 0x303030
+#define MOMENT_COLOUR 0xd40055
 
 /* One cell of the grid. */
 struct cell {
@@ -87,6 +89,8 @@ struct plot {
   FILE *gnuplot;
   uint64_t low, high;           /* the sectors shown, high exclusive */
   uint64_t nr[NR_KINDS];        /* entries of each kind that are drawn */
+  const uint64_t *moments;      /* that get a line, borrowed */
+  size_t nr_moments;
 
   struct cell (*cells)[COLUMNS]; /* the grid: ROWS of them, from below */
   uint64_t flushes[COLUMNS];    /* for the strip */
@@ -257,6 +261,18 @@ draw_marks (struct plot *p)
   }
   free_names (&n);
   return r;
+}
+
+/* Of those in one column a single one. */
+static void
+draw_moments (const struct plot *p)
+{
+  for (size_t i = 0; i < p->nr_moments; ++i)
+    if (i == 0 || column_of (p, p->moments[i]) !=
+        column_of (p, p->moments[i - 1]))
+      fprintf (p->gnuplot, "set arrow from %" PRIu64 ", graph 0 to %" PRIu64
+               ", graph 1 nohead front lw 1.5 dt 2 lc rgb '#%06x'\n",
+               p->moments[i], p->moments[i], MOMENT_COLOUR);
 }
 
 /* ---- Stroke by stroke */
@@ -457,21 +473,6 @@ draw_strip (struct plot *p)
 /* ---- The picture */
 
 static void
-set_terminal (const struct plot *p, bool png)
-{
-  static const char options[] = "size 1200,750 noenhanced";
-
-  if (png)
-    fprintf (p->gnuplot,
-             "if (strstrt (GPVAL_TERMINALS, ' pngcairo ')) "
-             "{ set terminal pngcairo %s } else { set terminal png %s }\n",
-             options, options);
-  else
-    fprintf (p->gnuplot,
-             "set terminal svg %s background rgb 'white'\n", options);
-}
-
-static void
 set_up (const struct plot *p)
 {
   const struct logwrites_totals *const t = &p->totals;
@@ -578,10 +579,11 @@ draw_grid (struct plot *p)
 static int
 draw (struct plot *p, bool png)
 {
-  set_terminal (p, png);
+  gnuplot_set_terminal (p->gnuplot, png);
   set_up (p);
   if (p->totals.marks && draw_marks (p) == -1)
     return -1;
+  draw_moments (p);
   if (has_lines (p) && print_flushes (p) == -1)
     return -1;
   if ((as_grid (p) ? draw_grid (p) : draw_strokes (p)) == -1)
@@ -614,9 +616,10 @@ plot_to (struct plot *p, int fd, bool png)
 
 /* Drawn in memory, since gnuplot does not notice when a disk is full. */
 static int
-plot_file (struct plot *p, const char *name, bool png)
+plot_in_memory (struct plot *p, const char *name, bool png)
 {
   CLEANUP_CLOSE int picture = memfd_create ("picture", MFD_CLOEXEC);
+  int r;
 
   if (picture == -1) {
     msg_error ("%s: memory for a picture: %m", name);
@@ -624,26 +627,46 @@ plot_file (struct plot *p, const char *name, bool png)
   }
   if (plot_to (p, picture, png) == -1)
     return -1;
-  return gnuplot_save (picture, name);
+  r = picture;
+  picture = -1;
+  return r;
+}
+
+/* Opens and closes the log.  name is for messages. */
+static int
+plot (const char *log, struct plot *p, const char *name, bool png)
+{
+  int r;
+
+  p->log = writelog_reader_open (log);
+  if (p->log == NULL)
+    return -1;
+  r = logwrites_count (p->log, &p->totals);
+  if (r == 0) {
+    p->low = p->totals.start;
+    p->high = MAX (p->totals.end, p->low + LEAST_SECTORS);
+    signal (SIGPIPE, SIG_IGN);  /* gnuplot's exit status tells more */
+    r = plot_in_memory (p, name, png);
+  }
+  writelog_reader_close (p->log);
+  return r;
+}
+
+int
+logwrites_plot_moments (const char *log, const uint64_t *moments, size_t nr)
+{
+  struct plot p = { .moments = moments, .nr_moments = nr };
+
+  return plot (log, &p, log, false);
 }
 
 static int
-plot (const char *log, const char *name, bool png)
+plot_file (const char *log, const char *name, bool png)
 {
-  struct plot p = { .log = writelog_reader_open (log) };
-  int r;
+  struct plot p = { .log = NULL };
+  CLEANUP_CLOSE int picture = plot (log, &p, name, png);
 
-  if (p.log == NULL)
-    return -1;
-  r = logwrites_count (p.log, &p.totals);
-  if (r == 0) {
-    p.low = p.totals.start;
-    p.high = MAX (p.totals.end, p.low + LEAST_SECTORS);
-    signal (SIGPIPE, SIG_IGN);  /* gnuplot's exit status tells more */
-    r = plot_file (&p, name, png);
-  }
-  writelog_reader_close (p.log);
-  return r;
+  return picture == -1 ? -1 : gnuplot_save (picture, name);
 }
 
 static bool
@@ -667,8 +690,9 @@ run (int argc, char *argv[])
     tool_usage_error ("Expecting -o and the name of the picture");
   if (!ends_with (name, ".svg") && !ends_with (name, ".png"))
     tool_usage_error ("%s: the name of a picture ends in .svg or .png", name);
-  return plot (logwrites_one_log (argc, argv), name,
-               ends_with (name, ".png")) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return plot_file (logwrites_one_log (argc, argv), name,
+                    ends_with (name, ".png")) == 0 ? EXIT_SUCCESS
+                                                   : EXIT_FAILURE;
 }
 
 const struct tool_command logwrites_plot_command = {
