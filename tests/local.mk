@@ -197,6 +197,7 @@ soak_bats = \
 	tests/replication/model.bats \
 	tests/replication/qemu.bats \
 	tests/writelog/blklogwrites.bats \
+	tests/writelog/explore.bats \
 	tests/writelog/logreplay.bats
 soak_units = \
 	tests/unit/test-replication-crash \
@@ -221,6 +222,7 @@ fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
 
 benches = \
 	tests/bench/blklogwrites.sh \
+	tests/bench/explore.sh \
 	tests/bench/logreplay.sh \
 	tests/bench/qed-img.sh \
 	tests/bench/qed.sh \

@@ -75,6 +75,31 @@ nothing_is_left ()
   done
 }
 
+@test "a disk is what its clients make of it, and the next one is new" {
+  require_tool qemu-img qemu-io nbdinfo
+  commit_log disk.log flush
+  explore 0 --size=1000001 --limit=4 disk.log -- "$python" \
+          "$tests/explore.py" disk
+  # Other clients agree: the old handshake, lists, and QEMU.
+  explore 0 --size=1M --limit=2 disk.log -- '
+    nbdinfo --list "$uri" | grep -F "export=\"$exportname\":" &&
+    nbdinfo --map "$uri" && nbdinfo --can multi-conn "$uri" &&
+    nbdinfo --no-content --json "nbd+unix:///any?socket=$unixsocket" &&
+    qemu-img convert -n -f raw -O null-co "$uri" null-co:// &&
+    qemu-io -f raw -c "write -P 3 5k 64k" -c "write -z 8k 8k" -c flush \
+            -c "read -P 3 5k 3k" -c "read -P 0 8k 8k" "$uri" | grep -c read &&
+    '"$python"' -c "
+import os, socket
+s = socket.socket(socket.AF_UNIX)
+s.connect(os.environ[\"unixsocket\"])
+assert s.recv(18, socket.MSG_WAITALL).startswith(b\"NBDMAGICIHAVEOPT\")
+s.send(bytes(4) + b\"IHAVEOPT\" + bytes([0, 0, 0, 1, 0, 0, 0, 0]))
+assert len(s.recv(134, socket.MSG_WAITALL)) == 134
+s.send(b\"nonsense\" * 4)
+assert s.recv(1) == b\"\"
+"'
+}
+
 @test "a missing flush is found, and what is lost is the record alone" {
   commit_log disk.log none
   explore 2 --size=64k disk.log -- "$check"
@@ -137,6 +162,16 @@ END
   explore 2 --states=flush disk.log -- sh -c 'echo "$0 $entry $flush"; exit 3' \
           '$HOME * $entry'
   assert_line '    | $HOME * 0 0 0'
+}
+
+@test "a terminal shows how far it is and how long it will take" {
+  commit_log disk.log flush
+  TMPDIR=$tmp run -0 script -qec \
+    'logwrites explore --size=64k --states=entry disk.log -- sleep 0.1' \
+    /dev/null
+  assert_output --regexp '[0-9]+ of [0-9]+ states, 0 bad, 0:00:0[0-9] to go'
+  explore 0 --size=64k --states=entry disk.log -- true
+  refute_output --partial "to go"
 }
 
 @test "what cannot be told is neither good nor bad" {

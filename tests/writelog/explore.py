@@ -6,6 +6,8 @@
 """Compare the states that logwrites explore tries with a model of them.
 
     explore.py SECTOR-SIZE SEED    a random log, all kinds of states
+    explore.py disk                as a command of explore: do with its disk
+                                   what clients do, on two connections
 
 The model makes them by the manual's words, with a disk that knows of each
 sector which entry it comes from.
@@ -13,9 +15,12 @@ sector which entry it comes from.
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
+
+import nbd
 
 import writelog_format as wl
 from logreplay import Cut
@@ -163,5 +168,78 @@ def main(size, seed):
     print(len(model.found), "states,", len(wanted), "distinct")
 
 
+# ---- A client
+
+def connect():
+    h = nbd.NBD()
+    h.add_meta_context("base:allocation")
+    h.set_strict_mode(0)
+    h.connect_uri(os.environ["uri"])
+    return h
+
+
+def read_all(h):
+    size = h.get_size()
+    return b"".join(h.pread(min(1 << 20, size - at), at)
+                    for at in range(0, size, 1 << 20))
+
+
+def must_fail(call, *arguments):
+    try:
+        call(*arguments)
+    except nbd.Error:
+        return
+    sys.exit(f"{call} {arguments[1:]} did not fail")
+
+
+def check_extents(h, disk):
+    at = 0
+
+    def extents(context, offset, entries, error):
+        nonlocal at
+        for length, flags in zip(entries[::2], entries[1::2]):
+            assert not (flags & nbd.STATE_ZERO and any(disk[at:at + length]))
+            at += length
+
+    while at < len(disk):
+        h.block_status(len(disk) - at, at, extents)
+
+
+def use_disk():
+    rng = random.Random(os.environ["entry"])
+    hs = [connect(), connect()]
+    disk = bytearray(read_all(hs[0]))
+    size = len(disk)
+    for _ in range(300):
+        h = rng.choice(hs)
+        at = rng.randrange(size)
+        n = min(rng.choice((1, 511, 4096, 70000, size)), size - at)
+        data = bytes(n)
+        kind = rng.randrange(5)
+        if kind == 0:
+            assert h.pread(n, at) == disk[at:at + n]
+            continue
+        if kind == 1:
+            h.zero(n, at, rng.choice((0, nbd.CMD_FLAG_NO_HOLE,
+                                      nbd.CMD_FLAG_FAST_ZERO)))
+        elif kind == 2:
+            h.trim(n, at)
+        else:
+            data = rng.randbytes(n)
+            h.pwrite(data, at, rng.choice((0, nbd.CMD_FLAG_FUA)))
+        disk[at:at + n] = data
+    for h in hs:
+        h.flush()
+        for bad in ((h.pread, 2, size - 1), (h.pwrite, b"xx", size - 1),
+                    (h.zero, 1, size), (h.trim, 1, size)):
+            must_fail(*bad)
+        assert read_all(h) == disk
+        check_extents(h, disk)
+        h.shutdown()
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1] == "disk":
+        use_disk()
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -275,7 +275,7 @@ grow_met (struct make *m)
   struct met *const old = m->met;
   const size_t old_size = m->met_size;
 
-  if (m->plan->nr < old_size / 2)
+  if (m->plan->nr < old_size - old_size / 8)
     return 0;
   m->met_size = MAX (2 * old_size, (size_t) 64);
   m->met = malloc (m->met_size * sizeof *m->met);
