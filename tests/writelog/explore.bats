@@ -225,7 +225,7 @@ signalled ()
 
 @test "a signal ends it with what has been found so far" {
   commit_log disk.log flush
-  local signal
+  local signal pid status
   for signal in INT TERM HUP; do
     signalled $signal 1 --states=entry
     grep -E 'tried before it was interrupted: [1-9] good, 0 bad' said
@@ -236,6 +236,24 @@ signalled ()
   jq -e '.summary.complete == false and (.states | length) > 0' said
   signalled INT 1 --states=entry --output=tap --disk
   grep '^Bail out! interrupted$' said
+  nothing_is_left
+  # The bad states that were found are told of.
+  commit_log disk.log none
+  rm -f ready
+  TMPDIR=$tmp/t logwrites explore --size=64k --states=single --jobs=1 \
+        disk.log -- '
+    if [ -e ready ]; then >busy; sleep 60; fi
+    if [ "$exportname" = lost/8/3 ]; then >ready; echo gone; exit 3; fi' \
+    >said 2>&1 3>&- &
+  pid=$!
+  remember $pid
+  wait_until 60 test -e busy
+  kill -INT $pid
+  status=0
+  wait $pid || status=$?
+  assert_equal "$status" 2
+  grep '^lost: entry 3' said
+  grep 'perhaps not the least' said
   nothing_is_left
 }
 

@@ -380,13 +380,18 @@ find_all (struct session *s, struct shrink *shrink)
 
     if (e->verdicts[i] != TRY_BAD)
       continue;
-    if (pool_interrupted (s->pool))
-      return -1;
+    if (!e->interrupted && pool_interrupted (s->pool))
+      e->interrupted = true;
+    if (e->interrupted)
+      shrink->most = 0;         /* tell of the others as they are */
     explore_print_progress (e, "bad states shrunk", nr++, e->nr[TRY_BAD],
                             s->started);
     if (least_of (s, shrink, i, &least) == -1) {
       least_free (&least);
-      return -1;
+      if (e->interrupted || !pool_interrupted (s->pool))
+        return -1;
+      i--;                      /* once more, without runs */
+      continue;
     }
     if (note_finding (s, i, &least) == -1) {
       msg_error ("findings: %m");
@@ -401,17 +406,13 @@ shrink_all (struct session *s)
 {
   struct explore *const e = s->e;
   struct shrink shrink = {
-    .pool = s->pool, .index = e->index, .most = e->shrink,
-    .from = e->wish.from,
+    .pool = s->pool, .index = e->index, .from = e->wish.from,
+    .most = e->interrupted || e->broken ? 0 : e->shrink,
   };
 
   s->started = clock_ms ();
-  if (note_prefixes (e, &shrink) == -1 || find_all (s, &shrink) == -1) {
-    if (pool_interrupted (s->pool))
-      e->interrupted = true;
-    else
-      e->broken = true;
-  }
+  if (note_prefixes (e, &shrink) == -1 || find_all (s, &shrink) == -1)
+    e->broken = true;
   e->shrink_runs = shrink.runs;
   shrink_free (&shrink);
   explore_clear_progress ();
@@ -537,9 +538,9 @@ run_session (struct session *s)
   if (s->pool == NULL)
     return -1;
   r = try_all (s);
-  if (r == 0 && e->nr[TRY_BAD] > 0 && !e->cannot_run && !e->interrupted)
+  if (r == 0 && e->nr[TRY_BAD] > 0)
     shrink_all (s);
-  if (r == 0 && e->name_command && !e->interrupted)
+  if (r == 0 && e->name_command && !e->interrupted && !e->broken)
     pool_run (s->pool, next_piece, note_name, NULL, s);
   pool_end (s->pool);
   return r;

@@ -227,6 +227,8 @@ bisect (struct shrink *s, uint64_t bad, uint64_t *left, struct least *least)
   least->good = UINT64_MAX;
   if (!good_before (s, bad, &good)) {
     good = s->from;
+    if (good < bad && *left == 0)
+      return 0;
     if (good < bad) {
       r = is_bad (s, good, &none, left, least);
       if (r == -1)

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -451,6 +452,8 @@ run_command (struct try *t)
     set_why (t, TRY_UNTOLD, "the command cannot be started: %m");
   close (fds[1]);
   end = pid == -1 ? ENDED : watch (t, pid, fds[0], &status);
+  if (pid != -1)
+    kill (-pid, SIGKILL);       /* its group, and then all the others */
   children_end (&t->fuse, t->fuse ? 1 : 0);
   read_output (t, fds[0]);
   close (fds[0]);
