@@ -120,6 +120,26 @@ assert s.recv(1) == b\"\"
   run -4 bash -c "$(sed -n 's/^repeat: //p' <<<"$output")"
 }
 
+@test "parts that were lost are told as such only where they matter" {
+  commit_log disk.log none
+  explore 2 --size=64k --states=random:40 disk.log -- "$check"
+  assert_line "lost: entry 3, a metadata write: sectors 8+2, 1024 bytes"
+  assert_equal "$(grep -c '^lost:' <<<"$output")" 1
+
+  # A record that is right only if both its sectors are of one kind.
+  make_log torn.log 'entry(9, 2, 0, b"a" * 1024)' 'entry(flags=FLUSH)' \
+           'entry(9, 2, FUA, b"b" * 1024)' 'entry(flags=FLUSH)'
+  explore 2 --size=64k torn.log -- '
+    kinds=$(nbdcopy "$uri" - | tr -d "\0" | fold -w 512 | cut -c 1 | sort -u)
+    test "$(echo $kinds)" != "a b"'
+  assert_line "lost: entry 2, a FUA write: of its sectors 9+2 10+1, 512 bytes"
+  assert_line "lost: entry 2, a FUA write: of its sectors 9+2 9+1, 512 bytes"
+  assert_equal "$(grep -c '^lost:' <<<"$output")" 2
+  explore 0 --size=64k --tear=entry torn.log -- '
+    kinds=$(nbdcopy "$uri" - | tr -d "\0" | fold -w 512 | cut -c 1 | sort -u)
+    test "$(echo $kinds)" != "a b"'
+}
+
 @test "with the flush all states are good" {
   commit_log disk.log flush
   explore 0 --size=64k disk.log -- "$check"

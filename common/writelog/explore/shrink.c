@@ -375,6 +375,65 @@ delta_debug (struct shrink *s, uint64_t *left, struct least *least)
   return 0;
 }
 
+/* ---- Whole writes */
+
+/* All of the entries of which something is lost, to be freed.  NULL if that is
+ * the same, or with errno.
+ */
+static struct lost_piece *
+whole_entries (const struct shrink *s, const struct least *least, size_t *nr)
+{
+  struct lost_piece *all = calloc (least->nr_lost, sizeof *all);
+  bool same = true;
+
+  errno = 0;
+  *nr = 0;
+  for (size_t i = 0; all && i < least->nr_lost; ++i) {
+    const struct lost_piece *const p = &least->lost[i];
+    const struct writelog_index_entry e =
+      writelog_index_entry (s->index, p->entry);
+
+    if (*nr > 0 && all[*nr - 1].entry == p->entry)
+      continue;
+    all[(*nr)++] = (struct lost_piece) { p->entry, e.sector,
+                                         e.sector + e.nr_sectors };
+    if (p->end - p->start < e.nr_sectors)
+      same = false;
+  }
+  if (same) {
+    free (all);
+    all = NULL;
+  }
+  return all;
+}
+
+/* If it is as bad to lose the writes wholly, the parts do not matter, and
+ * what is told is the same whatever parts were drawn.
+ */
+static int
+widen (struct shrink *s, uint64_t *left, struct least *least)
+{
+  struct least all = { .entries = least->entries };
+  int r;
+
+  all.lost = whole_entries (s, least, &all.nr_lost);
+  if (all.lost == NULL) {
+    if (errno == 0)
+      return 0;
+    msg_error ("shrink: %m");
+    return -1;
+  }
+  r = is_bad (s, least->entries, &all, left, least);
+  if (r <= 0) {
+    free (all.lost);
+    return r;
+  }
+  free (least->lost);
+  least->lost = all.lost;
+  least->nr_lost = all.nr_lost;
+  return all.nr_lost > 1 ? delta_debug (s, left, least) : 0;
+}
+
 /* ---- All of it */
 
 /* Are all pieces of a in b? */
@@ -460,5 +519,9 @@ shrink_moment (struct shrink *s, const struct writelog_moment *moment,
   }
   if (r == 0)
     r = guess (s, guesses, nr, &left, least);
-  return r == 0 ? delta_debug (s, &left, least) : MIN (r, 0);
+  if (r != 0)
+    return MIN (r, 0);
+  if (delta_debug (s, &left, least) == -1)
+    return -1;
+  return widen (s, &left, least);
 }
