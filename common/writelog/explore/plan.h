@@ -62,7 +62,8 @@ extern bool plan_parse_kinds (const char *list, struct plan_wish *wish);
 
 /* Two states are equal if each sector comes from the same entry.  Of equal
  * ones the one with the most marks before its moment is kept, since more was
- * promised there, and of these one that has lost nothing.  The index is borrowed.  -1 with errno ENOMEM.
+ * promised there, and of these one that has lost nothing.  The index is
+ * borrowed.  -1 with errno ENOMEM.
  */
 extern int plan_make (struct plan *plan, const struct writelog_index *index,
                       const struct plan_wish *wish);
