@@ -93,7 +93,8 @@ bats_tests = \
 	tests/writelog/crash-recipe.bats \
 	tests/writelog/explore.bats \
 	tests/writelog/logreplay.bats \
-	tests/writelog/logwrites.bats
+	tests/writelog/logwrites.bats \
+	tests/writelog/planted.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
 if SANITIZERS
@@ -179,7 +180,8 @@ EXTRA_DIST += \
 	tests/writelog/data/kernel-ext4.log.xz \
 	tests/writelog/data/kernel-ext4.states \
 	tests/writelog/logreplay.py \
-	tests/writelog/logwrites-model.py
+	tests/writelog/logwrites-model.py \
+	tests/writelog/planted.py
 
 # Long campaigns, of which the suite runs a short form: more of the random
 # models and more killed servers; more damaged images and logs, and more
