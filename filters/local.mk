@@ -69,6 +69,8 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/state.h \
 	filters/replication/secondary/buffers.c \
 	filters/replication/secondary/buffers.h \
+	filters/replication/secondary/checkpoint.c \
+	filters/replication/secondary/checkpoint.h \
 	filters/replication/secondary/commit.c \
 	filters/replication/secondary/commit.h \
 	filters/replication/secondary/guest.c \
@@ -86,5 +88,7 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/secondary/state.h \
 	filters/replication/report.c \
 	filters/replication/report.h \
+	filters/replication/stages.c \
+	filters/replication/stages.h \
 	filters/replication/status.c \
 	filters/replication/status.h

@@ -81,6 +81,7 @@ bats_tests = \
 	tests/replication/events.bats \
 	tests/replication/faults.bats \
 	tests/replication/history.bats \
+	tests/replication/joint.bats \
 	tests/replication/kill.bats \
 	tests/replication/layer.bats \
 	tests/replication/model.bats \
@@ -161,6 +162,7 @@ EXTRA_DIST += \
 	tests/replication/events.py \
 	tests/replication/faults.py \
 	tests/replication/history.py \
+	tests/replication/joint.py \
 	tests/replication/kill.py \
 	tests/replication/layer.py \
 	tests/replication/model.py \

@@ -18,7 +18,11 @@ tools_blkctl_blkctl_SOURCES = \
 	tools/blkctl/metrics.c \
 	tools/blkctl/metrics.h \
 	tools/blkctl/watch.c \
-	tools/blkctl/watch.h
+	tools/blkctl/watch.h \
+	tools/blkctl/failover.c \
+	tools/blkctl/failover.h \
+	tools/blkctl/members.c \
+	tools/blkctl/members.h
 
 bin_PROGRAMS += tools/logwrites/logwrites
 tools_logwrites_logwrites_LDADD = $(tool_libs) -lm

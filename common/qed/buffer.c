@@ -534,7 +534,8 @@ qed_buffer_get_note (struct node *n, uint8_t note[QED_NOTE_LEN])
 }
 
 int
-qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN])
+qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN],
+                     bool durable)
 {
   struct qed *s = qed_of_node (n);
   uint64_t offset;
@@ -543,5 +544,5 @@ qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN])
       node_pwrite (s->file, note, QED_NOTE_LEN, offset) == -1)
     return -1;
   flusher_written (&s->flusher);
-  return flusher_flush (&s->flusher);
+  return durable ? flusher_flush (&s->flusher) : 0;
 }

@@ -313,11 +313,12 @@ extern int qed_buffer_keep (struct node *n);
 
 /* A note of the user's, in the unused end of the header's first cluster,
  * where no reader of QED images looks.  Zeroes if there was none.  What
- * is put is durable.
+ * is put survives the death of the process, and with durable power loss.
  */
 #define QED_NOTE_LEN 512
 extern int qed_buffer_get_note (struct node *n, uint8_t note[QED_NOTE_LEN]);
 extern int qed_buffer_put_note (struct node *n,
-                                const uint8_t note[QED_NOTE_LEN]);
+                                const uint8_t note[QED_NOTE_LEN],
+                                bool durable);
 
 #endif /* BLOCKDRIVERS_QED_H */

@@ -7,16 +7,22 @@
  *
  * Notes on the design
  *
- * A checkpoint of several disks at one moment needs two steps: each disk
- * is prepared, which stops its guest, and when all are, each is told to
- * commit.  The one who does that is a client of several sockets, and may
- * be killed or stopped in between.  So a prepared checkpoint belongs to
- * the client that asked for it: it is aborted when that client hangs up,
- * and after HOLD_LIMIT in any case, by the timer's thread.  Until it is
- * committed or aborted, commands that would change the stage are
- * refused; but a failover aborts it.  Its client may prepare it again,
- * which only renews the time: so it can make sure that all of several
- * disks are still held, however long the slowest one took.
+ * A checkpoint of several disks at one moment needs three steps: each disk
+ * is prepared, which stops its guest; when all are, each commits; and when
+ * all have, each is released.  The one who does that is a client of several
+ * sockets, and may be killed or stopped in between.  So what is held belongs
+ * to the client that asked for it: it ends when that client hangs up, and
+ * after HOLD_LIMIT in any case, by the timer's thread.  What was prepared is
+ * given up then; of what has committed nobody knows whether others were
+ * released, so it stays, in doubt (secondary/checkpoint.c).  Until then
+ * commands that would change the stage are refused; but a failover ends it.
+ * Its client may prepare it again, which only renews the time: so it can make
+ * sure that all of several disks are still held, however long the slowest one
+ * took; but not for ever.
+ *
+ * A failover of several disks to one checkpoint has two steps: first all are
+ * taken over from whoever holds them, so that no checkpoint begins or ends
+ * any more; then the client looks where they are, and fails them over.
  *
  * The commands run one at a time, from one thread, but for the queries,
  * which never wait.  So besides that thread only the timer and the end of
@@ -32,6 +38,7 @@
 #include <string.h>
 
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "filters/replication/commands.h"
 #include "control/control.h"
 #include "request/job.h"
@@ -44,6 +51,11 @@
  */
 #define HOLD_LIMIT 10
 
+/* And to which it can be prolonged. */
+#define HOLD_TOTAL 25
+
+enum held { NOTHING, TAKEN_OVER, PREPARED, COMMITTED };
+
 struct commands {
   struct side *side;
   struct events *events;
@@ -54,12 +66,22 @@ struct commands {
    * that it does so once.  Taken before any lock of the side.
    */
   pthread_mutex_t lock;
-  struct control_client *holder; /* has prepared a checkpoint, or NULL */
+  enum held held;
+  struct control_client *holder; /* whoever did that; NULL for nothing */
+  int64_t held_since;
 };
 
 /* ---- A prepared checkpoint */
 
-/* Abort it, if this client (NULL: anybody) holds one.  Did it? */
+/* Called with the lock. */
+static void
+forget_held (struct commands *c)
+{
+  c->held = NOTHING;
+  c->holder = NULL;
+}
+
+/* End what this client (NULL: anybody) holds.  Was there something? */
 static bool
 abort_held (struct commands *c, const struct control_client *client)
 {
@@ -67,8 +89,8 @@ abort_held (struct commands *c, const struct control_client *client)
 
   if (c->holder == NULL || (client && c->holder != client))
     return false;
-  side_checkpoint_abort (c->side);
-  c->holder = NULL;
+  side_checkpoint_doubt (c->side);
+  forget_held (c);
   return true;
 }
 
@@ -81,9 +103,9 @@ hold_timer (struct job *job, void *opaque)
     if (job_cancelled (job))
       return 0;
   if (abort_held (c, NULL)) {
-    msg_error ("a checkpoint was prepared, but not committed within %d "
+    msg_error ("a checkpoint was prepared, but not completed within %d "
                "seconds: it is given up", HOLD_LIMIT);
-    report_checkpoint_failed (c->events, "it was prepared, but not committed "
+    report_checkpoint_failed (c->events, "it was prepared, but not completed "
                               "in time");
   }
   return 0;
@@ -143,22 +165,35 @@ do_start (struct commands *c, struct control_client *client, bool full)
   return answer (client, side_start (c->side, full, &refusal), &refusal);
 }
 
-/* A failover does not wait: whoever holds a checkpoint is late.  What was
- * interrupted for it has ended.
+/* A failover does not wait: whoever holds a checkpoint is late, and nobody
+ * does any more while the side ends it.  What was interrupted for it has
+ * ended.
  */
 static json_t *
-do_stop (struct commands *c, struct control_client *client, bool failover,
-         bool force)
+do_fail_over (struct commands *c, struct control_client *client, bool force,
+              const struct history *at)
+{
+  struct replication_refusal refusal;
+  int r;
+
+  side_interrupt (c->side, false);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+    forget_held (c);
+  }
+  r = side_fail_over (c->side, force, at, &refusal);
+  side_checkpoint_doubt (c->side); /* if it was refused */
+  return answer (client, r, &refusal);
+}
+
+static json_t *
+do_stop (struct commands *c, struct control_client *client)
 {
   struct replication_refusal refusal;
 
-  if (failover) {
-    side_interrupt (c->side, false);
-    abort_held (c, NULL);
-  }
   if (is_held (c, client))
     return NULL;
-  return answer (client, side_stop (c->side, failover, force, &refusal),
+  return answer (client, side_stop (c->side, false, false, &refusal),
                  &refusal);
 }
 
@@ -199,16 +234,43 @@ reset (void *opaque, struct control_client *client, json_t *arguments)
   return answer (client, side_reset (c->side, &refusal), &refusal);
 }
 
+/* An identifier of a checkpoint, or "" without one.  -1 if it is none. */
+static int
+get_id (struct moment *m, json_t *arguments, const char *key)
+{
+  const char *text = json_string_value (json_object_get (arguments, key));
+
+  moment_set (m, text ? text : "");
+  return text && m->id.text[0] == '\0' ? -1 : 0;
+}
+
+static json_t *
+refuse_id (struct control_client *client, const char *key)
+{
+  return control_fail (client, "Parameter '%s' is the identifier of a "
+                       "checkpoint: %d hexadecimal digits, of lower case",
+                       key, HISTORY_LEN);
+}
+
 static json_t *
 stop (void *opaque, struct control_client *client, json_t *arguments)
 {
+  struct commands *c = opaque;
   const bool failover =
     json_is_true (json_object_get (arguments, "failover"));
   const bool force = json_is_true (json_object_get (arguments, "force"));
+  struct moment at;
+  const bool bad_id = get_id (&at, arguments, "checkpoint") == -1;
 
-  if (force && !failover)
-    return control_fail (client, "Parameter 'force' is only for a failover");
-  return do_stop (opaque, client, failover, force);
+  if (!failover && (force || at.id.text[0] || bad_id))
+    return control_fail (client, "Parameter '%s' is only for a failover",
+                         force ? "force" : "checkpoint");
+  if (!failover)
+    return do_stop (c, client);
+  if (!bad_id)
+    return do_fail_over (c, client, force, &at.id);
+  side_interrupt (c->side, false);
+  return refuse_id (client, "checkpoint");
 }
 
 static bool
@@ -226,78 +288,164 @@ stop_is_urgent (void *opaque, json_t *arguments)
 }
 
 /* Let the holder's time begin anew.  With false, after making the command
- * fail, nothing is held.
+ * fail, nothing is held.  Called with the lock, and without a timer.
  */
 static bool
-hold (struct commands *c, struct control_client *client)
+hold (struct commands *c, struct control_client *client, enum held held)
 {
   c->timer = job_start ("hold-timer", hold_timer, c);
   if (c->timer) {
     c->holder = client;
+    c->held = held;
     return true;
   }
   control_fail (client, "the timer of the checkpoint: %s", strerror (errno));
-  side_checkpoint_abort (c->side);
-  c->holder = NULL;
+  side_checkpoint_doubt (c->side);
+  forget_held (c);
   return false;
+}
+
+/* For its holder, without a timer, so nobody else changes what is held. */
+static int
+prepare_again (struct commands *c, struct control_client *client)
+{
+  if (clock_ms () < c->held_since + (HOLD_TOTAL - HOLD_LIMIT) * 1000)
+    return 0;
+  side_checkpoint_doubt (c->side);
+  forget_held (c);
+  control_fail (client, "the checkpoint has been prepared for %d seconds, and "
+                "is given up", HOLD_TOTAL - HOLD_LIMIT);
+  return -1;
+}
+
+/* The same when nothing is prepared.  It may take long, so the lock is not
+ * held.
+ */
+static int
+prepare_first (struct commands *c, struct control_client *client,
+               const struct moment *m)
+{
+  struct replication_refusal refusal;
+
+  if (side_can_checkpoint (c->side, &refusal) == -1 ||
+      side_checkpoint_prepare (c->side, m->id.text[0] ? m : NULL, &refusal)
+      == -1) {
+    answer (client, -1, &refusal);
+    return -1;
+  }
+  c->held_since = clock_ms ();
+  return 0;
 }
 
 static json_t *
 prepare (void *opaque, struct control_client *client, json_t *arguments)
 {
   struct commands *c = opaque;
-  struct replication_refusal refusal;
-  bool again;
+  struct moment m;
+  int r;
 
   if (is_held_by_other (c, client))
     return NULL;
+  if (get_id (&m, arguments, "id") == -1)
+    return refuse_id (client, "id");
   end_timer (c);
-  /* Nobody else sets holder, and there is no timer. */
-  again = c->holder != NULL;
-  if (!again && (side_can_checkpoint (c->side, &refusal) == -1 ||
-                 side_checkpoint_prepare (c->side, &refusal) == -1))
-    return answer (client, -1, &refusal);
+  if (c->held == COMMITTED)
+    r = 0;
+  else if (c->held == PREPARED)
+    r = prepare_again (c, client);
+  else
+    r = prepare_first (c, client, &m);
+  if (r == -1)
+    return NULL;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  return hold (c, client) ? json_object () : NULL;
+  return hold (c, client, c->held == COMMITTED ? COMMITTED : PREPARED)
+    ? json_object () : NULL;
 }
 
 static json_t *
-end_held (struct commands *c, struct control_client *client, bool commit)
+fail_unprepared (struct control_client *client, const char *what)
 {
-  struct replication_refusal refusal;
-  int r = 0;
+  return control_fail (client, "this client has not %s a checkpoint (one that "
+                       "is not completed within %d seconds is given up)",
+                       what, HOLD_LIMIT);
+}
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
-  if (c->holder != client)
-    return control_fail (client, "this client has not prepared a checkpoint "
-                         "(one that is not committed within %d seconds is "
-                         "given up)", HOLD_LIMIT);
-  c->holder = NULL;
-  if (commit)
-    r = side_checkpoint_commit (c->side, &refusal);
-  else
-    side_checkpoint_abort (c->side);
-  return answer (client, r, &refusal);
+/* Called with the lock. */
+static json_t *
+end_held (struct commands *c)
+{
+  side_checkpoint_release (c->side);
+  forget_held (c);
+  return json_object ();
 }
 
 static json_t *
 commit (void *opaque, struct control_client *client, json_t *arguments)
 {
-  json_t *ret = end_held (opaque, client, true);
+  struct commands *c = opaque;
+  const bool wait = json_is_false (json_object_get (arguments, "release"));
+  struct replication_refusal refusal;
 
-  end_timer (opaque);
-  return ret;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+    if (c->holder != client || c->held != PREPARED)
+      return fail_unprepared (client, "prepared");
+    if (side_checkpoint_commit (c->side, &refusal) == -1) {
+      side_checkpoint_abort (c->side);
+      forget_held (c);
+      return answer (client, -1, &refusal);
+    }
+    if (!wait)
+      return end_held (c);
+    c->held = COMMITTED;
+  }
+  end_timer (c);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  if (c->holder != client)
+    return fail_unprepared (client, "committed");
+  return hold (c, client, COMMITTED) ? json_object () : NULL;
+}
+
+static json_t *
+release (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+
+  if (c->holder != client || c->held != COMMITTED)
+    return fail_unprepared (client, "committed");
+  return end_held (c);
 }
 
 static json_t *
 abort_prepared (void *opaque, struct control_client *client,
                 json_t *arguments)
 {
-  json_t *ret = end_held (opaque, client, false);
+  struct commands *c = opaque;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
 
-  end_timer (opaque);
-  return ret;
+  if (c->holder != client)
+    return fail_unprepared (client, "prepared");
+  side_checkpoint_abort (c->side);
+  forget_held (c);
+  return json_object ();
+}
+
+/* From here on no checkpoint begins or ends, but by this client. */
+static json_t *
+take_over (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+
+  end_timer (c);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
+  if (c->held != COMMITTED)
+    side_checkpoint_abort (c->side);
+  return hold (c, client, c->held == COMMITTED ? COMMITTED : TAKEN_OVER)
+    ? json_object () : NULL;
 }
 
 static void
@@ -305,6 +453,15 @@ set_text (json_t *object, const char *key, const char *text)
 {
   if (text[0])
     json_object_set_new (object, key, json_text (text));
+}
+
+static void
+set_moment (json_t *object, const struct moment *m)
+{
+  set_text (object, "checkpoint-id", m->id.text);
+  if (m->id.text[0] && m->time)
+    json_object_set_new (object, "checkpoint-time",
+                         json_real (m->time / 1000.0));
 }
 
 static json_t *
@@ -328,6 +485,8 @@ query (void *opaque, struct control_client *client, json_t *arguments)
                    "link", s.link, "role", s.role);
   if (c->side->mode == MODE_SECONDARY)
     json_object_set_new (ret, "consistent", json_boolean (!s.inconsistent));
+  set_moment (ret, &s.checkpoint);
+  set_text (ret, "checkpoint-before", s.checkpoint_before.text);
   set_text (ret, "desc", s.desc);
   set_text (ret, "link-desc", s.link_desc);
   set_text (ret, "history", s.history.text);
@@ -369,7 +528,9 @@ xen_set_replication (void *opaque, struct control_client *client,
                          primary ? "true" : "false",
                          mode_name (c->side->mode));
   return enable ? do_start (c, client, false)
-                : do_stop (c, client, json_is_true (failover), false);
+    : json_is_true (failover)
+    ? do_fail_over (c, client, false, &(struct history) { "" })
+    : do_stop (c, client);
 }
 
 /* One that is going to be refused is not. */
@@ -421,6 +582,17 @@ static const struct control_argument start_arguments[] = {
 static const struct control_argument stop_arguments[] = {
   { "failover", JSON_TRUE, true },
   { "force", JSON_TRUE, true },
+  { "checkpoint", JSON_STRING, true },
+  { NULL }
+};
+
+static const struct control_argument prepare_arguments[] = {
+  { "id", JSON_STRING, true },
+  { NULL }
+};
+
+static const struct control_argument commit_arguments[] = {
+  { "release", JSON_TRUE, true },
   { NULL }
 };
 
@@ -434,9 +606,11 @@ static const struct control_argument xen_arguments[] = {
 static const struct control_command table[] = {
   { "replication-start", start_arguments, .run = start },
   { "replication-checkpoint", NULL, .run = checkpoint },
-  { "replication-checkpoint-prepare", NULL, .run = prepare },
-  { "replication-checkpoint-commit", NULL, .run = commit },
+  { "replication-checkpoint-prepare", prepare_arguments, .run = prepare },
+  { "replication-checkpoint-commit", commit_arguments, .run = commit },
+  { "replication-checkpoint-release", NULL, .run = release },
   { "replication-checkpoint-abort", NULL, .run = abort_prepared },
+  { "replication-take-over", NULL, .run = take_over },
   { "replication-stop", stop_arguments, .run = stop,
     .is_urgent = stop_is_urgent },
   { "replication-reset", NULL, .run = reset },

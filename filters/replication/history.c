@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "filters/replication/history.h"
@@ -44,4 +45,31 @@ bool
 history_equal (const struct history *a, const struct history *b)
 {
   return a->text[0] && strcmp (a->text, b->text) == 0;
+}
+
+static uint64_t
+time_now (void)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_REALTIME, &now);
+  return (uint64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+int
+moment_make (struct moment *m)
+{
+  m->time = time_now ();
+  return history_make (&m->id);
+}
+
+void
+moment_set (struct moment *m, const char *id)
+{
+  *m = (struct moment) { .time = 0 };
+  if (strlen (id) != HISTORY_LEN)
+    return;
+  history_set (&m->id, id);
+  if (m->id.text[0])
+    m->time = time_now ();
 }

@@ -18,6 +18,7 @@
 #define BLOCKDRIVERS_REPLICATION_HISTORY_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #define HISTORY_LEN 32          /* hexadecimal digits, without the NUL */
 
@@ -34,5 +35,19 @@ extern void history_set (struct history *h, const void *bytes);
 
 /* Is it known, and the same? */
 extern bool history_equal (const struct history *a, const struct history *b);
+
+/* A checkpoint: the same one has the same identifier on all disks that took
+ * part in it.
+ */
+struct moment {
+  struct history id;            /* "" for none */
+  uint64_t time;                /* milliseconds since the epoch */
+};
+
+/* One that is just now, with a new identifier. */
+extern int moment_make (struct moment *m);
+
+/* With this identifier; "" for none. */
+extern void moment_set (struct moment *m, const char *id);
 
 #endif /* BLOCKDRIVERS_REPLICATION_HISTORY_H */

@@ -149,12 +149,14 @@ side_query (struct side *side, struct replication_status *status)
 }
 
 int
-side_checkpoint_prepare (struct side *side,
+side_checkpoint_prepare (struct side *side, const struct moment *moment,
                          struct replication_refusal *refusal)
 {
   return report (side, side->primary
-                 ? primary_checkpoint_prepare (side->primary, refusal)
-                 : secondary_checkpoint_prepare (side->secondary, refusal),
+                 ? primary_checkpoint_prepare (side->primary, moment,
+                                               refusal)
+                 : secondary_checkpoint_prepare (side->secondary, moment,
+                                                 refusal),
                  refusal);
 }
 
@@ -169,10 +171,40 @@ side_checkpoint_commit (struct side *side,
 }
 
 void
+side_checkpoint_release (struct side *side)
+{
+  if (side->primary)
+    primary_checkpoint_release (side->primary);
+  else
+    secondary_checkpoint_release (side->secondary);
+}
+
+void
 side_checkpoint_abort (struct side *side)
 {
   if (side->primary)
-    primary_checkpoint_abort (side->primary);
+    primary_checkpoint_release (side->primary);
   else
     secondary_checkpoint_abort (side->secondary);
+}
+
+void
+side_checkpoint_doubt (struct side *side)
+{
+  if (side->primary)
+    primary_checkpoint_release (side->primary);
+  else
+    secondary_checkpoint_doubt (side->secondary);
+}
+
+int
+side_fail_over (struct side *side, bool force, const struct history *at,
+                struct replication_refusal *refusal)
+{
+  if (side->secondary)
+    return secondary_fail_over (side->secondary, force, at, refusal);
+  if (at->text[0])
+    return replication_refuse (refusal, "Parameter 'checkpoint' is for a "
+                               "secondary");
+  return side_stop (side, true, force, refusal);
 }

@@ -56,10 +56,16 @@ extern int side_stop (struct side *side, bool failover, bool force,
                       struct replication_refusal *refusal);
 extern void side_query (struct side *side,
                         struct replication_status *status);
+extern int side_fail_over (struct side *side, bool force,
+                           const struct history *at,
+                           struct replication_refusal *refusal);
 extern int side_checkpoint_prepare (struct side *side,
+                                    const struct moment *moment,
                                     struct replication_refusal *refusal);
 extern int side_checkpoint_commit (struct side *side,
                                    struct replication_refusal *refusal);
+extern void side_checkpoint_release (struct side *side);
 extern void side_checkpoint_abort (struct side *side);
+extern void side_checkpoint_doubt (struct side *side);
 
 #endif /* BLOCKDRIVERS_REPLICATION_SIDE_H */

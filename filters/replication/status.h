@@ -50,6 +50,10 @@ struct replication_status {
   struct history history;       /* of the disk (secondary), of the primary's
                                    identifier (primary); "" if not known */
   struct history partner;       /* what is known of the other side */
+  struct moment checkpoint;     /* at which the guest's disk stands
+                                   (secondary), or the last one (primary) */
+  struct history checkpoint_before; /* to which a failover can go back
+                                   instead, or "" */
 };
 
 /* The first error since the start, or a worse one, which stays.  Each is an

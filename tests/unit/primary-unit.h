@@ -429,11 +429,12 @@ checkpoint_and_compare (void)
 {
   unsigned before;
 
-  assert_done (primary_checkpoint_prepare (primary, &refusal));
+  assert_done (primary_checkpoint_prepare (primary, NULL, &refusal));
   before = atomic_load (&disk.changes);
   assert_int_equal (first_difference (), -1);
   assert_int_equal (atomic_load (&disk.changes), before);
   assert_done (primary_checkpoint_commit (primary, &refusal));
+  primary_checkpoint_release (primary);
 }
 
 /* A remote that runs these commands of the shell before each write and for

@@ -285,7 +285,7 @@ test_the_note_stays (void **state)
   assert_int_equal (qed_buffer_get_note (b.buffer, found), 0);
   assert_memory_equal (found, note, sizeof note);
   memset (note, 'n', sizeof note);
-  assert_int_equal (qed_buffer_put_note (b.buffer, note), 0);
+  assert_int_equal (qed_buffer_put_note (b.buffer, note, true), 0);
   assert_int_equal (qed_buffer_hold (b.buffer, SIZE, 0), 0);
   assert_int_equal (empty (&b), 0);
   assert_int_equal (qed_buffer_clean (b.buffer), 0);

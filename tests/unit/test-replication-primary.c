@@ -342,8 +342,7 @@ commit_it (struct unit_thread *t)
 
   if (t->opaque)
     CHECK (primary_checkpoint_commit (primary, &r) == 0);
-  else
-    primary_checkpoint_abort (primary);
+  primary_checkpoint_release (primary);
 }
 
 static void
@@ -357,15 +356,15 @@ test_a_prepared_checkpoint_holds_writes (void **state)
   begin_primary (server.uri, NULL, 0);
   assert_refused (primary_checkpoint_commit (primary, &refusal),
                   "no checkpoint has been prepared");
-  primary_checkpoint_abort (primary);
+  primary_checkpoint_release (primary);
   assert_done (primary_start (primary, false, &refusal));
   start_changing (threads, 2);
   for (unsigned i = 0; i < 4; ++i) {
     char buf[100];
 
-    assert_done (primary_checkpoint_prepare (primary, &refusal));
+    assert_done (primary_checkpoint_prepare (primary, NULL, &refusal));
     before = atomic_load (&disk.changes);
-    assert_refused (primary_checkpoint_prepare (primary, &refusal),
+    assert_refused (primary_checkpoint_prepare (primary, NULL, &refusal),
                     "a checkpoint has been prepared");
     assert_refused (primary_checkpoint (primary, &refusal),
                     "a checkpoint has been prepared");
@@ -380,7 +379,7 @@ test_a_prepared_checkpoint_holds_writes (void **state)
   assert_int_equal (query ().checkpoints, 2);
 
   /* A failover does not wait for anybody. */
-  assert_done (primary_checkpoint_prepare (primary, &refusal));
+  assert_done (primary_checkpoint_prepare (primary, NULL, &refusal));
   assert_done (primary_stop (primary, true, &refusal));
   before = atomic_load (&disk.changes);
   wait_for (atomic_load (&disk.changes) > before + 10);

@@ -275,14 +275,21 @@ leave_stage (struct bench *b)
   bench_close (b);
 }
 
+static void
+commit_checkpoint (struct bench *b)
+{
+  assert_int_equal (secondary_checkpoint_commit (b->s, &b->refusal), 0);
+  secondary_checkpoint_release (b->s);
+}
+
 static int
 checkpoint_twice (struct bench *b)
 {
   const int r = secondary_checkpoint (b->s, &b->refusal);
 
-  assert_int_equal (secondary_checkpoint_prepare (b->s, &b->refusal), r);
+  assert_int_equal (secondary_checkpoint_prepare (b->s, NULL, &b->refusal), r);
   if (r == 0)
-    assert_int_equal (secondary_checkpoint_commit (b->s, &b->refusal), 0);
+    commit_checkpoint (b);
   return r;
 }
 
@@ -546,7 +553,7 @@ test_prepare_and_abort (void **state)
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', 10, 0);
   write_byte (b.guest, 'g', 10, 10);
-  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, NULL, &b.refusal), 0);
   start_threads (threads, 2, write_in_a_thread, &b);
 
   /* The requests wait, so the buffers do not change. */
@@ -554,7 +561,7 @@ test_prepare_and_abort (void **state)
   assert_status (&b, REPLICATION_RUNNING, false);
   assert_byte (&b.disk->node, 'o', 1, 500);
   assert_int_equal (secondary_checkpoint (b.s, &b.refusal), -1);
-  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), -1);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, NULL, &b.refusal), -1);
   assert_int_equal (secondary_stop (b.s, false, false, &b.refusal), -1);
   assert_string_equal (b.refusal.desc, "A checkpoint is being prepared");
 
@@ -567,8 +574,8 @@ test_prepare_and_abort (void **state)
   assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), -1);
   assert_string_equal (b.refusal.desc, "No checkpoint is prepared");
 
-  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
-  assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, NULL, &b.refusal), 0);
+  commit_checkpoint (&b);
   assert_byte (b.guest, 'p', 10, 0);
   assert_byte (b.guest, 'o', 10, 10);
   assert_status (&b, REPLICATION_RUNNING, false);
@@ -587,7 +594,7 @@ test_failover_aborts_what_is_prepared (void **state)
   fill_disk (&b, 'o');
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', 10, 0);
-  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, NULL, &b.refusal), 0);
   assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), 0);
   assert_int_equal (secondary_checkpoint_commit (b.s, &b.refusal), -1);
   await_failover (&b);
@@ -604,7 +611,7 @@ test_close_aborts_what_is_prepared (void **state)
   bench_open (&b, SIZE, RECOVER_FAIL);
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   write_byte (b.primary, 'p', 10, 0);
-  assert_int_equal (secondary_checkpoint_prepare (b.s, &b.refusal), 0);
+  assert_int_equal (secondary_checkpoint_prepare (b.s, NULL, &b.refusal), 0);
   bench_close (&b);
   assert_clean_buffers ();
 }

@@ -23,6 +23,8 @@
 #include "tools/blkctl/checkpoint.h"
 #include "tools/blkctl/client.h"
 #include "tools/blkctl/every.h"
+#include "tools/blkctl/failover.h"
+#include "tools/blkctl/members.h"
 #include "tools/blkctl/metrics.h"
 #include "tools/blkctl/watch.h"
 #include "utils/message.h"
@@ -126,6 +128,32 @@ send_command (const char *socket, const char *command, json_t *arguments)
   return status;
 }
 
+/* ---- Several */
+
+static bool
+is_failover (const char *command, const json_t *arguments)
+{
+  return strcmp (command, "replication-stop") == 0 &&
+    json_is_true (json_object_get (arguments, "failover"));
+}
+
+static int
+run_failover (char *sockets[], int nr, const json_t *arguments)
+{
+  const json_t *const force = json_object_get (arguments, "force");
+  const size_t nr_known = 1 + (force != NULL);
+  int status;
+
+  if (json_object_size (arguments) != nr_known ||
+      (force && !json_is_boolean (force)))
+    tool_usage_error ("a failover of several sockets has no arguments but "
+                      "force=true");
+  status = failover_together (sockets, nr, json_is_true (force));
+  if (status == EXIT_SUCCESS && tool_print_json (json_object ()) == -1)
+    status = STATUS_FAILED;
+  return status;
+}
+
 enum { OPTION_EVERY = TOOL_FIRST_CODE, OPTION_WATCH, OPTION_METRICS };
 
 static const struct tool_option options[] = {
@@ -182,9 +210,11 @@ run (int argc, char *argv[])
                       command);
   else if (nr_sockets == 1 && !every)
     status = send_command (argv[0], command, arguments);
+  else if (is_failover (command, arguments))
+    status = run_failover (argv, nr_sockets, arguments);
   else if (strcmp (command, CHECKPOINT) != 0)
-    tool_usage_error ("'%s' is for one socket; only %s takes several",
-                      command, CHECKPOINT);
+    tool_usage_error ("'%s' is for one socket; only %s and a replication-stop "
+                      "with failover=true take several", command, CHECKPOINT);
   else if (json_object_size (arguments) > 0)
     tool_usage_error (CHECKPOINT " has no arguments");
   else if (every)
@@ -236,7 +266,8 @@ static const struct tool blkctl = {
   .arguments = "SOCKET COMMAND [KEY=VALUE...]\n"
     "       blkctl [--every=SECONDS] SOCKET SOCKET... " CHECKPOINT "\n"
     "       blkctl --watch SOCKET...\n"
-    "       blkctl --metrics SOCKET...",
+    "       blkctl --metrics SOCKET...\n"
+    "       blkctl SOCKET SOCKET... replication-stop failover=true",
   .help = "Send a command to the control socket of a filter, and print what "
     "it returns as\nJSON.  'query-commands' lists the commands of a socket.",
   .run = run, .options = options, .set_option = set_option,

@@ -8,11 +8,6 @@
 #ifndef BLOCKDRIVERS_CHECKPOINT_H
 #define BLOCKDRIVERS_CHECKPOINT_H
 
-/* The same socket twice is a mistake: a disk would wait for itself.  Does
- * not return then.
- */
-extern void refuse_twins (char *sockets[], int nr);
-
 /* Make one checkpoint of the disks behind nr sockets, or of none of them.
  * Returns the exit status, after messages.  From the first commit on signals
  * are blocked, and stay so.

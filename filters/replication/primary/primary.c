@@ -42,6 +42,7 @@
 #include "filters/replication/primary/requests.h"
 #include "filters/replication/primary/state.h"
 #include "filters/replication/report.h"
+#include "filters/replication/stages.h"
 #include "utils/rounding.h"
 
 /* Milliseconds that a stop or the end give the remote before writes are
@@ -106,6 +107,7 @@ primary_open (const struct primary_options *options)
   replication_error_init (&p->error, options->events);
   p->events = options->events;
   pthread_mutex_init (&p->command_lock, NULL);
+  pthread_mutex_init (&p->moment_lock, NULL);
   return p;
 }
 
@@ -154,6 +156,15 @@ set_stage (struct primary *p, enum replication_stage stage)
 {
   atomic_store (&p->stage, stage);
   report_stage (p->events, stage, "primary");
+}
+
+/* What this command does now: as stages_check. */
+static int
+check (struct primary *p, enum stage_command command,
+       struct replication_refusal *refusal)
+{
+  return stages_check (stages_answer (SIDE_PRIMARY, command, stage_of (p)),
+                       &p->error, refusal);
 }
 
 /* The checkpoint that was prepared is over. */
@@ -239,6 +250,7 @@ primary_close (struct primary *p)
     end_file (p);
   if (p->remote && p->disk)
     dirty_destroy (&p->dirty);
+  pthread_mutex_destroy (&p->moment_lock);
   pthread_mutex_destroy (&p->command_lock);
   replication_error_destroy (&p->error);
   drain_destroy (&p->drain);
@@ -345,17 +357,13 @@ primary_start (struct primary *p, bool full_sync,
 
   if (p->prepared)
     return refuse_prepared (refusal);
-  switch (stage_of (p)) {
-  case REPLICATION_NONE:
-    return start (p, full_sync, refusal);
-  case REPLICATION_RUNNING:
-    if (full_sync && p->mirror && !mirror_is_connected (p->mirror))
-      return connect_remote (p, true, refusal);
-    return replication_refuse (refusal, "Block replication is running or "
-                               "done");
-  default:
-    return start_again (p, full_sync, refusal);
-  }
+  if (stage_of (p) == REPLICATION_RUNNING && full_sync && p->mirror &&
+      !mirror_is_connected (p->mirror))
+    return connect_remote (p, true, refusal);
+  if (check (p, COMMAND_START, refusal) == -1)
+    return -1;
+  return stage_of (p) == REPLICATION_DONE
+    ? start_again (p, full_sync, refusal) : start (p, full_sync, refusal);
 }
 
 int
@@ -418,12 +426,18 @@ hold_mirror (struct primary *p, struct replication_refusal *refusal)
 }
 
 static int
-prepare (struct primary *p, struct replication_refusal *refusal)
+prepare (struct primary *p, const struct moment *moment,
+         struct replication_refusal *refusal)
 {
   int r = 0;
 
   if (p->prepared)
     return refuse_prepared (refusal);
+  if (moment)
+    p->pending = *moment;
+  else if (moment_make (&p->pending) == -1)
+    return replication_refuse (refusal, "no random numbers: %s",
+                               strerror (errno));
   if (stage_of (p) == REPLICATION_RUNNING) {
     r = p->remote ? hold_mirror (p, refusal) : hold_forwarder (p, refusal);
     p->held = r == 0;
@@ -432,23 +446,32 @@ prepare (struct primary *p, struct replication_refusal *refusal)
   return r;
 }
 
+static void
+count_checkpoint (struct primary *p)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->moment_lock);
+
+  p->last = p->pending;
+  atomic_fetch_add (&p->checkpoints, 1);
+}
+
 static int
 commit (struct primary *p, struct replication_refusal *refusal)
 {
   if (!p->prepared)
     return replication_refuse (refusal, "no checkpoint has been prepared");
-  atomic_fetch_add (&p->checkpoints, p->held);
-  release (p);
+  if (p->held)
+    count_checkpoint (p);
   return 0;
 }
 
 int
-primary_checkpoint_prepare (struct primary *p,
+primary_checkpoint_prepare (struct primary *p, const struct moment *moment,
                             struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
 
-  return prepare (p, refusal);
+  return prepare (p, moment, refusal);
 }
 
 int
@@ -461,7 +484,7 @@ primary_checkpoint_commit (struct primary *p,
 }
 
 void
-primary_checkpoint_abort (struct primary *p)
+primary_checkpoint_release (struct primary *p)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
 
@@ -471,13 +494,7 @@ primary_checkpoint_abort (struct primary *p)
 int
 primary_is_running (struct primary *p, struct replication_refusal *refusal)
 {
-  const enum replication_stage stage = stage_of (p);
-
-  if (stage == REPLICATION_RUNNING)
-    return 0;
-  return replication_refuse (refusal, stage == REPLICATION_NONE
-                             ? "Block replication is not running"
-                             : "Block replication is done: it was stopped");
+  return check (p, COMMAND_CHECKPOINT, refusal) == -1 ? -1 : 0;
 }
 
 int
@@ -485,7 +502,13 @@ primary_checkpoint (struct primary *p, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
 
-  return prepare (p, refusal) == -1 ? -1 : commit (p, refusal);
+  int r = prepare (p, NULL, refusal);
+
+  if (r == 0) {
+    r = commit (p, refusal);
+    release (p);
+  }
+  return r;
 }
 
 /* See that what was sent to a forwarder's disk has been carried out. */
@@ -531,8 +554,8 @@ primary_stop (struct primary *p, bool failover,
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
 
-  if (stage_of (p) == REPLICATION_NONE)
-    return replication_refuse (refusal, "Block replication is not running");
+  if (check (p, failover ? COMMAND_FAIL_OVER : COMMAND_STOP, refusal) == -1)
+    return -1;
   release (p);
   p->failed_over |= failover;
   if (stage_of (p) == REPLICATION_RUNNING)
@@ -563,6 +586,9 @@ primary_query (struct primary *p, struct replication_status *status)
     status->link = status->remote_connected ? "connected" : "none";
   }
   status->role = "primary";
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->moment_lock);
+  status->checkpoint = p->last;
 }
 
 void

@@ -86,15 +86,17 @@ extern void primary_query (struct primary *p,
 extern int primary_is_running (struct primary *p,
                                struct replication_refusal *refusal);
 
-/* A checkpoint of several disks at one moment.  Prepare does all that
- * may fail and leaves guest writes waiting; commit or abort must follow
- * and lets them go on.
+/* A checkpoint of several disks at one moment, which names it (NULL: of this
+ * disk alone).  Prepare does all that may fail and leaves guest writes
+ * waiting; after commit, or without it for one that is given up, release
+ * lets them go on.
  */
 extern int primary_checkpoint_prepare (struct primary *p,
+                                       const struct moment *moment,
                                        struct replication_refusal *refusal);
 extern int primary_checkpoint_commit (struct primary *p,
                                       struct replication_refusal *refusal);
-extern void primary_checkpoint_abort (struct primary *p);
+extern void primary_checkpoint_release (struct primary *p);
 
 /* Commands that wait for the remote are refused, now and until this is
  * taken back as often as it was called.  (Those of a forwarder soon come to

@@ -51,7 +51,11 @@ struct primary {
   bool held;                    /* drained for it */
   bool failed_over;             /* stopped so: the other side took over */
 
+  struct moment pending;        /* the one that is prepared */
+
   _Atomic uint64_t checkpoints; /* since the start */
+  pthread_mutex_t moment_lock;  /* protects last; a leaf lock */
+  struct moment last;           /* checkpoint, "" before the first */
 };
 
 static inline enum replication_stage

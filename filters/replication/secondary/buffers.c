@@ -129,8 +129,8 @@ sync_folder (const char *name)
   return r;
 }
 
-/* Give a new file the name at which nothing is, or an empty file, whose
- * owner and mode it then takes on.
+/* Give a new file the name at which nothing is, or another file, whose owner
+ * and mode it then takes on.
  */
 static int
 rename_new (const char *new, const char *name)
@@ -141,7 +141,59 @@ rename_new (const char *new, const char *name)
       (chmod (new, st.st_mode & 07777) == -1 ||
        (chown (new, st.st_uid, st.st_gid) == -1 && errno != EPERM)))
     return -1;
-  return rename (new, name) == -1 ? -1 : sync_folder (name);
+  return rename (new, name);
+}
+
+int
+buffers_sync_names (struct secondary *s)
+{
+  if (sync_folder (s->active_name) == 0 && sync_folder (s->hidden_name) == 0)
+    return 0;
+  msg_error ("flushing the folder of the buffers %s and %s: %m",
+             s->active_name, s->hidden_name);
+  return -1;
+}
+
+/* Another name in the same folder, to be freed; NULL with errno after a
+ * message.
+ */
+static char *
+name_beside (const char *name, const char *what, const struct history *id)
+{
+  CLEANUP_FREE char *real = realpath (name, NULL);
+  char *beside;
+
+  if (asprintf (&beside, "%s.%s-%.8s", real ? real : name, what, id->text)
+      != -1)
+    return beside;
+  errno = ENOMEM;
+  msg_error ("%s: %m", name);
+  return NULL;
+}
+
+/* Make a buffer under another name, which is returned, to be freed. */
+static char *
+create_beside (const char *name, uint64_t size)
+{
+  struct history unique;
+  char *new;
+
+  if (history_make (&unique) == -1)
+    return NULL;
+  new = name_beside (name, "new", &unique);
+  if (new == NULL || qed_buffer_create (new, size) == 0)
+    return new;
+  free (new);
+  return NULL;
+}
+
+static void
+remove_file (const char *name)
+{
+  const int err = errno;
+
+  unlink (name);
+  errno = err;
 }
 
 /* A crash leaves no file or a whole one: it is made under another name.  What
@@ -151,26 +203,14 @@ static int
 create_buffer (const char *name, uint64_t size)
 {
   CLEANUP_FREE char *real = realpath (name, NULL);
-  CLEANUP_FREE char *new = NULL;
-  struct history unique;
+  CLEANUP_FREE char *new = create_beside (name, size);
 
-  if (history_make (&unique) == -1)
+  if (new == NULL)
     return -1;
-  if (asprintf (&new, "%s.new-%.8s", real ? real : name, unique.text) == -1) {
-    new = NULL;
-    msg_error ("%s: %m", name);
-    return -1;
-  }
-  if (qed_buffer_create (new, size) == -1)
-    return -1;
-  if (rename_new (new, real ? real : name) == 0)
+  if (rename_new (new, real ? real : name) == 0 && sync_folder (name) == 0)
     return 0;
   msg_error ("%s: giving the new buffer %s its name: %m", name, new);
-
-  const int err = errno;
-
-  unlink (new);
-  errno = err;
+  remove_file (new);
   return -1;
 }
 
@@ -211,15 +251,162 @@ buffers_empty_switch (struct secondary *s)
 {
   if (qed_buffer_empty_switch (s->active) == -1)
     return -1;
-  if (qed_buffer_empty_switch (s->hidden) == 0) {
-    qed_buffer_empty_finish (s->active);
-    qed_buffer_empty_finish (s->hidden);
+  if (qed_buffer_empty_switch (s->hidden) == 0)
     return 0;
-  }
 
   const int err = errno;
 
   qed_buffer_empty_back (s->active);
   errno = err;
   return -1;
+}
+
+/* The hidden one has what belongs to the disk, so it comes first. */
+int
+buffers_empty_back (struct secondary *s)
+{
+  if (qed_buffer_empty_back (s->hidden) == -1)
+    return -1;
+  return qed_buffer_empty_back (s->active);
+}
+
+void
+buffers_empty_finish (struct secondary *s)
+{
+  qed_buffer_empty_finish (s->active);
+  qed_buffer_empty_finish (s->hidden);
+}
+
+/* ---- Keeping the checkpoint before */
+
+static void
+set_buffer (struct secondary *s, struct node **buffer, struct node *n)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->buffers_lock);
+
+  *buffer = n;
+}
+
+/* The file takes the place of the hidden buffer, which is left under the other
+ * name.  A crash in between leaves it under both.
+ */
+static int
+exchange_hidden (struct secondary *s, const char *new, const char *kept)
+{
+  CLEANUP_FREE char *real = realpath (s->hidden_name, NULL);
+
+  if (real && link (real, kept) == 0) {
+    if (rename_new (new, real) == 0)
+      return 0;
+    remove_file (kept);
+  }
+  msg_error ("%s: keeping it as %s: %m", s->hidden_name, kept);
+  return -1;
+}
+
+/* Open the file as a hidden buffer that says what the other one says. */
+static struct node *
+open_beside (struct secondary *s, const char *new)
+{
+  uint8_t text[QED_NOTE_LEN];
+  struct node *n = qed_buffer_open (new);
+
+  if (n == NULL)
+    return NULL;
+  qed_buffer_set_backing (n, s->disk, true);
+  if (qed_buffer_get_note (s->hidden, text) == 0 &&
+      qed_buffer_put_note (n, text, true) == 0 && node_start (n) == 0)
+    return n;
+  node_close (n);
+  return NULL;
+}
+
+/* Make a new hidden buffer and exchange it. */
+static struct node *
+replace_hidden (struct secondary *s, const char *kept)
+{
+  CLEANUP_FREE char *new =
+    create_beside (s->hidden_name, node_size (s->hidden));
+  struct node *n;
+
+  if (new == NULL)
+    return NULL;
+  n = open_beside (s, new);
+  if (n && exchange_hidden (s, new, kept) == 0)
+    return n;
+  node_close (n);
+  remove_file (new);
+  return NULL;
+}
+
+void
+buffers_drop_kept (struct secondary *s)
+{
+  struct node *const old = s->kept;
+
+  if (old == NULL)
+    return;
+  set_buffer (s, &s->kept, NULL);
+  remove_file (s->kept_name);
+  node_close (old);
+  free (s->kept_name);
+  s->kept_name = NULL;
+}
+
+
+int
+buffers_keep (struct secondary *s, const struct history *id)
+{
+  struct node *const old = s->hidden;
+  char *const kept = name_beside (s->hidden_name, "before", id);
+  struct node *const n = kept ? replace_hidden (s, kept) : NULL;
+  int r;
+
+  if (n == NULL) {
+    buffers_empty_finish (s);
+    free (kept);
+    return -1;
+  }
+  /* If this fails both are empty, and the new one is as good. */
+  r = qed_buffer_empty_back (old);
+  qed_buffer_set_backing (old, n, false);
+  qed_buffer_set_backing (s->active, n, false);
+  qed_buffer_empty_finish (s->active);
+  set_buffer (s, &s->hidden, n);
+  set_buffer (s, &s->kept, old);
+  s->kept_name = kept;
+  if (r == -1)
+    buffers_drop_kept (s);
+  return r;
+}
+
+int
+buffers_use_kept (struct secondary *s)
+{
+  static const uint8_t no_note[QED_NOTE_LEN];
+  CLEANUP_FREE char *real = realpath (s->active_name, NULL);
+  struct node *old;
+
+  if (real == NULL || qed_buffer_put_note (s->kept, no_note, true) == -1 ||
+      rename (s->kept_name, real) == -1) {
+    msg_error ("%s: taking the place of %s: %m", s->kept_name,
+               s->active_name);
+    return -1;
+  }
+  old = s->active;
+  set_buffer (s, &s->active, s->kept);
+  node_close (old);
+  set_buffer (s, &s->kept, NULL);
+  free (s->kept_name);
+  s->kept_name = NULL;
+  return 0;
+}
+
+void
+buffers_forget_kept (struct secondary *s, const struct history *id)
+{
+  CLEANUP_FREE char *kept = name_beside (s->hidden_name, "before", id);
+
+  if (kept)
+    unlink (kept);
 }

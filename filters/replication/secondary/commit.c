@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "filters/replication/secondary/buffers.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
@@ -188,6 +189,7 @@ end_commit (struct secondary *s)
 static void
 drop_buffers (struct secondary *s)
 {
+  buffers_drop_kept (s);
   if (secondary_clean_buffers (s) == -1)
     msg_warning ("the failover is complete, but the buffers %s and %s could "
                  "not be emptied: %m; they are obsolete, and will be emptied "

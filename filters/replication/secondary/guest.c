@@ -181,7 +181,8 @@ change_vector (struct secondary *s, enum replication_stage stage,
 static void
 take_disk (struct secondary *s)
 {
-  const struct note_change change = { .new_history = true };
+  static const struct moment none;
+  const struct note_change change = { .new_history = true, .made = &none };
 
   if (atomic_load (&s->failed_over) || atomic_load (&s->own_history))
     return;
@@ -192,6 +193,7 @@ take_disk (struct secondary *s)
   secondary_outdate_primaries (s);
   if (note_put (&s->note, s->hidden, &change) == -1)
     secondary_note_error (s, "writing to the hidden buffer");
+  atomic_store (&s->has_moment, false);
   atomic_store (&s->own_history, true);
 }
 

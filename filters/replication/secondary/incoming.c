@@ -68,6 +68,27 @@ admit (struct export *e)
   return 0;
 }
 
+/* Where the guest would see what is written the disk is of no checkpoint any
+ * more.
+ */
+static bool
+ends_moment (struct secondary *s, enum replication_stage stage)
+{
+  return stage != REPLICATION_RUNNING && atomic_load (&s->has_moment);
+}
+
+static int
+forget_moment (struct secondary *s)
+{
+  static const struct moment none;
+  const struct note_change change = { .made = &none };
+
+  if (note_put (&s->note, s->hidden, &change) == -1)
+    return -1;
+  atomic_store (&s->has_moment, false);
+  return 0;
+}
+
 /* Note what the writes of a primary that says who it is make of the disk: it
  * is this one's, and where the guest would see them (not in RUNNING) a mixture
  * from the first to the last of a copy.  Called with meet_lock.
@@ -82,6 +103,8 @@ note_writes (struct export *e, enum replication_stage stage)
   };
   struct note_text text;
 
+  if (ends_moment (s, stage) && forget_moment (s) == -1)
+    return -1;
   if (e->primary.text[0] == '\0')
     return 0;
   note_get (&s->note, &text);
@@ -105,6 +128,7 @@ meet (struct export *e, enum replication_stage stage)
   int r;
 
   if (atomic_load (&e->admitted) && !atomic_load (&s->note.unknown) &&
+      !ends_moment (s, stage) &&
       (e->primary.text[0] == '\0' ||
        (atomic_load (&s->changed) && atomic_load (&e->told) == stage)))
     return 0;

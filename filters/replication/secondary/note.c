@@ -12,6 +12,10 @@
  *          80  history of the disk, text of 32 bytes
  *         112  the primary that wrote last, text of 32 bytes
  *         144  the history from which it was rolled back, text of 32 bytes
+ *         176  the checkpoint that was made, text of 32 bytes
+ *         208  its time, milliseconds since the epoch, 64 bits, little-endian
+ *         216  one that was prepared, and its time, in the same way
+ *         256  the one before that can be had again, text of 32 bytes
  */
 
 #include <config.h>
@@ -33,6 +37,9 @@
 #define NOTE_HISTORY 80
 #define NOTE_PARTNER 112
 #define NOTE_BEFORE 144
+#define NOTE_MADE 176
+#define NOTE_PREPARED 216
+#define NOTE_EARLIER 256
 
 void
 note_init (struct note *note)
@@ -47,6 +54,20 @@ note_destroy (struct note *note)
 {
   pthread_mutex_destroy (&note->text_lock);
   pthread_mutex_destroy (&note->lock);
+}
+
+static void
+get_moment (struct moment *m, const uint8_t *bytes)
+{
+  history_set (&m->id, bytes);
+  m->time = get_le64 (bytes + HISTORY_LEN);
+}
+
+static void
+put_moment (uint8_t *bytes, const struct moment *m)
+{
+  memcpy (bytes, m->id.text, HISTORY_LEN);
+  put_le64 (bytes + HISTORY_LEN, m->time);
 }
 
 int
@@ -78,6 +99,9 @@ note_read (struct note *note, struct node *hidden, bool *same_boot)
   history_set (&note->text.history, bytes + NOTE_HISTORY);
   history_set (&note->text.partner, bytes + NOTE_PARTNER);
   history_set (&note->text.before, bytes + NOTE_BEFORE);
+  get_moment (&note->text.made, bytes + NOTE_MADE);
+  get_moment (&note->text.prepared, bytes + NOTE_PREPARED);
+  history_set (&note->text.earlier, bytes + NOTE_EARLIER);
   boot_id_read (id);
   *same_boot = memcmp (id, bytes + NOTE_BOOT_ID, sizeof id) == 0;
   return 0;
@@ -86,7 +110,7 @@ note_read (struct note *note, struct node *hidden, bool *same_boot)
 /* Called with the lock. */
 static int
 write_text (struct note *note, struct node *hidden,
-            const struct note_text *text)
+            const struct note_text *text, bool weak)
 {
   uint8_t bytes[QED_NOTE_LEN] = { 0 };
 
@@ -97,12 +121,29 @@ write_text (struct note *note, struct node *hidden,
   memcpy (bytes + NOTE_HISTORY, text->history.text, HISTORY_LEN);
   memcpy (bytes + NOTE_PARTNER, text->partner.text, HISTORY_LEN);
   memcpy (bytes + NOTE_BEFORE, text->before.text, HISTORY_LEN);
-  if (qed_buffer_put_note (hidden, bytes) == -1) {
+  put_moment (bytes + NOTE_MADE, &text->made);
+  put_moment (bytes + NOTE_PREPARED, &text->prepared);
+  memcpy (bytes + NOTE_EARLIER, text->earlier.text, HISTORY_LEN);
+  if (qed_buffer_put_note (hidden, bytes, !weak) == -1) {
     atomic_store (&note->unknown, true);
     return -1;
   }
   atomic_store (&note->unknown, false);
   return 0;
+}
+
+static void
+change_moments (struct note_text *text, const struct note_change *change)
+{
+  if (change->made) {
+    text->made = *change->made;
+    text->prepared = (struct moment) { .time = 0 };
+    text->earlier.text[0] = '\0';
+  }
+  if (change->prepared)
+    text->prepared = *change->prepared;
+  if (change->earlier)
+    text->earlier = *change->earlier;
 }
 
 int
@@ -128,7 +169,8 @@ note_put (struct note *note, struct node *hidden,
   text.flags = (text.flags | change->set_flags) & ~change->clear_flags;
   if (change->partner)
     text.partner = *change->partner;
-  if (write_text (note, hidden, &text) == -1)
+  change_moments (&text, change);
+  if (write_text (note, hidden, &text, change->weak) == -1)
     return -1;
   pthread_mutex_lock (&note->text_lock);
   note->text = text;
@@ -143,7 +185,7 @@ note_settle (struct note *note, struct node *hidden)
     return 0;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&note->lock);
-  return write_text (note, hidden, &note->text);
+  return write_text (note, hidden, &note->text, false);
 }
 
 void

@@ -48,6 +48,11 @@ struct note_text {
                                    none has that told who it was */
   struct history before;        /* the disk was rolled back from this history,
                                    and nobody has written since; or "" */
+  struct moment made;           /* the checkpoint that the guest's disk is of
+                                   (between two runs: the disk), or "" */
+  struct moment prepared;       /* a joint one that may follow, or "" */
+  struct history earlier;       /* the one before, to which the disk can be
+                                   brought back, or "" */
 };
 
 struct note {
@@ -80,11 +85,17 @@ struct note_change {
   bool rolled_back;             /* with new_history: from the one so far.  If
                                    it is not set, before is forgotten where
                                    anything but the state and flags changes */
+  const struct moment *made;    /* NULL, or a checkpoint, or ""; then none is
+                                   prepared any more, nor earlier */
+  const struct moment *prepared; /* the same */
+  const struct history *earlier; /* the same */
+  bool weak;                    /* survives the process, but not a power loss
+                                   (after which no buffer is of use) */
 };
 
-/* Write it; durable.  After -1, with errno and a message, the note is
- * unknown.  Memory then has the state, flags and partner from before, but a
- * new history all the same: to have one without need is safe.
+/* Write it; durable, unless it is weak.  After -1, with errno and a message,
+ * the note is unknown.  Memory then has all from before, but a new history all
+ * the same: to have one without need is safe.
  */
 extern int note_put (struct note *note, struct node *hidden,
                      const struct note_change *change);

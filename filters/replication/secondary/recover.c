@@ -39,6 +39,7 @@
 #include <string.h>
 
 #include "utils/message.h"
+#include "filters/replication/secondary/buffers.h"
 #include "filters/replication/secondary/commit.h"
 #include "filters/replication/secondary/recover.h"
 
@@ -230,9 +231,15 @@ rollback (struct secondary *s)
   const struct note_change change = {
     .new_history = true, .rolled_back = true
   };
+  const struct note_change made = { .made = &s->note.text.prepared };
 
   if (qed_buffer_nr_held (s->hidden) > 0 &&
       note_put (&s->note, s->hidden, &change) == -1)
+    return -1;
+  /* There is nothing between what was prepared and what was made before. */
+  if (qed_buffer_nr_held (s->hidden) == 0 &&
+      s->note.text.prepared.id.text[0] &&
+      note_put (&s->note, s->hidden, &made) == -1)
     return -1;
   if (secondary_copy_back (s, s->hidden, NULL) == -1 ||
       secondary_put_state (s, BUFFERS_OBSOLETE) == -1)
@@ -247,9 +254,13 @@ rollback (struct secondary *s)
 static int
 discard (struct secondary *s)
 {
-  const struct note_change change = { .set_flags = NOTE_INCONSISTENT };
+  static const struct moment none;
+  const struct note_change change = {
+    .made = &none,
+    .set_flags = s->note.text.partner.text[0] ? NOTE_INCONSISTENT : 0
+  };
 
-  if (s->left == BUFFERS_RUNNING && s->note.text.partner.text[0] &&
+  if (s->left == BUFFERS_RUNNING &&
       note_put (&s->note, s->hidden, &change) == -1)
     return -1;
   return secondary_clean_buffers (s);
@@ -304,6 +315,21 @@ recover_role (struct secondary *s)
   return 0;
 }
 
+/* What was kept for a failover of that process is of no use to this one. */
+static int
+forget_earlier (struct secondary *s)
+{
+  const struct history earlier = s->note.text.earlier;
+  const struct note_change change = { .earlier = &(struct history) { "" } };
+
+  if (earlier.text[0] == '\0')
+    return 0;
+  if (note_put (&s->note, s->hidden, &change) == -1)
+    return -1;
+  buffers_forget_kept (s, &earlier);
+  return 0;
+}
+
 int
 secondary_do_recover (struct secondary *s)
 {
@@ -312,7 +338,7 @@ secondary_do_recover (struct secondary *s)
   if (mend_buffers (s) == -1 ||
       (!has_history (s, empty) && history_make (&s->note.text.history) == -1))
     return -1;
-  if (recover_buffers (s) == -1)
+  if (recover_buffers (s) == -1 || forget_earlier (s) == -1)
     return -1;
   return recover_role (s);
 }

@@ -8,15 +8,6 @@
  *
  * Notes on the design
  *
- * A checkpoint empties both buffers while no request is in flight.  All
- * that may fail comes first; then the headers of the two files are
- * switched, the active buffer's before the hidden one's, and last what is
- * in memory follows.  If the second switch fails the first is undone, so
- * the guest never sees one without the other.  If the process dies
- * between the two, the hidden buffer still has all that it had, so a
- * rollback gives the checkpoint before, and nothing of what has been lost
- * with the active buffer belongs to that.
- *
  * A clean end leaves buffers that are as new and no note in them.  So it
  * does no harm that a file is emptied for good (which has to flush) only
  * when it is not needed any more: after stop and failover, and in close.
@@ -34,13 +25,11 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 #include "filters/replication/secondary/buffers.h"
+#include "filters/replication/secondary/checkpoint.h"
 #include "filters/replication/secondary/commit.h"
 #include "filters/replication/secondary/guest.h"
 #include "filters/replication/secondary/recover.h"
 #include "filters/replication/secondary/state.h"
-
-#define NOT_RUNNING "Block replication is not running"
-#define RUNNING_OR_DONE "Block replication is running or done"
 
 /* ---- Opening */
 
@@ -56,6 +45,7 @@ free_secondary (struct secondary *s)
   replication_error_destroy (&s->error);
   pthread_mutex_destroy (&s->command_lock);
   pthread_mutex_destroy (&s->meet_lock);
+  pthread_mutex_destroy (&s->buffers_lock);
   note_destroy (&s->note);
   free (s->active_name);
   free (s->hidden_name);
@@ -79,6 +69,7 @@ secondary_open (const struct secondary_options *options)
   s->events = options->events;
   pthread_mutex_init (&s->command_lock, NULL);
   pthread_mutex_init (&s->meet_lock, NULL);
+  pthread_mutex_init (&s->buffers_lock, NULL);
   note_init (&s->note);
   s->active_name = strdup (options->active);
   s->hidden_name = strdup (options->hidden);
@@ -111,40 +102,11 @@ secondary_begin (struct secondary *s, struct node *disk)
   if (secondary_do_recover (s) == -1)
     return -1;
   atomic_store (&s->changed, note_flags (&s->note) & NOTE_INCONSISTENT);
+  atomic_store (&s->has_moment, s->note.text.made.id.text[0]);
   return node_start (s->hidden) == -1 ? -1 : node_start (s->active);
 }
 
 /* ---- Commands */
-
-static int
-emptied (struct secondary *s, int r)
-{
-  if (r == -1)
-    secondary_note_error (s, "emptying the buffers");
-  return r;
-}
-
-/* Answer a command with the error that is there. */
-static int
-refuse_as_left (struct secondary *s, struct replication_refusal *refusal)
-{
-  struct replication_status status;
-
-  replication_error_get (&s->error, &status);
-  return replication_refuse (refusal, "%s", status.desc);
-}
-
-static int
-refuse_errno (struct replication_refusal *refusal, const char *what)
-{
-  return replication_refuse (refusal, "%s: %s", what, strerror (errno));
-}
-
-static int
-refuse_prepared (struct replication_refusal *refusal)
-{
-  return replication_refuse (refusal, "A checkpoint is being prepared");
-}
 
 bool
 secondary_is_promoted (struct secondary *s)
@@ -153,54 +115,37 @@ secondary_is_promoted (struct secondary *s)
     atomic_load (&s->failed_over);
 }
 
-/* Before the guest sees the disk as it is now: may it be a mixture?  That is
- * noted before it becomes true, and that it is not any more afterwards, by
- * end_consistency.  Drained.
- */
 static int
-begin_consistency (struct secondary *s)
+refuse_note (struct replication_refusal *refusal)
 {
-  const struct note_change change = { .set_flags = NOTE_INCONSISTENT };
-
-  if (!atomic_load (&s->changed) ||
-      (note_flags (&s->note) & NOTE_INCONSISTENT))
-    return 0;
-  return note_put (&s->note, s->hidden, &change);
-}
-
-/* If this cannot be noted the disk counts as inconsistent for longer. */
-static void
-end_consistency (struct secondary *s)
-{
-  const struct note_change change = { .clear_flags = NOTE_INCONSISTENT };
-
-  if (!atomic_load (&s->changed) &&
-      (note_flags (&s->note) & NOTE_INCONSISTENT))
-    note_put (&s->note, s->hidden, &change);
+  return secondary_refuse_errno (refusal, "Cannot write to the hidden buffer");
 }
 
 /* Enter RUNNING with buffers that are empty: nobody has used them since begin,
- * or the stop has emptied them.
+ * or the stop has emptied them.  This is a checkpoint, too.
  */
 static int
 enter_running (struct secondary *s, struct replication_refusal *refusal)
 {
+  struct moment m;
+  const struct note_change change = {
+    .set_state = true, .state = BUFFERS_RUNNING, .made = &m
+  };
   int r;
 
   drain_begin (&s->requests);
-  r = begin_consistency (s);
-  if (r == 0)
-    r = secondary_put_state (s, BUFFERS_RUNNING);
+  r = moment_make (&m) == -1 || checkpoint_begin_consistency (s) == -1 ? -1
+    : note_put (&s->note, s->hidden, &change);
   if (r == 0) {
-    end_consistency (s);
+    atomic_store (&s->has_moment, true);
+    checkpoint_end_consistency (s);
     replication_error_clear (&s->error);
     atomic_store (&s->checkpoints, 0);
     atomic_store (&s->own_history, false);
     secondary_set_stage (s, REPLICATION_RUNNING);
   }
   drain_end (&s->requests);
-  return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
-    : 0;
+  return r == -1 ? refuse_note (refusal) : 0;
 }
 
 /* Both buffers were emptied by the stop, but perhaps not for good. */
@@ -222,19 +167,12 @@ secondary_start (struct secondary *s, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
 
-  switch (atomic_load (&s->stage)) {
-  case REPLICATION_RUNNING:
-    return replication_refuse (refusal, RUNNING_OR_DONE);
-  case REPLICATION_FAILOVER:
-    return 0;
-  case REPLICATION_DONE:
-    return start_again (s, refusal);
-  case REPLICATION_FAILOVER_FAILED:
-    return refuse_as_left (s, refusal);
-  case REPLICATION_NONE:
-    break;
-  }
-  return enter_running (s, refusal);
+  const int r = secondary_check (s, COMMAND_START, refusal);
+
+  if (r <= 0)
+    return r;
+  return atomic_load (&s->stage) == REPLICATION_DONE
+    ? start_again (s, refusal) : enter_running (s, refusal);
 }
 
 int
@@ -246,9 +184,10 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
+  if (secondary_check (s, COMMAND_RESET, refusal) == -1)
+    return -1;
   if (!secondary_is_promoted (s))
-    return replication_refuse (refusal, "This disk is not promoted: there is "
-                               "nothing to reset");
+    return stages_check (ANSWER_NOT_PROMOTED, &s->error, refusal);
   drain_begin (&s->requests);
   r = note_put (&s->note, s->hidden, &change);
   if (r == 0) {
@@ -259,123 +198,7 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
     secondary_set_stage (s, REPLICATION_NONE);
   }
   drain_end (&s->requests);
-  return r == -1 ? refuse_errno (refusal, "Cannot write to the hidden buffer")
-    : 0;
-}
-
-/* Is there something to checkpoint?  1, or 0 where it is ignored, or -1
- * after refusing.  Under command_lock.
- */
-static int
-can_checkpoint (struct secondary *s, struct replication_refusal *refusal)
-{
-  if (s->prepared == PREPARED)
-    return refuse_prepared (refusal);
-  switch (atomic_load (&s->stage)) {
-  case REPLICATION_NONE:
-    return replication_refuse (refusal, NOT_RUNNING);
-  case REPLICATION_FAILOVER_FAILED:
-    return refuse_as_left (s, refusal);
-  case REPLICATION_RUNNING:
-    return 1;
-  default:
-    return 0;
-  }
-}
-
-/* What a checkpoint is when all is prepared. */
-static int
-make_checkpoint (struct secondary *s)
-{
-  if (emptied (s, begin_consistency (s)) == -1 ||
-      emptied (s, buffers_empty_switch (s)) == -1)
-    return -1;
-  end_consistency (s);
-  atomic_fetch_add (&s->checkpoints, 1);
-  return 0;
-}
-
-/* Drained. */
-static int
-checkpoint_now (struct secondary *s)
-{
-  return emptied (s, buffers_empty_prepare (s)) == -1 ? -1
-    : make_checkpoint (s);
-}
-
-int
-secondary_checkpoint (struct secondary *s,
-                      struct replication_refusal *refusal)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
-  int r = can_checkpoint (s, refusal);
-
-  if (r <= 0)
-    return r;
-  drain_begin (&s->requests);
-  r = checkpoint_now (s);
-  drain_end (&s->requests);
-  if (r == -1)
-    return refuse_errno (refusal, "Cannot empty the buffers");
-  return 0;
-}
-
-int
-secondary_checkpoint_prepare (struct secondary *s,
-                              struct replication_refusal *refusal)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
-  const int r = can_checkpoint (s, refusal);
-
-  if (r == -1)
-    return -1;
-  if (r == 0) {
-    s->prepared = PREPARED_NOTHING;
-    return 0;
-  }
-  drain_begin (&s->requests);
-  if (emptied (s, buffers_empty_prepare (s)) == -1) {
-    drain_end (&s->requests);
-    return refuse_errno (refusal, "Cannot empty the buffers");
-  }
-  s->prepared = PREPARED;
-  return 0;
-}
-
-int
-secondary_checkpoint_commit (struct secondary *s,
-                             struct replication_refusal *refusal)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
-  const enum prepared prepared = s->prepared;
-  int r;
-
-  s->prepared = NOT_PREPARED;
-  if (prepared == NOT_PREPARED)
-    return replication_refuse (refusal, "No checkpoint is prepared");
-  if (prepared == PREPARED_NOTHING)
-    return 0;
-  r = make_checkpoint (s);
-  drain_end (&s->requests);
-  if (r == -1)
-    return refuse_errno (refusal, "Cannot empty the buffers");
-  return 0;
-}
-
-/* Under command_lock. */
-static void
-abort_checkpoint (struct secondary *s)
-{
-  if (s->prepared == PREPARED)
-    drain_end (&s->requests);
-  s->prepared = NOT_PREPARED;
-}
-
-void
-secondary_checkpoint_abort (struct secondary *s)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
-  abort_checkpoint (s);
+  return r == -1 ? refuse_note (refusal) : 0;
 }
 
 /* The last checkpoint.  What is left in the files is harmless. */
@@ -390,7 +213,7 @@ stop (struct secondary *s, struct replication_refusal *refusal)
     secondary_set_stage (s, REPLICATION_DONE);
   drain_end (&s->requests);
   if (r == -1)
-    return refuse_errno (refusal, "Cannot empty the buffers");
+    return secondary_refuse_errno (refusal, "Cannot empty the buffers");
   secondary_clean_buffers (s);
   return 0;
 }
@@ -404,10 +227,12 @@ keep_all (struct secondary *s)
 {
   const struct note_change change = {
     .set_state = true, .state = BUFFERS_FAILOVER,
-    .set_flags = NOTE_PROMOTED, .new_history = true
+    .set_flags = NOTE_PROMOTED | s->failover_flags,
+    .clear_flags = s->failover_flags ^ NOTE_INCONSISTENT,
+    .new_history = true, .made = &s->failover_at
   };
 
-  return node_flush (s->disk) == -1 ||
+  return node_flush (s->disk) == -1 || buffers_sync_names (s) == -1 ||
     qed_buffer_keep (s->hidden) == -1 ||
     qed_buffer_keep (s->active) == -1 ? -1
     : note_put (&s->note, s->hidden, &change);
@@ -449,7 +274,7 @@ fail_over (struct secondary *s, struct replication_refusal *refusal)
   drain_end (&s->requests);
   if (r == -1) {
     secondary_note_error (s, "failover");
-    return refuse_errno (refusal, "Cannot fail over");
+    return secondary_refuse_errno (refusal, "Cannot fail over");
   }
   return 0;
 }
@@ -465,33 +290,57 @@ refuse_inconsistent (struct replication_refusal *refusal)
                              "fails over all the same");
 }
 
+/* One that is over is asked for once more: was it there? */
+static int
+check_promoted_at (struct secondary *s, const struct history *at,
+                   struct replication_refusal *refusal)
+{
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  if (at->text[0] == '\0' || ((text.flags & NOTE_PROMOTED) &&
+                              history_equal (at, &text.made.id)))
+    return 0;
+  return replication_refuse (refusal, "This disk is not one that was failed "
+                             "over to at checkpoint %s", at->text);
+}
+
+int
+secondary_fail_over (struct secondary *s, bool force,
+                     const struct history *at,
+                     struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
+  const int r = secondary_check (s, COMMAND_FAIL_OVER, refusal);
+
+  if (r == -1)
+    return -1;
+  if (r == 0)
+    return check_promoted_at (s, at, refusal);
+  if (!force && !checkpoint_is_consistent_at (s, at))
+    return refuse_inconsistent (refusal);
+  /* Whoever wanted a checkpoint is late. */
+  if (checkpoint_stand_at (s, at, refusal) == -1)
+    return -1;
+  return fail_over (s, refusal);
+}
+
 int
 secondary_stop (struct secondary *s, bool failover, bool force,
                 struct replication_refusal *refusal)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
+  int r;
 
-  switch (atomic_load (&s->stage)) {
-  case REPLICATION_NONE:
-    return replication_refuse (refusal, NOT_RUNNING);
-  case REPLICATION_FAILOVER:
-  case REPLICATION_DONE:
-    return 0;
-  case REPLICATION_FAILOVER_FAILED:
-    return failover ? replication_refuse (refusal, NOT_RUNNING)
-      : refuse_as_left (s, refusal);
-  case REPLICATION_RUNNING:
-    break;
-  }
-  if (failover && !force && (note_flags (&s->note) & NOTE_INCONSISTENT))
-    return refuse_inconsistent (refusal);
-  if (s->prepared == PREPARED) {
-    if (!failover)
-      return refuse_prepared (refusal);
-    /* Whoever wanted the checkpoint is late. */
-    abort_checkpoint (s);
-  }
-  return failover ? fail_over (s, refusal) : stop (s, refusal);
+  if (failover)
+    return secondary_fail_over (s, force, &(struct history) { "" }, refusal);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
+  r = secondary_check (s, COMMAND_STOP, refusal);
+  if (r <= 0)
+    return r;
+  if (s->prepared == PREPARED || s->prepared == COMMITTED)
+    return replication_refuse (refusal, "A checkpoint is being prepared");
+  return stop (s, refusal);
 }
 
 /* ---- Status */
@@ -520,6 +369,8 @@ query_disk (struct secondary *s, struct replication_status *status)
   status->inconsistent = text.flags & NOTE_INCONSISTENT;
   status->history = text.history;
   status->partner = text.partner;
+  status->checkpoint = text.made;
+  status->checkpoint_before = text.earlier;
   status->link = atomic_load (&s->nr_primaries) > 0 ? "connected" : "none";
 }
 
@@ -532,13 +383,19 @@ secondary_query (struct secondary *s, struct replication_status *status)
   };
   replication_error_get (&s->error, status);
   if (status->stage == REPLICATION_NONE)
-    snprintf (status->desc, sizeof status->desc, NOT_RUNNING);
+    snprintf (status->desc, sizeof status->desc,
+              "Block replication is not running");
   status->failover_progress = progress (s, status->stage);
+  query_disk (s, status);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->buffers_lock);
   if (s->active)
     status->active_clusters = qed_buffer_nr_held (s->active);
+  /* The guest has written, and would lose that. */
+  if (s->kept && status->active_clusters > 0)
+    status->checkpoint_before.text[0] = '\0';
   if (s->hidden)
     status->hidden_clusters = qed_buffer_nr_held (s->hidden);
-  query_disk (s, status);
 }
 
 void
@@ -575,5 +432,6 @@ secondary_close (struct secondary *s)
                  "buffers %s and %s, and starting again with "
                  "replication-recover=rollback or =discard finishes it",
                  s->active_name, s->hidden_name);
+  buffers_drop_kept (s);
   free_secondary (s);
 }

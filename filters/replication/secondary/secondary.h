@@ -105,16 +105,35 @@ extern int secondary_stop (struct secondary *s, bool failover, bool force,
 extern void secondary_query (struct secondary *s,
                              struct replication_status *status);
 
-/* A checkpoint of several disks at one moment.  Prepare does all that
- * may fail and leaves requests waiting; commit or abort must follow, from
- * any thread, and lets them go on.  Meanwhile other commands are refused,
- * except for a failover, which aborts it.  Abort does nothing if nothing
- * is prepared.  Where a checkpoint is ignored all of this is, too.
+/* Fail over, to this checkpoint ("": where the disk stands): refused if the
+ * disk stands at another one, and cannot be brought back to it.
+ */
+extern int secondary_fail_over (struct secondary *s, bool force,
+                                const struct history *at,
+                                struct replication_refusal *refusal);
+
+/* A checkpoint of several disks at one moment, which names it; NULL for one
+ * of this disk alone, which is ignored where checkpoints are.  Prepare does
+ * all that may fail and leaves requests waiting; commit makes it and leaves
+ * them waiting; release lets them go on, and must not come before all of the
+ * disks have committed.  From any thread.  Meanwhile other commands are
+ * refused, except for a failover.
  */
 extern int secondary_checkpoint_prepare (struct secondary *s,
+                                         const struct moment *moment,
                                          struct replication_refusal *refusal);
 extern int secondary_checkpoint_commit (struct secondary *s,
                                         struct replication_refusal *refusal);
+extern void secondary_checkpoint_release (struct secondary *s);
+
+/* Undo it, however far it is; nobody may have released.  Does nothing if
+ * nothing is prepared.
+ */
 extern void secondary_checkpoint_abort (struct secondary *s);
+
+/* The same when nobody knows how far the others are: what was committed stays,
+ * and the checkpoint before is kept for a failover.
+ */
+extern void secondary_checkpoint_doubt (struct secondary *s);
 
 #endif /* BLOCKDRIVERS_REPLICATION_SECONDARY_H */

@@ -30,6 +30,22 @@ secondary_note_error (struct secondary *s, const char *what)
   errno = err;
 }
 
+int
+secondary_refuse_errno (struct replication_refusal *refusal, const char *what)
+{
+  return replication_refuse (refusal, "%s: %s", what, strerror (errno));
+}
+
+int
+secondary_check (struct secondary *s, enum stage_command command,
+                 struct replication_refusal *refusal)
+{
+  const enum stage_answer answer =
+    stages_answer (SIDE_SECONDARY, command, atomic_load (&s->stage));
+
+  return stages_check (answer, &s->error, refusal);
+}
+
 void
 secondary_outdate_primaries (struct secondary *s)
 {

@@ -6,6 +6,7 @@
 /* The inside of a secondary; only for the files of this folder.
  *
  *   secondary.c  opening and closing, the commands
+ *   checkpoint.c checkpoints, of one disk and of several
  *   recover.c    what a crash has left in the buffers
  *   commit.c     copying buffers into the disk; failover
  *   incoming.c   the primary's export: requests by stage
@@ -37,6 +38,7 @@
 #include "request/drain.h"
 #include "request/job.h"
 #include "filters/replication/history.h"
+#include "filters/replication/stages.h"
 #include "filters/replication/secondary/note.h"
 #include "filters/replication/secondary/secondary.h"
 
@@ -56,10 +58,11 @@ struct export {
                                    writes make of the disk; the same */
 };
 
-/* A checkpoint in two steps: nothing, prepared, or prepared in a stage
- * in which checkpoints are ignored.
+/* A checkpoint in steps: nothing; prepared; made, but requests still wait, so
+ * that it can be undone; or prepared in a stage in which checkpoints are
+ * ignored.
  */
-enum prepared { NOT_PREPARED, PREPARED, PREPARED_NOTHING };
+enum prepared { NOT_PREPARED, PREPARED, COMMITTED, PREPARED_NOTHING };
 
 struct secondary {
   char *active_name, *hidden_name;
@@ -70,6 +73,9 @@ struct secondary {
   struct node *disk;            /* borrowed; NULL before begin */
   struct node *hidden, *active; /* buffers: hidden over disk, active over
                                    hidden; NULL if missing before begin */
+  pthread_mutex_t buffers_lock; /* they change under it, while drained; for
+                                   those who do not wait.  A leaf lock, no
+                                   I/O under it */
   uint64_t unit;                /* bytes: the larger of their clusters */
   struct export guest;
 
@@ -95,12 +101,24 @@ struct secondary {
   pthread_mutex_t meet_lock;    /* protects the rest */
   _Atomic unsigned nr_primaries; /* connections that are admitted, */
   struct history primary;       /* all of this one; both written under it */
+  atomic_bool has_moment;       /* the note names a checkpoint; changes while
+                                   drained, or under the lock */
   atomic_bool changed;          /* a primary that told who it is has written
                                    since it last said that the disk is as its
                                    own; written under the lock */
 
   pthread_mutex_t command_lock; /* protects these */
   enum prepared prepared;
+  bool joint;                   /* it is one of several disks */
+  struct moment pending;        /* what is prepared or committed */
+  struct note_text last;        /* the note before it was committed */
+  struct moment before;         /* what the note calls earlier, */
+  unsigned before_flags;        /* with the flags that it had */
+  struct node *kept;            /* the hidden buffer of that one, over the
+                                   hidden one; NULL if it held nothing */
+  char *kept_name;
+  struct moment failover_at;    /* the note of a failover */
+  unsigned failover_flags;
   struct job *commit_job;       /* NULL before the failover */
 };
 
@@ -110,6 +128,14 @@ extern void secondary_set_stage (struct secondary *s,
 
 /* Record an error of the replication itself, with errno's text. */
 extern void secondary_note_error (struct secondary *s, const char *what);
+
+/* Refuse a command, with errno's text. */
+extern int secondary_refuse_errno (struct replication_refusal *refusal,
+                                   const char *what);
+
+/* What this command does now: as stages_check. */
+extern int secondary_check (struct secondary *s, enum stage_command command,
+                            struct replication_refusal *refusal);
 
 /* Connections that are there now belong to an earlier history. */
 extern void secondary_outdate_primaries (struct secondary *s);
