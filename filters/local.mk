@@ -75,6 +75,8 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/secondary/commit.h \
 	filters/replication/secondary/guest.c \
 	filters/replication/secondary/guest.h \
+	filters/replication/secondary/heard.c \
+	filters/replication/secondary/heard.h \
 	filters/replication/secondary/incoming.c \
 	filters/replication/secondary/note.c \
 	filters/replication/secondary/note.h \

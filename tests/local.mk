@@ -80,6 +80,7 @@ bats_tests = \
 	tests/replication/control.bats \
 	tests/replication/events.bats \
 	tests/replication/faults.bats \
+	tests/replication/heartbeat.bats \
 	tests/replication/history.bats \
 	tests/replication/joint.bats \
 	tests/replication/kill.bats \

@@ -45,14 +45,17 @@
 #include "filters/replication/report.h"
 #include "utils/jsontext.h"
 #include "utils/message.h"
+#include "utils/rounding.h"
 
-/* Seconds that a guest may be held by a prepared checkpoint: less than
- * the 30 after which Linux gives up a request to a SCSI disk.
+/* Milliseconds that a guest may be held by a prepared checkpoint: less than
+ * the 30 seconds after which Linux gives up a request to a SCSI disk; and no
+ * more than a third of the time after which partners take each other for lost.
  */
-#define HOLD_LIMIT 10
+#define HOLD_LIMIT 10000u
+#define HOLD_PART 3
 
-/* And to which it can be prolonged. */
-#define HOLD_TOTAL 25
+/* It can be prolonged once it has lasted for less than this part of that. */
+#define PROLONG 1.5
 
 enum held { NOTHING, TAKEN_OVER, PREPARED, COMMITTED };
 
@@ -72,6 +75,12 @@ struct commands {
 };
 
 /* ---- A prepared checkpoint */
+
+static unsigned
+hold_limit (const struct commands *c)
+{
+  return MIN (HOLD_LIMIT, c->side->timeout / HOLD_PART);
+}
 
 /* Called with the lock. */
 static void
@@ -99,12 +108,12 @@ hold_timer (struct job *job, void *opaque)
 {
   struct commands *c = opaque;
 
-  while (job_sleep (job, HOLD_LIMIT * 1000))
+  while (job_sleep (job, hold_limit (c)))
     if (job_cancelled (job))
       return 0;
   if (abort_held (c, NULL)) {
-    msg_error ("a checkpoint was prepared, but not completed within %d "
-               "seconds: it is given up", HOLD_LIMIT);
+    msg_error ("a checkpoint was prepared, but not completed within %.1f "
+               "seconds: it is given up", hold_limit (c) / 1000.0);
     report_checkpoint_failed (c->events, "it was prepared, but not completed "
                               "in time");
   }
@@ -309,12 +318,14 @@ hold (struct commands *c, struct control_client *client, enum held held)
 static int
 prepare_again (struct commands *c, struct control_client *client)
 {
-  if (clock_ms () < c->held_since + (HOLD_TOTAL - HOLD_LIMIT) * 1000)
+  const int64_t held_for = clock_ms () - c->held_since;
+
+  if (held_for < hold_limit (c) * PROLONG)
     return 0;
   side_checkpoint_doubt (c->side);
   forget_held (c);
-  control_fail (client, "the checkpoint has been prepared for %d seconds, and "
-                "is given up", HOLD_TOTAL - HOLD_LIMIT);
+  control_fail (client, "the checkpoint has been prepared for %.1f seconds, "
+                "and is given up", held_for / 1000.0);
   return -1;
 }
 
@@ -364,11 +375,12 @@ prepare (void *opaque, struct control_client *client, json_t *arguments)
 }
 
 static json_t *
-fail_unprepared (struct control_client *client, const char *what)
+fail_unprepared (struct commands *c, struct control_client *client,
+                 const char *what)
 {
   return control_fail (client, "this client has not %s a checkpoint (one that "
-                       "is not completed within %d seconds is given up)",
-                       what, HOLD_LIMIT);
+                       "is not completed within %.1f seconds is given up)",
+                       what, hold_limit (c) / 1000.0);
 }
 
 /* Called with the lock. */
@@ -390,7 +402,7 @@ commit (void *opaque, struct control_client *client, json_t *arguments)
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
     if (c->holder != client || c->held != PREPARED)
-      return fail_unprepared (client, "prepared");
+      return fail_unprepared (c, client, "prepared");
     if (side_checkpoint_commit (c->side, &refusal) == -1) {
       side_checkpoint_abort (c->side);
       forget_held (c);
@@ -404,7 +416,7 @@ commit (void *opaque, struct control_client *client, json_t *arguments)
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   if (c->holder != client)
-    return fail_unprepared (client, "committed");
+    return fail_unprepared (c, client, "committed");
   return hold (c, client, COMMITTED) ? json_object () : NULL;
 }
 
@@ -415,7 +427,7 @@ release (void *opaque, struct control_client *client, json_t *arguments)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
 
   if (c->holder != client || c->held != COMMITTED)
-    return fail_unprepared (client, "committed");
+    return fail_unprepared (c, client, "committed");
   return end_held (c);
 }
 
@@ -427,7 +439,7 @@ abort_prepared (void *opaque, struct control_client *client,
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
 
   if (c->holder != client)
-    return fail_unprepared (client, "prepared");
+    return fail_unprepared (c, client, "prepared");
   side_checkpoint_abort (c->side);
   forget_held (c);
   return json_object ();
@@ -485,6 +497,9 @@ query (void *opaque, struct control_client *client, json_t *arguments)
                    "link", s.link, "role", s.role);
   if (c->side->mode == MODE_SECONDARY)
     json_object_set_new (ret, "consistent", json_boolean (!s.inconsistent));
+  if (s.last_heard >= 0)
+    json_object_set_new (ret, "last-heard",
+                         json_real (s.last_heard / 1000.0));
   set_moment (ret, &s.checkpoint);
   set_text (ret, "checkpoint-before", s.checkpoint_before.text);
   set_text (ret, "desc", s.desc);

@@ -23,8 +23,11 @@
 /* The longest export name of the protocol. */
 #define MAX_EXPORT_NAME 4096
 
+/* A day. */
+#define MAX_SECONDS 86400
+
 enum kind { KIND_MODE, KIND_FILE, KIND_SOCKET, KIND_URI, KIND_EXPORT,
-            KIND_BOOL, KIND_RECOVER };
+            KIND_BOOL, KIND_RECOVER, KIND_SECONDS };
 
 static const struct parameter {
   const char *key;
@@ -53,6 +56,8 @@ static const struct parameter {
     offsetof (struct params, control) },
   { "replication-start", KIND_BOOL, MODE_MISSING, false,
     offsetof (struct params, start) },
+  { "replication-timeout", KIND_SECONDS, MODE_MISSING, false,
+    offsetof (struct params, timeout) },
 };
 
 #define NR_PARAMETERS (sizeof table / sizeof table[0])
@@ -137,6 +142,23 @@ set_export (char **name, const char *key, const char *value)
   return set_string (name, key, value);
 }
 
+/* Into milliseconds. */
+static int
+set_seconds (unsigned *ms, const char *key, const char *value)
+{
+  unsigned seconds;
+
+  if (nbdkit_parse_unsigned (key, value, &seconds) == -1)
+    return -1;
+  if (seconds < 1 || seconds > MAX_SECONDS) {
+    nbdkit_error ("%s=%s: must be from 1 to %d seconds", key, value,
+                  MAX_SECONDS);
+    return -1;
+  }
+  *ms = seconds * 1000;
+  return 0;
+}
+
 int
 params_set (struct params *params, const char *key, const char *value)
 {
@@ -164,6 +186,7 @@ params_set (struct params *params, const char *key, const char *value)
   case KIND_EXPORT: return set_export (field, key, value);
   case KIND_BOOL: return module_set_bool (field, key, value);
   case KIND_RECOVER: return set_recover (field, key, value);
+  case KIND_SECONDS: return set_seconds (field, key, value);
   }
   abort ();
 }

@@ -25,6 +25,7 @@ struct params {
                                    params_check */
   char *control;
   bool start;
+  unsigned timeout;             /* milliseconds; 0 if not given */
   enum secondary_recover recover; /* secondary */
   unsigned given;               /* a bit for each that has been set */
 };

@@ -82,7 +82,8 @@ replication_config_complete (nbdkit_next_config_complete *next,
   "                             Secondary: buffers of a crash (fail);\n"    \
   "                             reset: forget that it was promoted.\n"      \
   "replication-control=SOCKET   Unix socket for commands.\n"                \
-  "replication-start=BOOL       Start replication at once (false)."
+  "replication-start=BOOL       Start replication at once (false).\n"         \
+  "replication-timeout=SECONDS  A partner that is silent for so long is lost."
 
 static int
 replication_get_ready (int thread_model)

@@ -20,14 +20,17 @@ side_open (struct side *side, const struct params *params,
 {
   const struct primary_options primary = {
     .remote = params->remote, .bitmap = params->bitmap, .events = events,
+    .timeout = params->timeout,
   };
   const struct secondary_options secondary = {
     .active = params->active, .hidden = params->hidden,
     .recover = params->recover, .events = events,
+    .timeout = params->timeout ? params->timeout : REPLICATION_TIMEOUT,
   };
 
   side->mode = params->mode;
   side->events = events;
+  side->timeout = params->timeout ? params->timeout : REPLICATION_TIMEOUT;
   side->has_remote = params->remote != NULL;
   if (side->mode == MODE_PRIMARY)
     side->primary = primary_open (&primary);

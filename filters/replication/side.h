@@ -17,6 +17,7 @@
 struct side {
   enum replication_mode mode;
   bool has_remote;              /* a primary that is no forwarder */
+  unsigned timeout;             /* milliseconds */
   struct primary *primary;      /* one of the two is set */
   struct secondary *secondary;
   struct events *events;        /* a checkpoint that fails is one */

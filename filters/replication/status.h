@@ -29,6 +29,11 @@ enum replication_stage {
 
 #define REPLICATION_DESC_LEN 512
 
+/* Milliseconds after which a partner that has not been heard of is lost, if
+ * nothing else is said.
+ */
+#define REPLICATION_TIMEOUT 30000
+
 /* A snapshot, for query-replication. */
 struct replication_status {
   enum replication_stage stage;
@@ -44,6 +49,7 @@ struct replication_status {
                                    "refused" or "lost" */
   char link_desc[REPLICATION_DESC_LEN]; /* why it is not connected, "" if
                                    there is nothing to say */
+  int64_t last_heard;           /* milliseconds ago, -1 for never */
   const char *role;             /* "none" before a start, "primary",
                                    "secondary" or "promoted" */
   bool inconsistent;            /* the disk is a mixture (secondary) */

@@ -303,6 +303,8 @@ mirror_query (struct mirror *m, struct replication_status *status)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
   status->remote_connected = link_is_usable (m);
+  if (m->heard_at)
+    status->last_heard = clock_ms () - m->heard_at;
   status->link = link_name (m);
   if (!status->remote_connected && (m->wanted || m->refused))
     snprintf (status->link_desc, sizeof status->link_desc, "%s", m->cause);

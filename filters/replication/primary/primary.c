@@ -101,7 +101,7 @@ primary_open (const struct primary_options *options)
   }
   atomic_init (&p->tracking, p->file != NULL);
   p->timeout = options->timeout ? options->timeout
-    : p->remote ? PRIMARY_TIMEOUT : FORWARD_TIMEOUT;
+    : p->remote ? REPLICATION_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
   drain_init (&p->drain);
   replication_error_init (&p->error, options->events);
@@ -572,6 +572,7 @@ primary_query (struct primary *p, struct replication_status *status)
     forward_check (p->forward);
   *status = (struct replication_status) {
     .stage = stage_of (p), .checkpoints = atomic_load (&p->checkpoints),
+    .last_heard = -1,
   };
   replication_error_get (&p->error, status);
   if (p->mirror) {

@@ -28,10 +28,9 @@ struct primary_options {
   struct events *events;        /* borrowed, or NULL */
   unsigned timeout;             /* milliseconds after which a remote, or the
                                    way of a forwarder, that does not answer
-                                   is given up; 0: one of these */
+                                   is given up; 0: REPLICATION_TIMEOUT, or
+                                   FORWARD_TIMEOUT */
 };
-
-#define PRIMARY_TIMEOUT 30000
 
 /* Guests wait for this one: less than the 30 seconds after which Linux
  * gives up a request to a SCSI disk.

@@ -32,6 +32,7 @@
 #include <string.h>
 
 #include "filters/replication/report.h"
+#include "filters/replication/secondary/heard.h"
 #include "filters/replication/secondary/request.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -62,6 +63,7 @@ admit (struct export *e)
       strcmp (s->primary.text, e->primary.text) != 0)
     return refuse_primary (s);
   s->primary = e->primary;
+  heard_now (s);
   if (atomic_fetch_add (&s->nr_primaries, 1) == 0)
     report_link (s->events, "connected", "");
   atomic_store (&e->admitted, true);
@@ -220,9 +222,11 @@ replication_change (struct node *n, const struct change *c)
     r = refuse_outdated ();
   else if (meet (export_of (n), stage) == -1)
     r = -1;
-  else
+  else {
+    heard_now (s);
     r = stage == REPLICATION_RUNNING ? hold_and_apply (s, c)
       : change_apply (s->disk, c);
+  }
   request_leave (s);
   return r;
 }
@@ -235,6 +239,8 @@ primary_disk (struct node *n, const char *what, enum replication_stage stage)
 {
   struct secondary *s = export_of (n)->s;
 
+  if (atomic_load (&export_of (n)->admitted))
+    heard_now (s);
   if (!is_disk (s, stage))
     request_refuse (n, what, stage);
   else if (is_outdated (export_of (n)))
@@ -348,7 +354,7 @@ secondary_disconnect (struct secondary *s, struct node *n)
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
     if (atomic_load (&e->admitted) &&
         atomic_fetch_sub (&s->nr_primaries, 1) == 1)
-      report_link (s->events, "none", "");
+      heard_the_end (s);
   }
   free (e);
 }

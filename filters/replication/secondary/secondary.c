@@ -28,6 +28,7 @@
 #include "filters/replication/secondary/checkpoint.h"
 #include "filters/replication/secondary/commit.h"
 #include "filters/replication/secondary/guest.h"
+#include "filters/replication/secondary/heard.h"
 #include "filters/replication/secondary/recover.h"
 #include "filters/replication/secondary/state.h"
 
@@ -63,6 +64,7 @@ secondary_open (const struct secondary_options *options)
     return NULL;
   }
   s->recover = options->recover;
+  s->timeout = options->timeout ? options->timeout : REPLICATION_TIMEOUT;
   drain_init (&s->requests);
   claims_init (&s->claims);
   replication_error_init (&s->error, options->events);
@@ -103,7 +105,8 @@ secondary_begin (struct secondary *s, struct node *disk)
     return -1;
   atomic_store (&s->changed, note_flags (&s->note) & NOTE_INCONSISTENT);
   atomic_store (&s->has_moment, s->note.text.made.id.text[0]);
-  return node_start (s->hidden) == -1 ? -1 : node_start (s->active);
+  return node_start (s->hidden) == -1 || node_start (s->active) == -1 ? -1
+    : heard_begin (s);
 }
 
 /* ---- Commands */
@@ -371,7 +374,7 @@ query_disk (struct secondary *s, struct replication_status *status)
   status->partner = text.partner;
   status->checkpoint = text.made;
   status->checkpoint_before = text.earlier;
-  status->link = atomic_load (&s->nr_primaries) > 0 ? "connected" : "none";
+  heard_query (s, status);
 }
 
 void
@@ -419,6 +422,7 @@ secondary_close (struct secondary *s)
 
   if (s == NULL)
     return;
+  heard_end (s);
   secondary_checkpoint_abort (s);
   if (atomic_load (&s->stage) == REPLICATION_RUNNING &&
       secondary_stop (s, false, false, &refusal) == -1)

@@ -30,6 +30,9 @@ enum secondary_recover {
 struct secondary_options {
   const char *active, *hidden;  /* the buffers' files */
   enum secondary_recover recover;
+  unsigned timeout;             /* milliseconds after which a primary that says
+                                   who it is, and so asks when it is idle, is
+                                   lost; 0: REPLICATION_TIMEOUT */
   struct events *events;        /* borrowed, or NULL */
 };
 

@@ -10,6 +10,7 @@
  *   recover.c    what a crash has left in the buffers
  *   commit.c     copying buffers into the disk; failover
  *   incoming.c   the primary's export: requests by stage
+ *   heard.c      when the primary was heard of last
  *   guest.c      that of the guest
  *   request.c    what their requests have in common
  *   note.c       what the hidden buffer's header says of all that
@@ -106,6 +107,11 @@ struct secondary {
   atomic_bool changed;          /* a primary that told who it is has written
                                    since it last said that the disk is as its
                                    own; written under the lock */
+
+  unsigned timeout;             /* milliseconds */
+  _Atomic int64_t heard_at;     /* of a primary, clock_ms; 0 for never */
+  atomic_bool silent;           /* it is connected, and lost all the same */
+  struct job *watch;            /* from begin to close */
 
   pthread_mutex_t command_lock; /* protects these */
   enum prepared prepared;
