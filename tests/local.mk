@@ -96,7 +96,8 @@ bats_tests = \
 	tests/writelog/explore.bats \
 	tests/writelog/logreplay.bats \
 	tests/writelog/logwrites.bats \
-	tests/writelog/planted.bats
+	tests/writelog/planted.bats \
+	tests/writelog/sqlite-recipe.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
 if SANITIZERS

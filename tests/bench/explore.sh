@@ -11,7 +11,7 @@
 # flush.  Of each, 1,000 states of the default kinds:
 #
 # true      with a command that does nothing
-# read      with one that connects and reads 64 KiB
+# connect   with one that connects and asks for the size
 # replay    the same number of entries replayed onto a new file, as who has
 #           only replay-log does it: copying, and of prefixes only
 # memory    of all processes together, in bytes an entry beyond 8 MiB a job
@@ -25,13 +25,13 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 python=/usr/bin/python3
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$lib
 
-need logwrites nbdcopy
+need logwrites nbdinfo
 make_folder explore-bench
 cd "$dir"
 export TMPDIR=$dir
 jobs=$(nproc)
 states=1000
-copies=20
+copies=5
 
 # make_log ENTRIES
 make_log ()
@@ -100,17 +100,17 @@ replay_some ()
 }
 
 printf '\nstates a second and job (%s jobs), and bytes an entry\n\n' "$jobs"
-printf '%-10s %10s %10s %10s %10s\n' entries true read replay memory
+printf '%-10s %10s %10s %10s %10s\n' entries true connect replay memory
 for entries in 1000 10000 100000; do
   make_log $entries
   # The list has to be made whatever is tried of it.
   list=$(seconds logwrites explore --list --size=1G log)
   nothing=$(seconds explore true)
   # shellcheck disable=SC2016
-  reading=$(seconds explore 'nbdcopy "$uri" null: 2>/dev/null || :')
+  connecting=$(seconds explore 'nbdinfo --size "$uri" >/dev/null')
   copying=$(seconds replay_some $entries)
   printf '%-10s %10s %10s %10s %10s   (list: %s s)\n' $entries \
-         "$(rate $states "$nothing")" "$(rate $states "$reading")" \
+         "$(rate $states "$nothing")" "$(rate $states "$connecting")" \
          "$(awk "BEGIN { printf \"%.1f\", $copies / $copying }")" \
          "$(measure_memory $entries)" "$list"
 done

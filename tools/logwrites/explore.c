@@ -298,6 +298,9 @@ find_size (struct explore *e)
   return 0;
 }
 
+/* In entries.  A mark itself counts as met, so that $mark is that one from
+ * there on.
+ */
 static int
 find_moment (const struct explore *e, const char *option, const char *name,
              uint64_t *entries)
@@ -309,7 +312,7 @@ find_moment (const struct explore *e, const char *option, const char *name,
     return 0;
   if (writelog_moment_parse (e->index, name, TEAR_SECTOR, &moment) == -1)
     return -1;
-  *entries = moment.entries;
+  *entries = moment.entries + (strncmp (name, "mark/", 5) == 0);
   lossy = moment.seeded || moment.nr_lost > 0;
   writelog_moment_free (&moment);
   if (!lossy)
