@@ -179,7 +179,6 @@ EXTRA_DIST += \
 	tests/unit/server.h \
 	tests/unit/unit.h \
 	tests/writelog/blklogwrites.py \
-	tests/writelog/crash-check.sh \
 	tests/writelog/explore.py \
 	tests/writelog/data/kernel-ext4.log.xz \
 	tests/writelog/data/kernel-ext4.states \

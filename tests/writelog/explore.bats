@@ -105,7 +105,7 @@ assert s.recv(1) == b\"\"
   explore 2 --size=64k disk.log -- "$check"
   assert_line --regexp '^finding 1: [1-9][0-9]* bad states, the first is '
   refute_line --partial "finding 2"
-  assert_line "lost: entry 3, a metadata write: sectors 8+2, 1024 bytes"
+  assert_line "lost: entry 3, a write (metadata): sectors 8+2, 1024 bytes"
   assert_equal "$(grep -c '^lost:' <<<"$output")" 1
   assert_line "    | the record is gone"
 
@@ -123,7 +123,7 @@ assert s.recv(1) == b\"\"
 @test "parts that were lost are told as such only where they matter" {
   commit_log disk.log none
   explore 2 --size=64k --states=random:40 disk.log -- "$check"
-  assert_line "lost: entry 3, a metadata write: sectors 8+2, 1024 bytes"
+  assert_line "lost: entry 3, a write (metadata): sectors 8+2, 1024 bytes"
   assert_equal "$(grep -c '^lost:' <<<"$output")" 1
 
   # A record that is right only if both its sectors are of one kind.
@@ -132,8 +132,8 @@ assert s.recv(1) == b\"\"
   explore 2 --size=64k torn.log -- '
     kinds=$(nbdcopy "$uri" - | tr -d "\0" | fold -w 512 | cut -c 1 | sort -u)
     test "$(echo $kinds)" != "a b"'
-  assert_line "lost: entry 2, a FUA write: of its sectors 9+2 10+1, 512 bytes"
-  assert_line "lost: entry 2, a FUA write: of its sectors 9+2 9+1, 512 bytes"
+  assert_line "lost: entry 2, a write (fua): of its sectors 9+2 10+1, 512 bytes"
+  assert_line "lost: entry 2, a write (fua): of its sectors 9+2 9+1, 512 bytes"
   assert_equal "$(grep -c '^lost:' <<<"$output")" 2
   explore 0 --size=64k --tear=entry torn.log -- '
     kinds=$(nbdcopy "$uri" - | tr -d "\0" | fold -w 512 | cut -c 1 | sort -u)
@@ -277,6 +277,30 @@ signalled ()
   nothing_is_left
 }
 
+@test "it can be ended when the log's server does not answer" {
+  commit_log disk.log flush
+  start_nbdkit file disk.log
+  local server=$pid status=0 log_uri=$uri
+  mkdir t
+  TMPDIR=$tmp/t logwrites explore --size=64k --states=entry "$log_uri" -- '
+    if [ $entry -ge 3 ]; then
+      touch ready
+      until [ -e stopped ]; do sleep 0.05; done
+      nbdcopy "$uri" null:
+    fi' 3>&- &
+  pid=$!
+  remember $pid
+  wait_until 60 test -e ready
+  kill -STOP $server
+  touch stopped
+  wait_until 60 pgrep -x nbdcopy
+  kill -INT $pid
+  wait $pid || status=$?
+  kill -CONT $server
+  assert_equal "$status" 1
+  nothing_is_left
+}
+
 @test "nothing is left by one that was killed" {
   commit_log disk.log flush
   signalled KILL 137 --states=entry --disk
@@ -314,6 +338,7 @@ signalled ()
     printf "gone" | dd of="$disk" conv=notrunc 2>/dev/null; sync "$disk";
     head -c 4 "$disk" | grep gone'
   explore 0 --disk --size=64k disk.log -- "$check"
+  assert_line "\$disk is a file of nbdfuse"
   refute_line --partial "copy"
 
   mkdir bin
@@ -456,7 +481,7 @@ page = Page(convert_charrefs=True)
 page.feed(open("out/index.html", encoding="utf-8").read())
 assert not page.open and page.tags.count("svg") == 1
 for words in ("sectors 8+2, 1024 bytes", "<b>", "<i>8", "nbdkit -U - -e lost/",
-              "entry 3 (metadata write)"):
+              "entry 3, a write (metadata)"):
     assert words in page.text, words
 END
   # The moments are drawn: more lines than without them.

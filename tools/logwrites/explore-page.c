@@ -137,9 +137,9 @@ print_lost (FILE *fp, const struct explore *e, const struct finding *f)
   for (size_t i = 0; i < least->nr_lost; ++i) {
     const struct lost_piece *const p = &least->lost[i];
 
-    fprintf (fp, "<div>entry %" PRIu64 " (", p->entry);
-    print_html (fp, explore_entry_kind (e, p->entry));
-    fprintf (fp, "), sectors %" PRIu64 "+%" PRIu64 ", %" PRIu64
+    fputs ("<div>", fp);
+    explore_print_entry (fp, e, p->entry);
+    fprintf (fp, ": sectors %" PRIu64 "+%" PRIu64 ", %" PRIu64
              " bytes", p->start, p->end - p->start,
              (p->end - p->start) * e->totals.sector_size);
     if (f->names && f->names[i]) {

@@ -216,18 +216,21 @@ explore_summary (const struct explore *e)
 
 /* ---- For people */
 
-const char *
-explore_entry_kind (const struct explore *e, uint64_t entry)
+void
+explore_print_entry (FILE *fp, const struct explore *e, uint64_t entry)
 {
   const unsigned flags = writelog_index_entry (e->index, entry).flags;
+  const char *sign = " (";
 
-  if (flags & WRITELOG_DISCARD)
-    return "discard";
-  if (flags & WRITELOG_FUA)
-    return flags & WRITELOG_FLUSH ? "flush and FUA write" : "FUA write";
-  if (flags & WRITELOG_FLUSH)
-    return "write with flush";
-  return flags & WRITELOG_METADATA ? "metadata write" : "write";
+  fprintf (fp, "entry %" PRIu64 ", a %s", entry,
+           flags & WRITELOG_DISCARD ? "discard" : "write");
+  for (uint64_t flag = 1; flag & WRITELOG_KNOWN_FLAGS; flag <<= 1)
+    if (flags & flag & ~WRITELOG_DISCARD) {
+      fprintf (fp, "%s%s", sign, writelog_flag_name (flag));
+      sign = ",";
+    }
+  if (*sign == ',')
+    putc (')', fp);
 }
 
 /* Lines of a text, each behind a sign. */
@@ -251,8 +254,9 @@ print_piece (const struct explore *e, const struct finding *f, size_t i,
     writelog_index_entry (e->index, p->entry);
   const uint64_t nr = p->end - p->start;
 
-  printf ("%slost: entry %" PRIu64 ", a %s: ", before, p->entry,
-          explore_entry_kind (e, p->entry));
+  printf ("%slost: ", before);
+  explore_print_entry (stdout, e, p->entry);
+  fputs (": ", stdout);
   if (nr < entry.nr_sectors)
     printf ("of its sectors %" PRIu64 "+%" PRIu64 " ", entry.sector,
             entry.nr_sectors);
@@ -413,10 +417,13 @@ print_end_json (const struct explore *e)
   printf ("\n    ],\n    \"summary\": {\"states\": %" PRIu64
           ", \"distinct\": %" PRIu64 ", \"chosen\": %zu, \"good\": %" PRIu64
           ", \"bad\": %" PRIu64 ", \"skipped\": %" PRIu64 ", \"untold\": %"
-          PRIu64 ", \"shrink-runs\": %" PRIu64 ", \"complete\": %s}\n}\n",
-          e->plan.found, e->plan.distinct, e->plan.nr, e->nr[TRY_GOOD],
-          e->nr[TRY_BAD], e->nr[TRY_SKIPPED], e->nr[TRY_UNTOLD],
-          e->shrink_runs, e->interrupted || e->broken ? "false" : "true");
+          PRIu64 ", \"shrink-runs\": %" PRIu64, e->plan.found,
+          e->plan.distinct, e->plan.nr, e->nr[TRY_GOOD], e->nr[TRY_BAD],
+          e->nr[TRY_SKIPPED], e->nr[TRY_UNTOLD], e->shrink_runs);
+  printf (", \"disk\": %s, \"complete\": %s}\n}\n",
+          e->disk_kind == TRY_NO_DISK ? "null"
+          : e->disk_kind == TRY_FUSE ? "\"nbdfuse\"" : "\"copy\"",
+          e->interrupted || e->broken ? "false" : "true");
   return 0;
 }
 

@@ -522,6 +522,9 @@ probe_disk (struct session *s)
   r = pool_run (pool, next_probe, note_probe, NULL, s);
   pool_end (pool);
   s->setup.command = s->e->command;
+  s->e->disk_kind = s->setup.disk;
+  if (r == 0 && s->setup.disk == TRY_FUSE && s->e->format == EXPLORE_HUMAN)
+    fputs ("$disk is a file of nbdfuse\n", stderr);
   return r;
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "writelog/explore/plan.h"
 #include "writelog/explore/pool.h"
@@ -53,6 +54,7 @@ struct explore {
   struct writelog_index *index;
   struct writelog_totals totals;
   uint64_t size;                /* bytes of the disk */
+  enum try_disk disk_kind;      /* what $disk is */
   struct plan plan;
 
   /* What came of it: each state's verdict, or NOT_TRIED, and notes. */
@@ -102,9 +104,9 @@ extern char *explore_repeat (const struct explore *e,
 /* "23 states, 20 distinct: ..."; to be freed. */
 extern char *explore_summary (const struct explore *e);
 
-/* "metadata write" and so on. */
-extern const char *explore_entry_kind (const struct explore *e,
-                                       uint64_t entry);
+/* "entry 5, a write (fua,metadata)". */
+extern void explore_print_entry (FILE *fp, const struct explore *e,
+                                 uint64_t entry);
 
 /* ---- explore-page.c */
 

@@ -20,10 +20,16 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "utils/message.h"
 #include "writelog/explore/children.h"
 #include "writelog/explore/pool.h"
 #include "writelog/explore/worker.h"
+
+/* How long workers may take to end, in milliseconds: a log or base on a
+ * server that does not answer holds them.
+ */
+#define PATIENCE 5000
 
 struct slot {
   bool busy;
@@ -195,7 +201,8 @@ bury (struct run *r, struct slot *slot)
   struct try_outcome outcome = { .verdict = TRY_UNTOLD };
   const unsigned job = slot - r->pool->slots;
   const bool busy = slot->busy;
-  const int status = worker_end (&r->pool->workers[job]);
+  const int status = worker_end (&r->pool->workers[job],
+                                 clock_ms () + PATIENCE);
 
   end_orphans (r->pool);
   worker_clean (r->pool->setup, job);
@@ -294,13 +301,15 @@ pool_run (struct pool *pool, pool_next next, pool_done done,
 void
 pool_end (struct pool *pool)
 {
+  const int64_t limit = clock_ms () + PATIENCE;
+
   if (pool == NULL)
     return;
   for (unsigned i = 0; i < pool->jobs; ++i)
     if (pool->workers[i].pid)
       shutdown (pool->workers[i].fd, SHUT_RDWR);
   for (unsigned i = 0; i < pool->jobs; ++i) {
-    worker_end (&pool->workers[i]);
+    worker_end (&pool->workers[i], limit);
     worker_clean (pool->setup, i);
   }
   children_end (NULL, 0);

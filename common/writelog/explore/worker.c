@@ -22,6 +22,7 @@
 
 #include "node/align.h"
 #include "utils/cleanup.h"
+#include "utils/clock.h"
 #include "utils/message.h"
 #include "writelog/explore/children.h"
 #include "writelog/explore/disk.h"
@@ -302,15 +303,18 @@ worker_start (struct worker *workers, size_t nr,
 }
 
 int
-worker_end (struct worker *worker)
+worker_end (struct worker *worker, int64_t limit)
 {
   int status = 0;
 
   if (worker->pid == 0)
     return 0;
   close (worker->fd);
-  while (waitpid (worker->pid, &status, 0) == -1 && errno == EINTR)
-    ;
+  while (waitpid (worker->pid, &status, WNOHANG) == 0) {
+    if (clock_ms () > limit)
+      kill (worker->pid, SIGKILL);
+    clock_sleep_until (clock_ms () + 1);
+  }
   *worker = (struct worker) { .fd = -1 };
   return status;
 }

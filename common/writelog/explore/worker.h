@@ -33,10 +33,10 @@ extern int worker_give (struct worker *worker, const struct try_task *task);
 /* The outcome; waits for it.  -1 if it is dead, or out of memory. */
 extern int worker_take (struct worker *worker, struct try_outcome *outcome);
 
-/* Let it go, whatever it does, and wait until it has ended.  Returns its
- * exit status, as of waitpid.
+/* Let it go, whatever it does, and wait until it has ended; at this time
+ * (utils/clock.h) it is killed.  Returns its exit status, as of waitpid.
  */
-extern int worker_end (struct worker *worker);
+extern int worker_end (struct worker *worker, int64_t limit);
 
 /* Take away what it left, if it was killed. */
 extern void worker_clean (const struct try_setup *setup, unsigned job);
