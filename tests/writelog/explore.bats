@@ -428,6 +428,19 @@ END
   explore 1 --from=flush/1 --to=entry/0 disk.log -- true
 }
 
+@test "strange names of folders, of logs and in the environment" {
+  mkdir "a b%41'c" "a b%41'c/t"
+  cd "a b%41'c"
+  commit_log "x=y 'z.log" none
+  TMPDIR=t disk=/etc/passwd run -2 logwrites explore --size=64k "x=y 'z.log" \
+         -- "test -z \"\$disk\" || exit 0; cd /; $check"
+  assert_line "lost: entry 3, a write (metadata): sectors 8+2, 1024 bytes"
+  assert_equal "$(ls t)" ""
+  run -4 bash -c "$(sed -n 's/^repeat: //p' <<<"$output")"
+  TMPDIR=$tmp/missing run -1 logwrites explore --size=64k "x=y 'z.log" -- true
+  assert_line --partial "missing: temporary folder: No such file"
+}
+
 @test "what stands in the sectors that were lost is asked for" {
   commit_log disk.log none
   explore 2 --size=64k --name='echo "file of $sector ($sectors) at $offset, \

@@ -467,14 +467,20 @@ note_name (void *opaque, size_t number, struct try_outcome *outcome)
 
 /* ---- The whole */
 
+/* By its full name, since commands may go elsewhere. */
 static int
 make_dir (struct session *s)
 {
   const char *const tmp = getenv ("TMPDIR");
+  CLEANUP_FREE char *full = tmp && tmp[0] ? realpath (tmp, NULL) : NULL;
 
-  if (tmp == NULL || tmp[0] == '\0' || strlen (tmp) > MAX_DIR ||
-      asprintf (&s->dir, "%s/logwrites.XXXXXX", tmp) == -1)
-    s->dir = strdup ("/tmp/logwrites.XXXXXX");
+  if (tmp && tmp[0] && full == NULL) {
+    msg_error ("%s: temporary folder: %m", tmp);
+    return -1;
+  }
+  if (asprintf (&s->dir, "%s/logwrites.XXXXXX",
+                full && strlen (full) <= MAX_DIR ? full : "/tmp") == -1)
+    s->dir = NULL;
   if (s->dir && mkdtemp (s->dir))
     return 0;
   msg_error ("%s: temporary folder: %m", s->dir ? s->dir : "");

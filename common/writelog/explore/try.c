@@ -311,7 +311,7 @@ set_variables (struct try *t)
       set_number (t, "flush",
                   writelog_count_flushes (index, moment->entries)) == -1 ||
       set_variable (t, "mark", mark) == -1 ||
-      (t->file && set_variable (t, "disk", t->file) == -1))
+      set_variable (t, "disk", t->file ? t->file : "") == -1)
     return -1;
   if (!t->task->name)
     return 0;
