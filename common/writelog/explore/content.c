@@ -17,6 +17,12 @@
 #include "writelog/format.h"
 #include "writelog/moments/state.h"
 
+/* Parts of the disk that are looked at for one share: as many as the longest
+ * writes have, and not all that a discard of the whole disk covers, of which a
+ * log may have many.
+ */
+#define MOST_PARTS 1024
+
 /* The end of SplitMix64: a random function. */
 static uint64_t
 random_of (uint64_t x)
@@ -58,12 +64,14 @@ add_run (void *opaque, uint64_t start, uint64_t end, uint32_t entry)
 }
 
 uint64_t
-content_share (const struct content *c,
+content_share (struct content *c,
                const struct writelog_moment *moment, uint64_t start,
                uint64_t end)
 {
   struct sum sum = { .c = c };
 
-  writelog_moment_visit (c->index, moment, start, end, add_run, &sum);
-  return sum.value;
+  if (writelog_moment_visit (c->index, moment, start, end, MOST_PARTS, add_run,
+                             &sum))
+    return sum.value;
+  return random_of (random_of (++c->nr_given_up));
 }

@@ -20,12 +20,15 @@
 struct content {
   const struct writelog_index *index;
   bool zero_base;               /* discards are the same as the base */
+  uint64_t nr_given_up;         /* shares that are not what they should be */
 };
 
 /* The share of sectors start..end in the number of a moment.  Shares add
- * up: that of the whole disk is the sum of those of its parts.
+ * up: that of the whole disk is the sum of those of its parts.  Where that
+ * would take too long it is a number that no other share is, so that what is
+ * equal may be taken to differ, but not the other way round.
  */
-extern uint64_t content_share (const struct content *c,
+extern uint64_t content_share (struct content *c,
                                const struct writelog_moment *moment,
                                uint64_t start, uint64_t end);
 

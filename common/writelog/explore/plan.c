@@ -359,7 +359,7 @@ add (struct make *m, enum plan_kind kind, uint64_t entries, uint64_t place,
 }
 
 static uint64_t
-share (const struct make *m, const struct writelog_moment *moment,
+share (struct make *m, const struct writelog_moment *moment,
        const struct lost_piece *p)
 {
   return content_share (&m->content, moment, p->start, p->end);
@@ -367,7 +367,7 @@ share (const struct make *m, const struct writelog_moment *moment,
 
 /* What the number grows by if a piece of an entry comes over a moment. */
 static uint64_t
-change (const struct make *m, const struct writelog_moment *moment,
+change (struct make *m, const struct writelog_moment *moment,
         const struct lost_piece *p)
 {
   return content_of_entry (&m->content, p->entry, p->start, p->end) -
@@ -532,7 +532,7 @@ reached (const struct make *m, uint64_t first, uint64_t last, size_t *nr)
  * interval where the entries of the interval reach.
  */
 static uint64_t
-number_of_random (const struct make *m, const struct plan_state *state,
+number_of_random (struct make *m, const struct plan_state *state,
                   const struct writelog_moment *moment, uint64_t at_start,
                   const struct lost_piece *pieces, size_t nr)
 {

@@ -41,6 +41,8 @@ struct walk {
   const struct state *s;
   uint64_t sector, end;         /* what is still to be told */
   size_t piece;                 /* of the cover, that sector lies in */
+  unsigned most;                /* parts that a run is joined of */
+  uint64_t parts;               /* that were found so far */
 
   /* The part at sector, if it is known: its end and its entry. */
   uint64_t part_end;
@@ -58,6 +60,8 @@ walk_sectors (struct walk *w, const struct state *s, uint64_t start,
   w->s = s;
   w->sector = start;
   w->end = end;
+  w->most = MAX_PARTS;
+  w->parts = 0;
   w->piece = cover_find (&s->index->cover, w->sector);
   w->part_end = w->sector;
   w->from = w->to = 0;
@@ -131,6 +135,7 @@ find_part (struct walk *w)
   const struct cover *c = &w->s->index->cover;
   struct cover_lists lists;
 
+  w->parts++;
   w->entry = COVER_NONE;
   w->part_end = w->end;
   if (w->piece == c->nr_pieces)
@@ -170,7 +175,7 @@ next_run (struct walk *w, uint32_t *entry)
   if (w->part_end == w->sector)
     find_part (w);
   *entry = w->entry;
-  for (unsigned i = 0; i < MAX_PARTS; ++i) {
+  for (unsigned i = 0; i < w->most; ++i) {
     skip_part (w);
     if (w->sector == w->end)
       break;
@@ -181,10 +186,10 @@ next_run (struct walk *w, uint32_t *entry)
   return w->sector;
 }
 
-void
+bool
 writelog_moment_visit (const struct writelog_index *index,
                        const struct writelog_moment *moment,
-                       uint64_t start, uint64_t end,
+                       uint64_t start, uint64_t end, unsigned most_parts,
                        void (*visit) (void *opaque, uint64_t start,
                                       uint64_t end, uint32_t entry),
                        void *opaque)
@@ -193,13 +198,18 @@ writelog_moment_visit (const struct writelog_index *index,
   struct walk w;
 
   walk_sectors (&w, &s, start, end);
+  w.most = MIN (w.most, most_parts);
   while (start < end) {
     uint32_t entry;
-    const uint64_t run_end = next_run (&w, &entry);
+    uint64_t run_end;
 
+    if (w.parts > most_parts)
+      return false;
+    run_end = next_run (&w, &entry);
     visit (opaque, start, run_end, entry);
     start = run_end;
   }
+  return true;
 }
 
 /* ---- The node */

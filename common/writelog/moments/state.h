@@ -8,6 +8,7 @@
 #ifndef BLOCKDRIVERS_WRITELOG_STATE_H
 #define BLOCKDRIVERS_WRITELOG_STATE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "node/node.h"
@@ -31,13 +32,15 @@ extern struct node *writelog_moment_open (const struct writelog_index *index,
 
 /* Where sectors start..end (not empty) of the disk come from at a moment:
  * visit is called for one run after the other.  The entry is
- * WRITELOG_NO_ENTRY for what is of the base.  Nothing is read.
+ * WRITELOG_NO_ENTRY for what is of the base.  Nothing is read.  The bounds of
+ * entries cut the sectors in parts; false if there are more of them than that,
+ * give or take a run.
  */
 #define WRITELOG_NO_ENTRY UINT32_MAX
-extern void
+extern bool
 writelog_moment_visit (const struct writelog_index *index,
                        const struct writelog_moment *moment,
-                       uint64_t start, uint64_t end,
+                       uint64_t start, uint64_t end, unsigned most_parts,
                        void (*visit) (void *opaque, uint64_t start,
                                       uint64_t end, uint32_t entry),
                        void *opaque);
