@@ -144,7 +144,7 @@ load_settle (struct load *load)
 
   CHECK (values);
   load_check (load, load->node, allowed, values, "after a power loss");
-  model_set (&load->model, values);
+  model_set (&load->model, values, true);
 }
 
 /* ---- Requests */

@@ -19,7 +19,11 @@ tests_chaos_chaos_SOURCES = \
 	tests/chaos/medium.h \
 	tests/chaos/model.c \
 	tests/chaos/model.h \
-	tests/chaos/qed.c
+	tests/chaos/qed.c \
+	tests/chaos/secondary.c
+# Names of files lead to media.
+tests_chaos_chaos_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
+	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read
 
 .PHONY: chaos
 chaos: all $(chaos_tests)

@@ -398,7 +398,8 @@ medium_resize (struct node *n, uint64_t size)
 
   if (medium_change (n, &c) == -1)
     return -1;
-  return n->adapted ? node_resize (n->adapted, size) : 0;
+  return n->adapted && !is_dead ((struct medium_node *) n)
+    ? node_resize (n->adapted, size) : 0;
 }
 
 static int

@@ -25,7 +25,7 @@
 #include "node/node.h"
 
 #define MEDIUM_SECTOR 512
-#define MAX_MEDIA 8
+#define MAX_MEDIA 16
 
 struct world;
 

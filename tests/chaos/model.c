@@ -172,10 +172,14 @@ model_copy (struct model *model, bool lost)
 }
 
 void
-model_set (struct model *model, const uint8_t *values)
+model_set (struct model *model, const uint8_t *values, bool durable)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
 
-  for (unsigned i = 0; i < model->nr; ++i)
-    model->cells[i].live = model->cells[i].lost = BIT (values[i]);
+  for (unsigned i = 0; i < model->nr; ++i) {
+    struct cell *cell = &model->cells[i];
+
+    cell->live = BIT (values[i]);
+    cell->lost = BIT (values[i]) | (durable ? 0 : cell->lost);
+  }
 }

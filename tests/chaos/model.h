@@ -73,7 +73,10 @@ extern void model_end_read (struct model *model, struct watch *watch);
 /* What cells may hold now, or after a power loss now; to be freed. */
 extern uint64_t *model_copy (struct model *model, bool lost);
 
-/* Nobody changes anything, and these values are there, durably. */
-extern void model_set (struct model *model, const uint8_t *values);
+/* Nobody changes anything, and these values are there; durably, or besides
+ * what may come back after a power loss.
+ */
+extern void model_set (struct model *model, const uint8_t *values,
+                       bool durable);
 
 #endif /* BLOCKDRIVERS_CHAOS_MODEL_H */
