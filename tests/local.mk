@@ -101,9 +101,9 @@ bats_tests = \
 
 # Slow ones stand first, so that they do not run alone at the end.
 if SANITIZERS
-TESTS = $(unit_tests) $(chaos_tests)
+TESTS = $(unit_tests) $(chaos_tests) $(fuzz_tests)
 else
-TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests) $(chaos_tests)
+TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests) $(chaos_tests) $(fuzz_tests)
 endif
 
 # Each unit test is linked with the library.  The others are run by tests.
@@ -191,7 +191,7 @@ EXTRA_DIST += \
 # requests that make no sense.  ROUNDS says how many; a failure prints the
 # SEED that repeats it.
 
-.PHONY: soak fuzz bench
+.PHONY: soak damage bench
 soak_bats = \
 	tests/qed/crash.bats \
 	tests/qed/damage.bats \
@@ -214,7 +214,7 @@ soak: all $(soak_units)
 	@for t in $(soak_units); do \
 	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \
 	done
-fuzz: all tests/unit/test-control tests/unit/test-writelog-reader
+damage: all tests/unit/test-control tests/unit/test-writelog-reader
 	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed/bad-input.bats
