@@ -29,6 +29,7 @@ unit_tests = \
 	tests/unit/test-nbd-status \
 	tests/unit/test-qed-buffer \
 	tests/unit/test-qed-faults \
+	tests/unit/test-qed-locks \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-threads \

@@ -212,7 +212,10 @@ struct qed_rebase_options {
                                    image's folder; NULL or "" for none */
   enum qed_format backing_format; /* RAW sets BACKING_FORMAT_NO_PROBE;
                                    PROBE: by its magic when it is safe,
-                                   and left to be probed in the header */
+                                   and recorded if it is raw; otherwise left
+                                   to be probed, unless that would make a
+                                   disk that was raw something else (EPERM).
+                                   QED: unsafe, any that is not raw */
   bool unsafe;
   bool no_lock;                 /* of the backing images */
   bool no_image_lock;

@@ -26,7 +26,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "node/align.h"
 #include "qed/image/map.h"
 #include "qed/io/allocate.h"
 #include "qed/io/backing.h"
@@ -236,6 +238,57 @@ hold_differences (void *opaque, const struct piece *piece,
 
 /* ---- Rebasing */
 
+/* Of a file that is there: the format that its magic tells, or NULL. */
+static int
+guess_format (const struct qed *s, const char *backing, const char **format)
+{
+  const struct node_open_options options = { .read_only = true };
+  CLEANUP_FREE char *full = NULL;
+  const char *path;
+  struct node *n;
+  int r;
+
+  *format = NULL;
+  if (qed_backing_full_name (s->node.name, backing, &full) == -1)
+    return -1;
+  path = full ? qed_without_protocol (full) : NULL;
+  if (path == NULL || node_is_uri (path) || access (path, R_OK) == -1)
+    return 0;
+  n = align_open (path, &options);
+  if (n == NULL)
+    return -1;
+  r = chain_name_format (n, format);
+  node_close (n);
+  return r;
+}
+
+/* Who does not say a format leaves it to be found out by whoever opens the
+ * image.  Where the header says that the disk below is raw, its user may
+ * have written to its beginning what he likes.
+ */
+static int
+check_guess (const struct qed *s, const struct qed_rebase_options *o,
+             const char *backing)
+{
+  const char *format;
+
+  if (o->backing_format != QED_FORMAT_PROBE || *backing == '\0' ||
+      !(s->header.features & QED_BACKING_NO_PROBE))
+    return 0;
+  if (guess_format (s, backing, &format) == -1)
+    return -1;
+  if (format) {
+    errno = EPERM;
+    msg_error ("%s: rebase: the header says that the backing image is raw, "
+               "and %s looks like one in %s format: say with -F which is true",
+               s->node.name, backing, format);
+    return -1;
+  }
+  msg_warning ("%s: rebase: the header does not say any more that the backing "
+               "image is raw; with -F raw it does", s->node.name);
+  return 0;
+}
+
 static int
 rebase_unsafe (const char *name, const struct qed_rebase_options *o,
                const char *backing)
@@ -250,6 +303,8 @@ rebase_unsafe (const char *name, const struct qed_rebase_options *o,
   if (s == NULL)
     return -1;
   r = check_name (s, backing);
+  if (r == 0)
+    r = check_guess (s, o, backing);
   if (r == 0)
     r = switch_header (s, backing, o->backing_format == QED_FORMAT_RAW);
   image_free (s);
@@ -291,6 +346,9 @@ static int
 rebase_open_image (struct rebase *rb, const struct qed_rebase_options *o,
                    const char *backing)
 {
+  /* What was raw by guess must not become something else later. */
+  const bool raw = rb->new && rb->new->ops != &qed_node_ops;
+
   if (rb->s->node.read_only) {
     errno = EROFS;
     msg_error ("%s: rebase: a damaged image cannot be rebased safely",
@@ -299,8 +357,7 @@ rebase_open_image (struct rebase *rb, const struct qed_rebase_options *o,
   }
   if (hold_all (rb, o->progress) == -1)
     return -1;
-  return switch_header (rb->s, backing,
-                        o->backing_format == QED_FORMAT_RAW);
+  return switch_header (rb->s, backing, raw);
 }
 
 int

@@ -163,6 +163,64 @@ assert h.pread(4096, 0) == b"A" * 4096'
   assert_output --partial "an earlier flush failed"
 }
 
+# Storage that does one write, at the offset that the file "lies" names, and
+# says that it failed.
+start_liar ()
+{
+  truncate -s 8M storage
+  start_nbdkit eval get_size="stat -c %s '$tmp/storage'" \
+    can_write="exit 0" can_flush="exit 0" flush="exit 0" \
+    pread="dd if='$tmp/storage' skip=\$4 count=\$3 iflag=skip_bytes,count_bytes \
+status=none" \
+    pwrite="dd of='$tmp/storage' seek=\$4 oflag=seek_bytes conv=notrunc \
+status=none; if [ \"\$(cat '$tmp/lies')\" = \"\$4\" ]; then : >'$tmp/lies'; \
+echo EIO >&2; exit 1; fi"
+}
+
+# lie COMMAND OPTION...: a write whose L2 entry reaches the storage fails; then
+# COMMAND makes the same place read as zeroes, with success.
+lie ()
+{
+  local command=$1
+  shift
+  rm -f storage
+  qed-img create -q -o cluster_size=4096,table_size=2 storage 4M
+  : >lies
+  start_liar
+  local storage_uri=$uri
+  start_nbdkit qed "$storage_uri" "$@"
+  run -0 nbdsh -u "$uri" -c "
+import struct
+h.pwrite(b'A' * 4096, 0)
+f = open('storage', 'rb')
+f.seek(40)
+f.seek(*struct.unpack('<Q', f.read(8)))
+open('lies', 'w').write(str(*struct.unpack('<Q', f.read(8))))
+try:
+    h.pwrite(b'B' * 4096, 8192)
+except nbd.Error as e:
+    assert e.errno == 'EIO', e
+else:
+    assert False, 'the write succeeded'
+assert open('lies').read() == ''
+$command
+h.flush()
+assert h.pread(4096, 8192) == bytes(4096)"
+  # Also for whoever opens it next, and for QEMU.
+  stop_nbdkit
+  start_nbdkit qed "$storage_uri"
+  qemu_io "$uri" 'read -P 0x41 0 4096' 'read -P 0 4096 1M'
+  stop_nbdkit
+  qemu-io -r -f qed -c 'read -P 0 4096 1M' "$storage_uri" >qemu.out
+  run -1 grep -i 'verification failed' qemu.out
+}
+
+@test "data of a write that failed do not come back after zeroes" {
+  lie 'h.zero(4096, 8192)'
+  lie 'h.pwrite(bytes(4096), 8192)' detect-zeroes=on
+  lie 'h.pwrite(bytes(4096), 8192)' detect-zeroes=unmap
+}
+
 @test "an NBD server that dies costs errors, not the server and no hang" {
   # storage_pid is killed while requests are in flight.
   truncate -s 64M storage

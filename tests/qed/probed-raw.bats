@@ -74,6 +74,7 @@ refused ()
   truncate -s 1000348 base.raw
   printf 'conectix' | dd of=base.raw bs=1 seek=999936 conv=notrunc status=none
   cp base.raw before.raw
+  put 1000400 'x'
   refused
 }
 
@@ -90,4 +91,56 @@ refused ()
   run qemu-img commit -f qed over.qed
   assert_failure
   refused
+}
+
+# format FILE: what the header says of the backing image, raw or null.
+format ()
+{
+  qemu-img info --output=json "$1" | jq -r '.["backing-filename-format"]'
+}
+
+@test "a rebase keeps a raw disk raw that a guest has made look otherwise" {
+  local magic
+  overlay 1048576 raw
+  for magic in 'QED\0' 'QFI\xfb'; do
+    printf '%b' "$magic" | dd of=base.raw conv=notrunc status=none
+    run -1 qed-img rebase -u -b base.raw over.qed
+    assert_output --partial "looks like one in"
+    assert_output --partial "-F"
+    assert_equal "$(format over.qed)" raw
+  done
+  run -0 qed-img rebase -u -b base.raw -F raw over.qed
+  assert_output ""
+  assert_equal "$(format over.qed)" raw
+  # The user knows better: it was converted.
+  qemu-img create -q -f qed new.qed 1M
+  run -1 qed-img rebase -u -b new.qed over.qed
+  run -0 qed-img rebase -u -b new.qed -F qed over.qed
+  assert_output ""
+  assert_equal "$(format over.qed)" null
+  # Then nothing that was raw is lost.
+  run -0 qed-img rebase -u -b base.raw over.qed
+  assert_output ""
+}
+
+@test "a rebase warns when the header says raw no more" {
+  overlay 1048576 raw
+  run -0 qed-img rebase -u -b base.raw over.qed
+  assert_output --partial "with -F raw it does"
+  assert_equal "$(format over.qed)" null
+  overlay 1048576 raw
+  run -0 qed-img rebase -u -b gone.raw over.qed
+  assert_output --partial "with -F raw it does"
+}
+
+@test "a rebase that looks at a raw image records that it is raw, as create does" {
+  overlay 1048576
+  cp base.raw other.raw
+  assert_equal "$(format over.qed)" null
+  run -0 qed-img rebase -b other.raw over.qed
+  assert_output ""
+  assert_equal "$(format over.qed)" raw
+  qemu-img create -q -f qed new.qed 1M
+  qed-img rebase -b new.qed over.qed
+  assert_equal "$(format over.qed)" null
 }

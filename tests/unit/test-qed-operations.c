@@ -11,8 +11,10 @@
 #include <config.h>
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "utils/cleanup.h"
@@ -258,6 +260,35 @@ test_empty_damaged_image (void **state)
   assert_int_equal (qed_empty_image ("a.qed", false), 0);
   memset (model, 0, DISK);
   assert_image ("a.qed", model, DISK);
+}
+
+/* What cannot be written to cannot be emptied: an image found damaged, and
+ * one that was opened for reading.  Nothing of the file changes.
+ */
+static void
+test_empty_read_only (void **state)
+{
+  struct qed_options options = QED_DEFAULT_OPTIONS;
+  struct node *n;
+
+  (void) state;
+  for (int i = 0; i < 2; ++i) {
+    create ("a.qed", DISK, 2, NULL);
+    set_entry ("a.qed", CLUSTER, 3 * CLUSTER);
+    patch ("a.qed", "", 1, 5 * CLUSTER - 1);
+    set_entry ("a.qed", 3 * CLUSTER, i == 0 ? 12345 : QED_ZERO);
+    options.read_only = i == 1;
+    n = qed_open ("a.qed", &options);
+    assert_non_null (n);
+    assert_true (n->read_only);
+    forget_messages ();
+    errno = 0;
+    assert_int_equal (qed_empty (n), -1);
+    assert_int_equal (errno, EROFS);
+    assert_messages (1, "a.qed: empty: the image is read-only");
+    assert_int_equal (node_close (n), 0);
+    assert_int_equal (entry_at ("a.qed", CLUSTER), 3 * CLUSTER);
+  }
 }
 
 struct in_use {
@@ -584,6 +615,36 @@ test_rebase (void **state)
   }
 }
 
+/* What failed first says why, although what is closed then fails too. */
+static void
+test_rebase_says_why_it_failed (void **state)
+{
+  const struct qed_rebase_options options = { .backing = "" };
+  const struct rlimit limit = { .rlim_cur = 16 * CLUSTER,
+                                .rlim_max = RLIM_INFINITY };
+  const struct rlimit none = { RLIM_INFINITY, RLIM_INFINITY };
+  CLEANUP_FREE uint8_t *model = malloc (DISK);
+  uint64_t seed = 12;
+
+  (void) state;
+  make_raw ("a.raw", model, DISK, &seed);
+  create ("a.qed", DISK, 2, "a.raw");
+  signal (SIGXFSZ, SIG_IGN);
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &limit), 0);
+  errno = 0;
+  assert_int_equal (qed_rebase ("a.qed", &options), -1);
+  assert_int_equal (errno, EFBIG);
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &none), 0);
+  assert_image ("a.qed", model, DISK);
+
+  /* An image found damaged is not rebased. */
+  create ("a.qed", DISK, 2, NULL);
+  set_entry ("a.qed", CLUSTER, 12345);
+  errno = 0;
+  assert_int_equal (qed_rebase ("a.qed", &options), -1);
+  assert_int_equal (errno, EROFS);
+}
+
 /* Nothing is copied for what two chains have in common. */
 static void
 test_rebase_skips_what_is_the_same (void **state)
@@ -636,6 +697,9 @@ test_rebase_unsafe (void **state)
 
 /* ---- Measure */
 
+/* The table that storage of fixed size keeps free. */
+#define KEPT (2 * CLUSTER)
+
 static void
 test_measure (void **state)
 {
@@ -649,7 +713,7 @@ test_measure (void **state)
   (void) state;
   create ("a.qed", DISK, 2, NULL);
   assert_int_equal (qed_measure (&options, NULL, &m), 0);
-  assert_int_equal (m.required, file_length ("a.qed"));
+  assert_int_equal (m.required, file_length ("a.qed") + KEPT);
 
   memset (buf, 1, DISK);
   n = open_image ("a.qed");
@@ -660,12 +724,12 @@ test_measure (void **state)
   }
   assert_int_equal (qed_measure (&options, n, &m), 0);
   assert_int_equal (node_close (n), 0);
-  assert_int_equal (m.required, file_length ("a.qed"));
+  assert_int_equal (m.required, file_length ("a.qed") + KEPT);
 
   n = open_image ("a.qed");
   assert_int_equal (node_pwrite (n, buf, DISK, 0), 0);
   assert_int_equal (node_close (n), 0);
-  assert_int_equal (m.fully_allocated, file_length ("a.qed"));
+  assert_int_equal (m.fully_allocated, file_length ("a.qed") + KEPT);
 }
 
 /* ---- Leaks */
@@ -725,6 +789,7 @@ main (void)
     cmocka_unit_test (test_empty_image_is_as_new),
     cmocka_unit_test (test_empty_shows_backing_image),
     cmocka_unit_test (test_empty_damaged_image),
+    cmocka_unit_test (test_empty_read_only),
     cmocka_unit_test (test_empty_disk_in_use),
     cmocka_unit_test (test_resize),
     cmocka_unit_test (test_resize_hides_backing_image),
@@ -733,6 +798,7 @@ main (void)
     cmocka_unit_test (test_commit),
     cmocka_unit_test (test_commit_several_layers),
     cmocka_unit_test (test_rebase),
+    cmocka_unit_test (test_rebase_says_why_it_failed),
     cmocka_unit_test (test_rebase_skips_what_is_the_same),
     cmocka_unit_test (test_rebase_unsafe),
     cmocka_unit_test (test_measure),

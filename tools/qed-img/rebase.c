@@ -88,6 +88,8 @@ run (int argc, char *argv[])
     tool_usage_error ("Must specify backing file (-b) or use unsafe mode "
                       "(-u)");
   foreign = o.unsafe && img_is_foreign_format (format);
+  if (foreign)
+    o.backing_format = QED_FORMAT_QED; /* it is not raw */
   if ((!foreign &&
        img_parse_backing_format (image, format, &o.backing_format) == -1) ||
       refuse_itself (image, &o) == -1)
