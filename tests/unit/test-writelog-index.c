@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "writelog/format.h"
+#include "writelog/moments/cover.h"
 #include "writelog/moments/moment.h"
 #include "writelog/moments/state.h"
 #include "utils/rounding.h"
@@ -983,6 +984,52 @@ read_moments (struct unit_thread *t)
   }
 }
 
+/* Any bounds: close together, far from each other, and the same. */
+static uint64_t
+random_bound (uint64_t *seed)
+{
+  return UINT64_C (1) << 61 >> random_below (seed, 61) <<
+    random_below (seed, 2) >> random_below (seed, 2);
+}
+
+static void
+test_ranges_that_cover_a_place (void **state)
+{
+  enum { SPANS = 50 };
+  uint64_t seed = 1;
+
+  for (int round = 0; round < 400; ++round) {
+    struct cover_span spans[SPANS], built[SPANS];
+    const size_t n = 1 + random_below (&seed, SPANS);
+    struct cover c;
+
+    for (size_t i = 0; i < n; ++i) {
+      const uint64_t start =
+        random_bound (&seed) + (round % 2 ? random_below (&seed, 99) : 0);
+      const uint64_t length = round % 3 ? 1 + random_below (&seed, 9)
+        : random_bound (&seed);
+
+      spans[i] = (struct cover_span) { start, start + length, i };
+    }
+    memcpy (built, spans, sizeof built);
+    assert_int_equal (cover_build (&c, built, n), 0);
+    for (size_t i = 0; i < 4 * n; ++i) {
+      const struct cover_span *near = &spans[i / 4];
+      const uint64_t place = (i & 2 ? near->end : near->start) - (i & 1);
+      struct cover_lists lists;
+
+      if (place < c.bounds[0] || place >= c.bounds[c.nr_pieces])
+        continue;
+      cover_below (&c, cover_find (&c, place), UINT32_MAX, &lists);
+      for (size_t j = n; j-- > 0;)
+        if (spans[j].start <= place && place < spans[j].end)
+          assert_int_equal (cover_pop (&lists), j);
+      assert_int_equal (cover_pop (&lists), COVER_NONE);
+    }
+    cover_free (&c);
+  }
+}
+
 static void
 test_threads_share_an_index (void **state)
 {
@@ -1019,6 +1066,7 @@ main (void)
     cmocka_unit_test (test_a_discard_of_the_largest_disk),
     cmocka_unit_test (test_damaged_logs_are_refused),
     cmocka_unit_test (test_memory_of_a_million_entries),
+    cmocka_unit_test (test_ranges_that_cover_a_place),
     cmocka_unit_test (test_threads_share_an_index),
   };
 

@@ -32,13 +32,62 @@
 
 #include "writelog/moments/cover.h"
 
-static int
-compare (const void *ap, const void *bp)
-{
-  const uint64_t a = *(const uint64_t *) ap;
-  const uint64_t b = *(const uint64_t *) bp;
+/* ---- Bounds */
 
-  return a < b ? -1 : a > b;
+/* Numbers are sorted by digits of so many bits, the lowest first. */
+#define DIGIT_BITS 11
+#define DIGITS (1 << DIGIT_BITS)
+
+static unsigned
+digit (uint64_t number, unsigned shift)
+{
+  return number >> shift & (DIGITS - 1);
+}
+
+/* Sort by one digit what is sorted by those below it.  Returns false, and
+ * has done nothing, if all have the same one.
+ */
+static bool
+sort_digit (const uint64_t *from, uint64_t *to, size_t n, unsigned shift)
+{
+  size_t place[DIGITS] = { 0 }, sum = 0;
+
+  for (size_t i = 0; i < n; ++i)
+    place[digit (from[i], shift)]++;
+  if (place[digit (from[0], shift)] == n)
+    return false;
+  for (unsigned d = 0; d < DIGITS; ++d) {
+    const size_t nr = place[d];
+
+    place[d] = sum;
+    sum += nr;
+  }
+  for (size_t i = 0; i < n; ++i)
+    to[place[digit (from[i], shift)]++] = from[i];
+  return true;
+}
+
+/* Sort an array, which may be exchanged for another one. */
+static int
+sort (uint64_t **array, size_t n)
+{
+  uint64_t *other = malloc (n * sizeof *other);
+  uint64_t all = 0;
+
+  if (other == NULL)
+    return -1;
+  for (size_t i = 0; i < n; ++i)
+    all |= (*array)[i];
+  for (unsigned shift = 0; shift < 64 && all >> shift; shift += DIGIT_BITS) {
+    if (sort_digit (*array, other, n, shift)) {
+      uint64_t *const sorted = other;
+
+      other = *array;
+      *array = sorted;
+    }
+  }
+  free (other);
+  return 0;
 }
 
 /* Sort the bounds of all spans, each once. */
@@ -55,7 +104,8 @@ collect_bounds (struct cover *c, const struct cover_span *spans, size_t n)
     c->bounds[2 * i] = spans[i].start;
     c->bounds[2 * i + 1] = spans[i].end;
   }
-  qsort (c->bounds, 2 * n, sizeof *c->bounds, compare);
+  if (sort (&c->bounds, 2 * n) == -1)
+    return -1;
   for (size_t i = 0; i < 2 * n; ++i)
     if (i == 0 || c->bounds[i] != c->bounds[nr - 1])
       c->bounds[nr++] = c->bounds[i];
@@ -67,12 +117,43 @@ collect_bounds (struct cover *c, const struct cover_span *spans, size_t n)
   return 0;
 }
 
-/* The number of bounds that are not behind a place. */
-static size_t
-bounds_up_to (const struct cover *c, uint64_t place)
-{
-  size_t from = 0, to = c->nr_pieces + 1;
+/* A binary search misses the processor's caches at nearly each step, which
+ * for all spans takes longer than all else here.  So the line is cut
+ * evenly, and the search begins between two cuts: first[i] is the number
+ * of bounds before cut i.
+ */
+#define GUIDE_BITS 16
+struct guide {
+  unsigned shift;
+  uint32_t first[(1 << GUIDE_BITS) + 1];
+};
 
+static struct guide *
+make_guide (const struct cover *c)
+{
+  const uint64_t length = c->bounds[c->nr_pieces] - c->bounds[0];
+  struct guide *guide = malloc (sizeof *guide);
+  size_t nr = 0;
+
+  if (guide == NULL)
+    return NULL;
+  for (guide->shift = 0; length >> guide->shift >> GUIDE_BITS;)
+    guide->shift++;
+  for (uint64_t i = 0; i <= 1 << GUIDE_BITS; ++i) {
+    while (nr <= c->nr_pieces &&
+           (c->bounds[nr] - c->bounds[0]) >> guide->shift < i)
+      nr++;
+    guide->first[i] = nr;
+  }
+  return guide;
+}
+
+/* The number of bounds that are not behind a place, which is known to be
+ * between these two.
+ */
+static size_t
+bounds_up_to (const struct cover *c, uint64_t place, size_t from, size_t to)
+{
   while (from < to) {
     const size_t middle = from + (to - from) / 2;
 
@@ -87,8 +168,36 @@ bounds_up_to (const struct cover *c, uint64_t place)
 size_t
 cover_find (const struct cover *c, uint64_t place)
 {
-  return c->nr_pieces > 0 ? bounds_up_to (c, place) - 1 : 0;
+  return c->nr_pieces > 0
+    ? bounds_up_to (c, place, 0, c->nr_pieces + 1) - 1 : 0;
 }
+
+/* The same for a place that is one of the bounds. */
+static size_t
+find_bound (const struct cover *c, const struct guide *guide, uint64_t place)
+{
+  const size_t i = (place - c->bounds[0]) >> guide->shift;
+
+  return bounds_up_to (c, place, guide->first[i], guide->first[i + 1]) - 1;
+}
+
+/* Give the bounds of spans as numbers of pieces. */
+static int
+number_bounds (const struct cover *c, struct cover_span *spans, size_t n)
+{
+  struct guide *guide = make_guide (c);
+
+  if (guide == NULL)
+    return -1;
+  for (size_t i = 0; i < n; ++i) {
+    spans[i].start = find_bound (c, guide, spans[i].start);
+    spans[i].end = find_bound (c, guide, spans[i].end);
+  }
+  free (guide);
+  return 0;
+}
+
+/* ---- The tree */
 
 /* Call next for each node that a span of pieces is made up of. */
 static inline __attribute__ ((always_inline)) void
@@ -128,12 +237,8 @@ cover_build (struct cover *c, struct cover_span *spans, size_t n)
   *c = (struct cover) { 0 };
   if (n == 0)
     return 0;
-  if (collect_bounds (c, spans, n) == -1)
-    return -1;
-  for (size_t i = 0; i < n; ++i) {
-    spans[i].start = cover_find (c, spans[i].start);
-    spans[i].end = cover_find (c, spans[i].end);
-  }
+  if (collect_bounds (c, spans, n) == -1 || number_bounds (c, spans, n) == -1)
+    goto error;
 
   c->first = calloc (2 * c->nr_pieces + 2, sizeof *c->first);
   if (c->first == NULL)
