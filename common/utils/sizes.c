@@ -10,8 +10,10 @@
  * out exactly; only the fraction, which is less than one unit, goes
  * through floating point and is rounded to the nearest byte.
  *
- * Hexadecimal numbers may be whole only: their digits include the
- * letters of two suffixes, B and E, which therefore count as digits.
+ * Either part may be missing, but not both.
+ *
+ * Hexadecimal numbers may be whole only, and have no suffix: their
+ * digits include the letters of two, B and E.
  */
 
 #include <config.h>
@@ -74,7 +76,7 @@ parse_size (const char *str)
     p++;
   if (*p == '+')
     p++;
-  if (!isdigit ((unsigned char) *p)) {
+  if (!isdigit ((unsigned char) p[*p == '.'])) {
     errno = EINVAL;
     return -1;
   }
@@ -85,12 +87,15 @@ parse_size (const char *str)
     return -1;
   }
   errno = 0;
-  whole = strtoull (p, &end, is_hex ? 16 : 10);
+  whole = 0;
+  end = (char *) p;
+  if (*p != '.')
+    whole = strtoull (p, &end, is_hex ? 16 : 10);
   err = errno;
   p = end;
   if (!is_hex)
     fraction = parse_fraction (&p);
-  shift = parse_suffix (p);
+  shift = is_hex && *p ? -1 : parse_suffix (p);
   if (shift == -1 || (shift == 0 && fraction > 0)) {
     errno = EINVAL;
     return -1;

@@ -17,7 +17,8 @@
 
 /* Parse a number of bytes with an optional suffix: b, k, M, G, T, P, E
  * in either case (powers of 1024), a decimal fraction being allowed
- * before a suffix other than b, as qemu-img has it.  Returns the size,
+ * before a suffix other than b; or a hexadecimal number without one; as
+ * qemu-img has it, from 8.0 on.  Returns the size,
  * or -1 with errno EINVAL (no number, trailing text, negative) or
  * ERANGE (more than INT64_MAX).  Prints nothing: the caller knows what
  * the size was for.

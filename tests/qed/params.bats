@@ -48,7 +48,7 @@ export_info ()
                  l2-cache-size= trim=maybe detect-zeroes=true \
                  copy-on-read=perhaps lock=perhaps; do
     # nbdkit's own parsers of sizes and booleans name the value only.
-    refused "${setting%%=*}|[(]${setting#*=}[)]" -- disk.qed "$setting"
+    refused "error: .*${setting%%=*}\\b" -- disk.qed "$setting"
   done
 }
 
