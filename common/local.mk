@@ -15,6 +15,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/utils/byteorder.h \
 	common/utils/cleanup.h \
 	common/utils/clock.h \
+	common/utils/filelimit.c \
+	common/utils/filelimit.h \
 	common/utils/iovec.h \
 	common/utils/iszero.h \
 	common/utils/jsontext.c \

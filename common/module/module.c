@@ -9,7 +9,6 @@
 
 #include <dlfcn.h>
 #include <link.h>
-#include <signal.h>
 #include <string.h>
 
 /* Nothing here is about plugins: filters have the same functions. */
@@ -33,7 +32,6 @@ void
 module_load (void)
 {
   msg_set_handler (to_nbdkit);
-  signal (SIGXFSZ, SIG_IGN);
 }
 
 void

@@ -14,9 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* For .load: hand the messages of common/ to nbdkit, and make a file size
- * limit an error of the write (EFBIG).
- */
+/* For .load: hand the messages of common/ to nbdkit. */
 extern void module_load (void);
 
 /* Let the server unload no module any more, when a thread may still be in

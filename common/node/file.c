@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/filelimit.h"
 #include "utils/iovec.h"
 #include "node/direct.h"
 #include "node/file.h"
@@ -120,6 +121,8 @@ write_all (struct node *n, const struct iovec *iov, int iovcnt,
   struct file_node *f = (struct file_node *) n;
   size_t done = 0;
 
+  /* The last block may be written whole, and cut again. */
+  BEAR_FILE_LIMIT_FOR_CURRENT_SCOPE (offset + round_up (count, DIRECT_BLOCK));
   while (done < count) {
     ssize_t r;
 
@@ -145,6 +148,7 @@ write_all (struct node *n, const struct iovec *iov, int iovcnt,
 static int
 set_length (struct file_node *f, uint64_t size)
 {
+  BEAR_FILE_LIMIT_FOR_CURRENT_SCOPE (size);
   if (size <= INT64_MAX && ftruncate (f->fd, size) == 0)
     return 0;
   if (size > INT64_MAX)
@@ -199,6 +203,7 @@ allocate (struct file_node *f, int mode, uint64_t count, uint64_t offset)
 {
   int r;
 
+  BEAR_FILE_LIMIT_FOR_CURRENT_SCOPE (offset + count);
   do
     r = fallocate (f->fd, mode, offset, count);
   while (r == -1 && errno == EINTR);

@@ -12,6 +12,8 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "node/align.h"
@@ -253,6 +255,40 @@ test_identity (void **state)
   }
 }
 
+/* Writes beyond the limit of the length of files fail, whatever the process
+ * does with the signal, and up to the limit they do not.
+ */
+static void
+test_limit (void **state)
+{
+  const struct rlimit none = { RLIM_INFINITY, RLIM_INFINITY };
+  const struct rlimit limit = { 8192, RLIM_INFINITY };
+  sigset_t before, after;
+  struct sigaction action;
+  uint8_t block[4096] = { 0 };
+
+  (void) state;
+  signal (SIGXFSZ, SIG_DFL);
+  pthread_sigmask (SIG_SETMASK, NULL, &before);
+  for (size_t i = 0; i < NR_MODES; ++i) {
+    struct node *n = open_new (modes[i], 12288);
+
+    CHECK (setrlimit (RLIMIT_FSIZE, &limit) == 0);
+    assert_int_equal (node_pwrite (n, block, sizeof block, 4096), 0);
+    assert_int_equal (node_pwrite (n, block, sizeof block, 8192), -1);
+    assert_int_equal (errno, EFBIG);
+    assert_int_equal (node_resize (n, 1 << 20), -1);
+    CHECK (setrlimit (RLIMIT_FSIZE, &none) == 0);
+    assert_int_equal (node_pwrite (n, block, sizeof block, 8192), 0);
+    assert_int_equal (node_close (n), 0);
+    unlink (NAME);
+  }
+  sigaction (SIGXFSZ, NULL, &action);
+  assert_true (action.sa_handler == SIG_DFL);
+  pthread_sigmask (SIG_SETMASK, NULL, &after);
+  assert_memory_equal (&before, &after, sizeof before);
+}
+
 int
 main (void)
 {
@@ -261,6 +297,7 @@ main (void)
     cmocka_unit_test (test_length),
     cmocka_unit_test (test_extents),
     cmocka_unit_test (test_identity),
+    cmocka_unit_test (test_limit),
   };
 
   alarm (HANG_SECONDS);

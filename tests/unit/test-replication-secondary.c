@@ -624,7 +624,6 @@ limit_files (uint64_t size)
 {
   const struct rlimit limit = { .rlim_cur = size, .rlim_max = RLIM_INFINITY };
 
-  signal (SIGXFSZ, SIG_IGN);
   assert_int_equal (setrlimit (RLIMIT_FSIZE, &limit), 0);
 }
 

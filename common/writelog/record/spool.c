@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/filelimit.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 #include "writelog/record/spool.h"
@@ -126,6 +127,7 @@ spool_free (struct spool *s)
 static int
 write_file (struct spool *s, const void *data, uint64_t len, uint64_t offset)
 {
+  BEAR_FILE_LIMIT_FOR_CURRENT_SCOPE (offset + len);
   while (len > 0) {
     const ssize_t r = pwrite (s->fd, data, len, offset);
 
