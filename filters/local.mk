@@ -8,7 +8,11 @@ if !SANITIZERS
 filter_LTLIBRARIES += filters/blklogwrites/nbdkit-blklogwrites-filter.la
 endif
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_CFLAGS = $(module_cflags)
-filters_blklogwrites_nbdkit_blklogwrites_filter_la_LDFLAGS = $(module_ldflags)
+filters_blklogwrites_nbdkit_blklogwrites_filter_la_LDFLAGS = \
+	$(module_ldflags) $(EXPORTS_OF)filters/blklogwrites/blklogwrites.map
+EXTRA_filters_blklogwrites_nbdkit_blklogwrites_filter_la_DEPENDENCIES = \
+	filters/blklogwrites/blklogwrites.map
+EXTRA_DIST += filters/blklogwrites/blklogwrites.map
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_LIBADD = $(module_libs)
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
 	$(module_sources) \
@@ -23,7 +27,11 @@ if !SANITIZERS
 filter_LTLIBRARIES += filters/replication/nbdkit-replication-filter.la
 endif
 filters_replication_nbdkit_replication_filter_la_CFLAGS = $(module_cflags)
-filters_replication_nbdkit_replication_filter_la_LDFLAGS = $(module_ldflags)
+filters_replication_nbdkit_replication_filter_la_LDFLAGS = \
+	$(module_ldflags) $(EXPORTS_OF)filters/replication/replication.map
+EXTRA_filters_replication_nbdkit_replication_filter_la_DEPENDENCIES = \
+	filters/replication/replication.map
+EXTRA_DIST += filters/replication/replication.map
 filters_replication_nbdkit_replication_filter_la_LIBADD = \
 	filters/replication/libreplication.la $(module_libs) $(JANSSON_LIBS)
 filters_replication_nbdkit_replication_filter_la_SOURCES = \

@@ -56,6 +56,7 @@ bats_tests = \
 	tests/house/arrows.bats \
 	tests/house/frame.bats \
 	tests/house/lengths.bats \
+	tests/house/modules.bats \
 	tests/house/sources.bats \
 	tests/qed-img/callers.bats \
 	tests/qed-img/calls.bats \
