@@ -341,6 +341,13 @@ signalled ()
   assert_line "\$disk is a file of nbdfuse"
   refute_line --partial "copy"
 
+  # It is repeated on a copy, which does not stay.
+  explore 2 --disk --size=64k --states=fua disk.log -- \
+          'head -c 3 "$disk"; ! head -c 3 "$disk" | grep -q new'
+  TMPDIR=$tmp/t run -1 bash -c "$(sed -n 's/^repeat: //p' <<<"$output")"
+  assert_output new
+  assert_equal "$(ls t)" ""
+
   mkdir bin
   printf '#!/bin/sh\necho "no FUSE here" >&2\nexit 1\n' >bin/nbdfuse
   chmod +x bin/nbdfuse

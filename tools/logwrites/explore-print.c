@@ -120,7 +120,8 @@ repeat_command (const struct explore *e, const struct finding *f)
   print_quoted (fp, mark ? mark : "");
   fputs ("; ", fp);
   if (e->disk)
-    fputs ("export disk=$(mktemp); nbdcopy \"$uri\" \"$disk\"; ", fp);
+    fputs ("export disk=$(mktemp); trap 'rm \"$disk\"' EXIT; "
+           "nbdcopy \"$uri\" \"$disk\"; ", fp);
   fputs (e->command, fp);
   if (fclose (fp) != 0) {
     free (text);
