@@ -318,14 +318,16 @@ listens ()
 
 # ---- A checkpoint of several disks
 
-@test "all prepare before any commits" {
+@test "all prepare before any commits, and commit before any is released" {
   start_three
   checkpoint
   assert_success
   assert_output '{}'
-  recorded {a,b,c}.sock:prepare {a,b,c}.sock:commit
+  recorded {a,b,c}.sock:prepare {a,b,c}.sock:commit {a,b,c}.sock:release
   run head -n 3 record
   refute_output --partial commit
+  run head -n 6 record
+  refute_output --partial release
 }
 
 @test "if one refuses none is changed, and the others go on" {
@@ -354,15 +356,22 @@ listens ()
   recorded ""
 }
 
-@test "if one dies of the commit it is said who has committed" {
+@test "if one dies of the commit the others undo it" {
   start_three die replication-checkpoint-commit
   checkpoint
   assert_equal "$status" 1
   assert_line --partial "./b.sock: the server hung up before it answered"
+  assert_line --partial "no checkpoint was made"
+  recorded {a,b,c}.sock:prepare {a,c}.sock:commit {a,c}.sock:abort
+}
+
+@test "if one dies when all have committed the checkpoint is made" {
+  start_three die replication-checkpoint-release
+  checkpoint
+  assert_equal "$status" 1
   assert_line "blkctl: ./a.sock: the checkpoint was made"
-  assert_line --partial "./b.sock: it is not known to have made"
-  assert_line "blkctl: ./c.sock: the checkpoint was made"
-  recorded {a,b,c}.sock:prepare {a,c}.sock:commit
+  assert_line --partial "./b.sock: the checkpoint was made, but may be in doubt"
+  recorded {a,b,c}.sock:prepare {a,b,c}.sock:commit {a,c}.sock:release
 }
 
 @test "if blkctl is killed before the commit nothing is changed" {
@@ -397,7 +406,7 @@ listens ()
 
   # Without a slash in their names, too; one socket is not prepared.
   run -0 blkctl a.sock b.sock replication-checkpoint
-  recorded {a,b}.sock:prepare {a,b}.sock:commit
+  recorded {a,b}.sock:prepare {a,b}.sock:commit {a,b}.sock:release
   run -0 blkctl a.sock replication-checkpoint
   assert_equal "$(tail -n 1 record)" "./a.sock replication-checkpoint"
 }

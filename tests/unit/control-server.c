@@ -115,8 +115,16 @@ prepare (void *opaque, struct control_client *client, json_t *arguments)
 static json_t *
 commit (void *opaque, struct control_client *client, json_t *arguments)
 {
-  prepared_by = NULL;
+  if (!json_is_false (json_object_get (arguments, "release")))
+    prepared_by = NULL;
   return take_step (client, "replication-checkpoint-commit");
+}
+
+static json_t *
+release (void *opaque, struct control_client *client, json_t *arguments)
+{
+  prepared_by = NULL;
+  return take_step (client, "replication-checkpoint-release");
 }
 
 static json_t *
@@ -162,14 +170,25 @@ static const struct control_argument large_arguments[] = {
   { NULL }
 };
 
+static const struct control_argument prepare_arguments[] = {
+  { "id", JSON_STRING, true },
+  { NULL }
+};
+
+static const struct control_argument commit_arguments[] = {
+  { "release", JSON_TRUE, true },
+  { NULL }
+};
+
 static const struct control_command commands[] = {
   { "echo", echo_arguments, .run = echo },
   { "fail", fail_arguments, .run = fail },
   { "fail-badly", NULL, .run = fail_badly },
   { "large", large_arguments, .run = large },
   { "replication-checkpoint", NULL, .run = checkpoint },
-  { "replication-checkpoint-prepare", NULL, .run = prepare },
-  { "replication-checkpoint-commit", NULL, .run = commit },
+  { "replication-checkpoint-prepare", prepare_arguments, .run = prepare },
+  { "replication-checkpoint-commit", commit_arguments, .run = commit },
+  { "replication-checkpoint-release", NULL, .run = release },
   { "replication-checkpoint-abort", NULL, .run = abort_checkpoint },
   { NULL }
 };
