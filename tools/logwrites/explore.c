@@ -355,15 +355,19 @@ exit_status (const struct explore *e)
 static int
 explore (struct explore *e)
 {
+  int r;
+
   if (open_log (e) == -1 || find_size (e) == -1 || make_plan (e) == -1)
     return UNTOLD;
   if (e->list)
     return explore_print_list (e) == -1 ? UNTOLD : ALL_GOOD;
   if ((e->report && explore_report_begin (e) == -1) ||
-      explore_run (e) == -1 || explore_print_end (e) == -1 ||
-      (e->report && explore_report (e) == -1))
+      explore_run (e) == -1)
     return UNTOLD;
-  return exit_status (e);
+  r = explore_print_end (e);
+  if (e->report && explore_report (e) == -1)
+    r = -1;
+  return r == -1 && e->nr[TRY_BAD] == 0 ? UNTOLD : exit_status (e);
 }
 
 static void
