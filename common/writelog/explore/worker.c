@@ -185,6 +185,8 @@ open_nodes (struct try_context *context)
       return -1;
     writelog_index_set_log (setup->index, node);
   }
+  else if (node_start (writelog_index_log (setup->index)) == -1)
+    return -1;
   if (setup->base) {
     context->base = open_again (setup->base, &base);
     if (context->base == NULL)
