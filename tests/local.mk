@@ -105,7 +105,7 @@ bats_tests = \
 if SANITIZERS
 TESTS = $(unit_tests) $(chaos_tests) $(fuzz_tests)
 else
-TESTS = tests/house/sanitizers.sh $(bats_tests) $(unit_tests) $(chaos_tests) $(fuzz_tests)
+TESTS = tests/house/sanitizers.sh $(faults_tests) $(bats_tests) $(unit_tests) $(chaos_tests) $(fuzz_tests)
 endif
 
 # Each unit test is linked with the library.  The others are run by tests.

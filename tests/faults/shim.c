@@ -1,0 +1,354 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* To be preloaded: one call of a kind fails, of those that are made by our
+ * own code.
+ *
+ *   FAULT_OBJECT   part of the name of the program or module that calls
+ *   FAULT_KIND     a function, as in the table below; "" only counts
+ *   FAULT_NR       which call of this kind, from 1
+ *   FAULT_ERRNO    a number; 0 for a count that is too short
+ *   FAULT_LATE     1: it does its work all the same
+ *   FAULT_REPORT   a file that has, at the end, a line "KIND CALLS" for each
+ *                  kind, and "fired" if the call was made to fail
+ */
+
+#include <config.h>
+
+#undef _FILE_OFFSET_BITS        /* both names of a function are defined */
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define KINDS(X)                                                        \
+  X (pread) X (pwrite) X (pwritev) X (fsync) X (fdatasync)              \
+  X (fallocate) X (ftruncate) X (fcntl) X (openat) X (stat) X (lseek)   \
+  X (mmap) X (malloc) X (calloc) X (realloc) X (strdup)                 \
+  X (pthread_create) X (socket) X (connect) X (send) X (recv)
+
+#define ENUM(name) KIND_##name,
+enum kind { KINDS (ENUM) NR_KINDS };
+#define NAME(name) #name,
+static const char *const names[] = { KINDS (NAME) };
+
+static atomic_ulong calls[NR_KINDS];
+static atomic_bool fired;
+static bool ready;
+static const char *object, *report;
+static int wanted_kind = -1, wanted_errno;
+static unsigned long wanted_nr;
+static bool late;
+
+static __attribute__ ((constructor)) void
+begin (void)
+{
+  const char *kind = getenv ("FAULT_KIND");
+
+  object = getenv ("FAULT_OBJECT");
+  report = getenv ("FAULT_REPORT");
+  if (object == NULL || kind == NULL)
+    return;
+  for (int i = 0; i < NR_KINDS; ++i)
+    if (strcmp (kind, names[i]) == 0)
+      wanted_kind = i;
+  wanted_nr = getenv ("FAULT_NR") ? strtoul (getenv ("FAULT_NR"), NULL, 10)
+    : 0;
+  wanted_errno = getenv ("FAULT_ERRNO") ? atoi (getenv ("FAULT_ERRNO")) : EIO;
+  late = getenv ("FAULT_LATE") && *getenv ("FAULT_LATE") == '1';
+  ready = true;
+}
+
+static bool
+is_ours (const void *caller)
+{
+  Dl_info info;
+
+  return dladdr (caller, &info) && info.dli_fname &&
+    strstr (info.dli_fname, object);
+}
+
+static __attribute__ ((destructor)) void
+end (void)
+{
+  char line[64];
+  unsigned long all = 0;
+  int fd;
+
+  for (int i = 0; i < NR_KINDS; ++i)
+    all += calls[i];
+  if (!ready || report == NULL || all == 0)
+    return;
+  ready = false;
+  fd = syscall (SYS_openat, AT_FDCWD, report, O_WRONLY | O_CREAT | O_APPEND,
+                0600);
+  for (int i = 0; i < NR_KINDS; ++i)
+    if (calls[i] > 0) {
+      snprintf (line, sizeof line, "%s %lu\n", names[i],
+                (unsigned long) calls[i]);
+      (void) !write (fd, line, strlen (line));
+    }
+  if (fired)
+    (void) !write (fd, "fired\n", 6);
+  close (fd);
+}
+
+/* Does this call fail? */
+static bool
+fails (enum kind kind, const void *caller)
+{
+  if (!ready || !is_ours (caller))
+    return false;
+  if (atomic_fetch_add (&calls[kind], 1) + 1 != wanted_nr ||
+      (int) kind != wanted_kind)
+    return false;
+  atomic_store (&fired, true);
+  return true;
+}
+
+#define CALLER __builtin_return_address (0)
+
+/* A call that returns -1 when it fails.  half is what it does when its count
+ * is too short.
+ */
+#define CALL(kind, call, half)                          \
+  do {                                                  \
+    if (!fails (KIND_##kind, CALLER))                   \
+      return call;                                      \
+    if (wanted_errno == 0)                              \
+      return half;                                      \
+    if (late)                                           \
+      (void) !(call);                                   \
+    errno = wanted_errno;                               \
+    return -1;                                          \
+  } while (0)
+
+/* The same under the two names that the headers give it. */
+#define BOTH(type, name, arguments)                                     \
+  type name##64 arguments __attribute__ ((alias (#name)));
+
+#define PREAD(count) syscall (SYS_pread64, fd, buf, count, offset)
+ssize_t
+pread (int fd, void *buf, size_t count, off_t offset)
+{
+  CALL (pread, PREAD (count), PREAD ((count + 1) / 2));
+}
+BOTH (ssize_t, pread, (int, void *, size_t, off_t))
+
+#define PWRITE(count) syscall (SYS_pwrite64, fd, buf, count, offset)
+ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  CALL (pwrite, PWRITE (count), PWRITE ((count + 1) / 2));
+}
+BOTH (ssize_t, pwrite, (int, const void *, size_t, off_t))
+
+ssize_t
+pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+  CALL (pwritev, syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0),
+        syscall (SYS_pwrite64, fd, iov->iov_base, (iov->iov_len + 1) / 2,
+                 offset));
+}
+BOTH (ssize_t, pwritev, (int, const struct iovec *, int, off_t))
+
+int
+fsync (int fd)
+{
+  CALL (fsync, syscall (SYS_fsync, fd), syscall (SYS_fsync, fd));
+}
+
+int
+fdatasync (int fd)
+{
+  CALL (fdatasync, syscall (SYS_fdatasync, fd), syscall (SYS_fdatasync, fd));
+}
+
+#define FALLOCATE syscall (SYS_fallocate, fd, mode, offset, length)
+int
+fallocate (int fd, int mode, off_t offset, off_t length)
+{
+  CALL (fallocate, FALLOCATE, FALLOCATE);
+}
+BOTH (int, fallocate, (int, int, off_t, off_t))
+
+int
+ftruncate (int fd, off_t length)
+{
+  CALL (ftruncate, syscall (SYS_ftruncate, fd, length),
+        syscall (SYS_ftruncate, fd, length));
+}
+BOTH (int, ftruncate, (int, off_t))
+
+int
+fcntl (int fd, int what, ...)
+{
+  va_list args;
+  void *argument;
+
+  va_start (args, what);
+  argument = va_arg (args, void *);
+  va_end (args);
+  if (what == F_GETFD)          /* fails for no reason but EBADF */
+    return syscall (SYS_fcntl, fd, what, argument);
+  CALL (fcntl, syscall (SYS_fcntl, fd, what, argument),
+        syscall (SYS_fcntl, fd, what, argument));
+}
+BOTH (int, fcntl, (int, int, ...))
+
+#define OPEN syscall (SYS_openat, AT_FDCWD, path, flags, mode)
+int
+open (const char *path, int flags, ...)
+{
+  va_list args;
+  unsigned mode;
+
+  va_start (args, flags);
+  mode = va_arg (args, unsigned);
+  va_end (args);
+  CALL (openat, OPEN, OPEN);
+}
+BOTH (int, open, (const char *, int, ...))
+
+#define FSTAT syscall (SYS_fstat, fd, st)
+int
+fstat (int fd, struct stat *st)
+{
+  CALL (stat, FSTAT, FSTAT);
+}
+extern int fstat64 (int fd, struct stat64 *st)
+  __attribute__ ((alias ("fstat")));
+
+#define STAT syscall (SYS_stat, path, st)
+int
+stat (const char *path, struct stat *st)
+{
+  CALL (stat, STAT, STAT);
+}
+extern int stat64 (const char *path, struct stat64 *st)
+  __attribute__ ((alias ("stat")));
+
+#define LSEEK syscall (SYS_lseek, fd, offset, whence)
+off_t
+lseek (int fd, off_t offset, int whence)
+{
+  CALL (lseek, LSEEK, LSEEK);
+}
+BOTH (off_t, lseek, (int, off_t, int))
+
+void *
+mmap (void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+{
+  if (fails (KIND_mmap, CALLER)) {
+    errno = ENOMEM;
+    return MAP_FAILED;
+  }
+  return (void *) syscall (SYS_mmap, addr, length, prot, flags, fd, offset);
+}
+BOTH (void *, mmap, (void *, size_t, int, int, int, off_t))
+
+/* ---- Memory */
+
+extern void *__libc_malloc (size_t size);
+extern void *__libc_calloc (size_t n, size_t size);
+extern void *__libc_realloc (void *old, size_t size);
+
+void *
+malloc (size_t size)
+{
+  if (fails (KIND_malloc, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __libc_malloc (size);
+}
+
+void *
+calloc (size_t n, size_t size)
+{
+  if (fails (KIND_calloc, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __libc_calloc (n, size);
+}
+
+void *
+realloc (void *old, size_t size)
+{
+  if (fails (KIND_realloc, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __libc_realloc (old, size);
+}
+
+char *
+strdup (const char *text)
+{
+  const size_t len = strlen (text) + 1;
+  char *copy;
+
+  if (fails (KIND_strdup, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  copy = __libc_malloc (len);
+  return copy ? memcpy (copy, text, len) : NULL;
+}
+
+/* ---- Threads and sockets */
+
+int
+pthread_create (pthread_t *thread, const pthread_attr_t *attr,
+                void *(*run) (void *), void *opaque)
+{
+  int (*real) (pthread_t *, const pthread_attr_t *, void *(*) (void *),
+               void *) = dlsym (RTLD_NEXT, "pthread_create");
+
+  return fails (KIND_pthread_create, CALLER) ? EAGAIN
+    : real (thread, attr, run, opaque);
+}
+
+int
+socket (int domain, int type, int protocol)
+{
+  CALL (socket, syscall (SYS_socket, domain, type, protocol),
+        syscall (SYS_socket, domain, type, protocol));
+}
+
+int
+connect (int fd, const struct sockaddr *address, socklen_t len)
+{
+  CALL (connect, syscall (SYS_connect, fd, address, len),
+        syscall (SYS_connect, fd, address, len));
+}
+
+ssize_t
+send (int fd, const void *buf, size_t count, int flags)
+{
+  CALL (send, syscall (SYS_sendto, fd, buf, count, flags, NULL, 0),
+        syscall (SYS_sendto, fd, buf, (count + 1) / 2, flags, NULL, 0));
+}
+
+ssize_t
+recv (int fd, void *buf, size_t count, int flags)
+{
+  CALL (recv, syscall (SYS_recvfrom, fd, buf, count, flags, NULL, NULL),
+        syscall (SYS_recvfrom, fd, buf, (count + 1) / 2, flags, NULL, NULL));
+}
