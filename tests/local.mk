@@ -43,6 +43,7 @@ unit_tests = \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-threads \
+	tests/unit/test-scratch \
 	tests/unit/test-serial \
 	tests/unit/test-utils \
 	tests/unit/test-writelog-hold \
