@@ -46,7 +46,9 @@ filters_replication_nbdkit_replication_filter_la_SOURCES = \
 	filters/replication/requests.c \
 	filters/replication/requests.h \
 	filters/replication/side.c \
-	filters/replication/side.h
+	filters/replication/side.h \
+	filters/replication/status-json.c \
+	filters/replication/status-json.h
 
 # What does not need nbdkit, so that unit tests can link it, too.
 noinst_LTLIBRARIES += filters/replication/libreplication.la
@@ -75,6 +77,9 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/primary/send.c \
 	filters/replication/primary/send.h \
 	filters/replication/primary/state.h \
+	filters/replication/primary/sync.c \
+	filters/replication/primary/sync.h \
+	filters/replication/primary/verify.c \
 	filters/replication/secondary/buffers.c \
 	filters/replication/secondary/buffers.h \
 	filters/replication/secondary/checkpoint.c \

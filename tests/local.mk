@@ -91,6 +91,7 @@ bats_tests = \
 	tests/replication/model.bats \
 	tests/replication/params.bats \
 	tests/replication/qemu.bats \
+	tests/replication/sync.bats \
 	tests/replication/table.bats \
 	tests/replication/walkthrough.bats \
 	tests/replication/whose-data.bats \

@@ -40,6 +40,7 @@
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "filters/replication/commands.h"
+#include "filters/replication/status-json.h"
 #include "control/control.h"
 #include "request/job.h"
 #include "filters/replication/report.h"
@@ -460,53 +461,24 @@ take_over (void *opaque, struct control_client *client, json_t *arguments)
     ? json_object () : NULL;
 }
 
-static void
-set_text (json_t *object, const char *key, const char *text)
-{
-  if (text[0])
-    json_object_set_new (object, key, json_text (text));
-}
-
-static void
-set_moment (json_t *object, const struct moment *m)
-{
-  set_text (object, "checkpoint-id", m->id.text);
-  if (m->id.text[0] && m->time)
-    json_object_set_new (object, "checkpoint-time",
-                         json_real (m->time / 1000.0));
-}
-
 static json_t *
 query (void *opaque, struct control_client *client, json_t *arguments)
 {
   struct commands *c = opaque;
   struct replication_status s;
-  json_t *ret;
 
   side_query (c->side, &s);
-  ret = json_pack ("{s:s, s:s, s:b, s:I, s:I, s:I, s:i, s:b, s:I, s:s, s:s}",
-                   "mode", mode_name (c->side->mode),
-                   "stage", replication_stage_name (s.stage),
-                   "error", (int) s.error,
-                   "checkpoints", (json_int_t) s.checkpoints,
-                   "active-clusters", (json_int_t) s.active_clusters,
-                   "hidden-clusters", (json_int_t) s.hidden_clusters,
-                   "failover-progress", (int) s.failover_progress,
-                   "remote-connected", (int) s.remote_connected,
-                   "dirty-bytes", (json_int_t) s.dirty_bytes,
-                   "link", s.link, "role", s.role);
-  if (c->side->mode == MODE_SECONDARY)
-    json_object_set_new (ret, "consistent", json_boolean (!s.inconsistent));
-  if (s.last_heard >= 0)
-    json_object_set_new (ret, "last-heard",
-                         json_real (s.last_heard / 1000.0));
-  set_moment (ret, &s.checkpoint);
-  set_text (ret, "checkpoint-before", s.checkpoint_before.text);
-  set_text (ret, "desc", s.desc);
-  set_text (ret, "link-desc", s.link_desc);
-  set_text (ret, "history", s.history.text);
-  set_text (ret, "partner-history", s.partner.text);
-  return ret;
+  return status_json (&s, mode_name (c->side->mode),
+                      c->side->mode == MODE_SECONDARY);
+}
+
+static json_t *
+verify (void *opaque, struct control_client *client, json_t *arguments)
+{
+  struct commands *c = opaque;
+  struct replication_refusal refusal;
+
+  return answer (client, side_verify (c->side, &refusal), &refusal);
 }
 
 /* ---- QEMU's names */
@@ -583,7 +555,7 @@ query_xen_replication_status (void *opaque, struct control_client *client,
   side_query (c->side, &s);
   ret = json_pack ("{s:b}", "error",
                    (int) (s.error || s.stage == REPLICATION_NONE));
-  set_text (ret, "desc", s.desc);
+  status_set_text (ret, "desc", s.desc);
   return ret;
 }
 
@@ -629,6 +601,7 @@ static const struct control_command table[] = {
   { "replication-stop", stop_arguments, .run = stop,
     .is_urgent = stop_is_urgent },
   { "replication-reset", NULL, .run = reset },
+  { "replication-verify", NULL, .run = verify },
   { "query-replication", NULL, .run = query, .at_once = true },
   { "xen-set-replication", xen_arguments, .run = xen_set_replication,
     .is_urgent = xen_is_urgent },

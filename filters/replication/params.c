@@ -27,7 +27,7 @@
 #define MAX_SECONDS 86400
 
 enum kind { KIND_MODE, KIND_FILE, KIND_SOCKET, KIND_URI, KIND_EXPORT,
-            KIND_BOOL, KIND_RECOVER, KIND_SECONDS };
+            KIND_BOOL, KIND_RECOVER, KIND_SECONDS, KIND_RATE };
 
 static const struct parameter {
   const char *key;
@@ -56,6 +56,8 @@ static const struct parameter {
     offsetof (struct params, control) },
   { "replication-start", KIND_BOOL, MODE_MISSING, false,
     offsetof (struct params, start) },
+  { "replication-sync-rate", KIND_RATE, MODE_PRIMARY, false,
+    offsetof (struct params, sync_rate) },
   { "replication-timeout", KIND_SECONDS, MODE_MISSING, false,
     offsetof (struct params, timeout) },
 };
@@ -142,6 +144,21 @@ set_export (char **name, const char *key, const char *value)
   return set_string (name, key, value);
 }
 
+static int
+set_rate (uint64_t *rate, const char *key, const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size == -1)
+    return -1;
+  if (size == 0) {
+    nbdkit_error ("%s=%s: must be at least one byte a second", key, value);
+    return -1;
+  }
+  *rate = size;
+  return 0;
+}
+
 /* Into milliseconds. */
 static int
 set_seconds (unsigned *ms, const char *key, const char *value)
@@ -186,6 +203,7 @@ params_set (struct params *params, const char *key, const char *value)
   case KIND_EXPORT: return set_export (field, key, value);
   case KIND_BOOL: return module_set_bool (field, key, value);
   case KIND_RECOVER: return set_recover (field, key, value);
+  case KIND_RATE: return set_rate (field, key, value);
   case KIND_SECONDS: return set_seconds (field, key, value);
   }
   abort ();
@@ -244,6 +262,11 @@ params_check (struct params *params)
     nbdkit_error ("replication-bitmap needs replication-remote: without it "
                   "the primary only forwards, and there is nothing to "
                   "remember");
+    return -1;
+  }
+  if (params->sync_rate && params->remote == NULL) {
+    nbdkit_error ("replication-sync-rate needs replication-remote: a primary "
+                  "that forwards copies nothing");
     return -1;
   }
   return params->mode == MODE_SECONDARY ? check_exports (params) : 0;

@@ -26,6 +26,7 @@ struct params {
   char *control;
   bool start;
   unsigned timeout;             /* milliseconds; 0 if not given */
+  uint64_t sync_rate;           /* primary; bytes a second, or 0 */
   enum secondary_recover recover; /* secondary */
   unsigned given;               /* a bit for each that has been set */
 };

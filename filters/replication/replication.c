@@ -83,6 +83,7 @@ replication_config_complete (nbdkit_next_config_complete *next,
   "                             reset: forget that it was promoted.\n"      \
   "replication-control=SOCKET   Unix socket for commands.\n"                \
   "replication-start=BOOL       Start replication at once (false).\n"         \
+  "replication-sync-rate=SIZE   Primary: bytes a second of a copy.\n"        \
   "replication-timeout=SECONDS  A partner that is silent for so long is lost."
 
 static int

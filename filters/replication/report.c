@@ -30,6 +30,14 @@ report_link (struct events *events, const char *link, const char *desc)
 }
 
 void
+report_sync (struct events *events, bool running, uint64_t total)
+{
+  events_raise (events, "REPLICATION_SYNC",
+                json_pack ("{s:b, s:I}", "running", (int) running, "total",
+                           (json_int_t) total));
+}
+
+void
 report_checkpoint_failed (struct events *events, const char *desc)
 {
   events_raise (events, "REPLICATION_CHECKPOINT_FAILED",

@@ -23,6 +23,9 @@ extern void report_stage (struct events *events, enum replication_stage stage,
 extern void report_link (struct events *events, const char *link,
                          const char *desc);
 
+/* A first copy or a resynchronisation of so many bytes begins, or is over. */
+extern void report_sync (struct events *events, bool running, uint64_t total);
+
 extern void report_checkpoint_failed (struct events *events,
                                       const char *desc);
 

@@ -20,7 +20,7 @@ side_open (struct side *side, const struct params *params,
 {
   const struct primary_options primary = {
     .remote = params->remote, .bitmap = params->bitmap, .events = events,
-    .timeout = params->timeout,
+    .timeout = params->timeout, .sync_rate = params->sync_rate,
   };
   const struct secondary_options secondary = {
     .active = params->active, .hidden = params->hidden,
@@ -210,4 +210,11 @@ side_fail_over (struct side *side, bool force, const struct history *at,
     return replication_refuse (refusal, "Parameter 'checkpoint' is for a "
                                "secondary");
   return side_stop (side, true, force, refusal);
+}
+
+int
+side_verify (struct side *side, struct replication_refusal *refusal)
+{
+  return side->primary ? primary_verify (side->primary, refusal)
+    : secondary_verify (side->secondary, refusal);
 }

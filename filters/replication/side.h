@@ -57,6 +57,8 @@ extern int side_stop (struct side *side, bool failover, bool force,
                       struct replication_refusal *refusal);
 extern void side_query (struct side *side,
                         struct replication_status *status);
+extern int side_verify (struct side *side,
+                        struct replication_refusal *refusal);
 extern int side_fail_over (struct side *side, bool force,
                            const struct history *at,
                            struct replication_refusal *refusal);

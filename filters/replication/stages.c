@@ -29,6 +29,8 @@ static const enum stage_answer table[NR_SIDES][NR_COMMANDS][NR_STAGES] = {
     [COMMAND_RESET] =
       ROW (NOT_PROMOTED, NOT_PROMOTED, NOT_PROMOTED, NOT_PROMOTED,
            NOT_PROMOTED),
+    [COMMAND_VERIFY] =
+      ROW (NOT_RUNNING, DO, STOPPED, STOPPED, STOPPED),
   },
   [SIDE_SECONDARY] = {
     [COMMAND_START] =
@@ -41,6 +43,8 @@ static const enum stage_answer table[NR_SIDES][NR_COMMANDS][NR_STAGES] = {
       ROW (NOT_RUNNING, DO, IGNORED, NOT_RUNNING, IGNORED),
     [COMMAND_RESET] =
       ROW (NOT_PROMOTED, NOT_PROMOTED, NOT_PROMOTED, NOT_PROMOTED, AGAIN),
+    [COMMAND_VERIFY] =
+      ROW (NO_REMOTE, NO_REMOTE, NO_REMOTE, NO_REMOTE, NO_REMOTE),
   },
 };
 
@@ -71,6 +75,8 @@ stages_check (enum stage_answer answer, struct replication_error *error,
     [ANSWER_STOPPED] = "Block replication is done: it was stopped",
     [ANSWER_NOT_PROMOTED] = ("This disk is not promoted: there is nothing to "
                              "reset"),
+    [ANSWER_NO_REMOTE] = ("There is nothing to compare with: this is for a "
+                          "primary with replication-remote"),
   };
 
   switch (answer) {

@@ -16,7 +16,7 @@ enum stage_side { SIDE_PRIMARY, SIDE_SECONDARY, NR_SIDES };
 
 enum stage_command {
   COMMAND_START, COMMAND_CHECKPOINT, COMMAND_STOP, COMMAND_FAIL_OVER,
-  COMMAND_RESET, NR_COMMANDS
+  COMMAND_RESET, COMMAND_VERIFY, NR_COMMANDS
 };
 
 enum stage_answer {
@@ -24,6 +24,7 @@ enum stage_answer {
   ANSWER_RUNNING,               /* refused: it has */
   ANSWER_STOPPED,               /* refused: it is over */
   ANSWER_NOT_PROMOTED,          /* refused: there is nothing to reset */
+  ANSWER_NO_REMOTE,             /* refused: there is nothing to compare with */
   ANSWER_AS_LEFT,               /* refused, with the error that is there */
   ANSWER_IGNORED,               /* succeeds without doing anything */
   ANSWER_DO,

@@ -34,6 +34,16 @@ enum replication_stage {
  */
 #define REPLICATION_TIMEOUT 30000
 
+/* How far something in the background is; bytes. */
+struct replication_progress {
+  bool begun;                   /* ever, since the server was started */
+  bool running;
+  uint64_t done, total;
+  uint64_t rate;                /* bytes a second */
+  uint64_t different;           /* of a comparison */
+  char desc[REPLICATION_DESC_LEN]; /* of one that failed: why */
+};
+
 /* A snapshot, for query-replication. */
 struct replication_status {
   enum replication_stage stage;
@@ -45,6 +55,8 @@ struct replication_status {
   unsigned failover_progress;   /* 0 to 100 (secondary) */
   bool remote_connected;        /* (primary) */
   uint64_t dirty_bytes;         /* that the remote lacks (primary) */
+  struct replication_progress sync; /* first copy, resynchronisation */
+  struct replication_progress verify;
   const char *link;             /* "none", "connecting", "connected",
                                    "refused" or "lost" */
   char link_desc[REPLICATION_DESC_LEN]; /* why it is not connected, "" if

@@ -109,7 +109,7 @@ def life(desk):
     primary.stop_replication(False)
     check(data(at_p, "REPLICATION_STAGE")["stage"] == "done", "stop")
     check(data(at_p, "REPLICATION_LINK") == {"link": "none"}, "stop")
-    data(at_s, "REPLICATION_LINK", link="none")
+    data(at_s, "REPLICATION_LINK", link="lost")
     secondary.failover()
     for stage in "failover", "done":
         check(data(at_s, "REPLICATION_STAGE") ==

@@ -349,6 +349,14 @@ dirty_is_unsure (struct dirty *d)
   return d->nr_unsure > 0;
 }
 
+bool
+dirty_is_clean (struct dirty *d, uint64_t area)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  return !has (d->dirty, area) && !has (d->busy, area);
+}
+
 uint64_t
 dirty_bytes (struct dirty *d)
 {

@@ -115,6 +115,9 @@ extern void dirty_lost (struct dirty *d);
 /* Is there something that the next flush would settle? */
 extern bool dirty_is_unsure (struct dirty *d);
 
+/* Is nothing of this area dirty or being copied? */
+extern bool dirty_is_clean (struct dirty *d, uint64_t area);
+
 /* Bytes that the remote lacks, those being copied among them: not more
  * than the disk has, though blocks that were changed while they were copied
  * count twice, and the last one as a whole.

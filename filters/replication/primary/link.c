@@ -18,6 +18,7 @@
 
 #include "filters/replication/meeting.h"
 #include "filters/replication/primary/link.h"
+#include "filters/replication/primary/sync.h"
 #include "filters/replication/report.h"
 #include "node/align.h"
 #include "utils/cleanup.h"
@@ -286,6 +287,7 @@ try_to_connect (struct mirror *m)
   if (!m->look_again)
     m->send_at = 0;
   m->look_again = false;
+  sync_begin (m);
   link_announce (m);
 }
 

@@ -6,8 +6,10 @@
 /* The inside of a mirror; only for its files, of which each uses those before
  * it:
  *
+ *   sync.c     how far the copying is, and its limit
  *   link.c     the connection: calls, connecting, losing it
  *   send.c     the threads that copy and flush
+ *   verify.c   comparing both disks
  *   mirror.c   opening and closing, and who waits for the copying
  */
 
@@ -76,6 +78,7 @@ struct mirror {
   char *own_uri, *synced_uri;   /* the same for a remote that wants to know
                                    who we are */
   unsigned timeout;
+  uint64_t sync_rate;           /* bytes a second, 0: no limit */
   struct node *disk;
   struct dirty *dirty;
   struct claims *claims;
@@ -131,6 +134,15 @@ struct mirror {
   const char *reported;         /* the link's state in the last event */
   char reported_cause[CAUSE_LEN];
   uint64_t batches, sent;       /* so far: their number and bytes */
+
+  struct replication_progress sync; /* rate is that of the last one */
+  int64_t sync_began;
+  uint64_t sync_sent;           /* sent, when it began */
+  int64_t rate_at;              /* with a limit: when more may be sent */
+  bool unlimited;               /* the guest waits */
+
+  struct replication_progress verify;
+  struct job *verify_job;       /* changed by commands, which take turns */
 };
 
 #endif /* BLOCKDRIVERS_MIRROR_STATE_H */

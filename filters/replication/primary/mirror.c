@@ -52,6 +52,7 @@
 #include "filters/replication/primary/link.h"
 #include "filters/replication/primary/mirror.h"
 #include "filters/replication/primary/send.h"
+#include "filters/replication/primary/sync.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "utils/message.h"
@@ -135,6 +136,7 @@ mirror_open (const struct mirror_options *options)
     return NULL;
   }
   m->timeout = options->timeout;
+  m->sync_rate = options->sync_rate;
   m->disk = options->disk;
   m->dirty = options->dirty;
   m->claims = options->claims;
@@ -181,6 +183,7 @@ mirror_close (struct mirror *m)
   }
   if (m->cancel >= 0)
     (void) !write (m->cancel, &one, sizeof one);
+  job_finish (m->verify_job);
   for (int i = 0; i < NR_SENDERS; ++i) {
     job_finish (m->senders[i].job);
     free (m->senders[i].batch.buf);
@@ -303,6 +306,8 @@ mirror_query (struct mirror *m, struct replication_status *status)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
 
   status->remote_connected = link_is_usable (m);
+  sync_query (m, &status->sync);
+  status->verify = m->verify;
   if (m->heard_at)
     status->last_heard = clock_ms () - m->heard_at;
   status->link = link_name (m);
@@ -464,10 +469,10 @@ mirror_approach (struct mirror *m, unsigned limit,
   }
 }
 
-int
-mirror_complete (struct mirror *m, struct replication_refusal *refusal)
+/* Called with the lock. */
+static int
+complete (struct mirror *m, struct replication_refusal *refusal)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
   const int64_t deadline = clock_ms () + MIRROR_HOLD;
   struct asked_flush asked = { .is_asked = false };
@@ -489,4 +494,16 @@ mirror_complete (struct mirror *m, struct replication_refusal *refusal)
       return refuse_late (m, MIRROR_HOLD, refusal);
     clock_wait (&m->changed, &m->lock, deadline);
   }
+}
+
+int
+mirror_complete (struct mirror *m, struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  int r;
+
+  m->unlimited = true;
+  r = complete (m, refusal);
+  m->unlimited = false;
+  return r;
 }

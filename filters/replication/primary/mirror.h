@@ -23,6 +23,8 @@ struct mirror;
 
 struct mirror_options {
   const char *uri;
+  uint64_t sync_rate;           /* bytes a second for what a remote that was
+                                   connected lacks, or 0 */
   unsigned timeout;             /* milliseconds after which a remote that
                                    does not answer is given up */
 
@@ -72,6 +74,12 @@ extern int mirror_tell_synced (struct mirror *m,
 /* What there is to say of the connection. */
 extern void mirror_query (struct mirror *m,
                           struct replication_status *status);
+
+/* Compare both disks in the background; what differs becomes dirty.  How far
+ * that is, and what it found, is in the status.
+ */
+extern int mirror_verify (struct mirror *m,
+                          struct replication_refusal *refusal);
 
 /* Something has become dirty. */
 extern void mirror_kick (struct mirror *m);

@@ -100,6 +100,7 @@ primary_open (const struct primary_options *options)
     return NULL;
   }
   atomic_init (&p->tracking, p->file != NULL);
+  p->sync_rate = options->sync_rate;
   p->timeout = options->timeout ? options->timeout
     : p->remote ? REPLICATION_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
@@ -124,7 +125,8 @@ static int
 begin_mirror (struct primary *p)
 {
   const struct mirror_options options = {
-    .uri = p->remote, .timeout = p->timeout, .disk = p->disk,
+    .uri = p->remote, .timeout = p->timeout, .sync_rate = p->sync_rate,
+    .disk = p->disk,
     .dirty = &p->dirty, .claims = &p->claims, .error = &p->error,
     .self = &p->self, .events = p->events,
   };
@@ -563,6 +565,17 @@ primary_stop (struct primary *p, bool failover,
   else if (failover && p->forward)
     settle_forwarder (p);       /* of a stop that this one has ended */
   return 0;
+}
+
+int
+primary_verify (struct primary *p, struct replication_refusal *refusal)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
+
+  if (check (p, COMMAND_VERIFY, refusal) == -1)
+    return -1;
+  return p->mirror ? mirror_verify (p->mirror, refusal)
+    : stages_check (ANSWER_NO_REMOTE, &p->error, refusal);
 }
 
 void

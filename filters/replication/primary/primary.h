@@ -26,6 +26,8 @@ struct primary_options {
   const char *bitmap;           /* file for the dirty bitmap, or NULL;
                                    needs remote */
   struct events *events;        /* borrowed, or NULL */
+  uint64_t sync_rate;           /* bytes a second, 0 for no limit (with
+                                   remote) */
   unsigned timeout;             /* milliseconds after which a remote, or the
                                    way of a forwarder, that does not answer
                                    is given up; 0: REPLICATION_TIMEOUT, or
@@ -78,6 +80,10 @@ extern int primary_checkpoint (struct primary *p,
                                struct replication_refusal *refusal);
 extern int primary_stop (struct primary *p, bool failover,
                          struct replication_refusal *refusal);
+
+/* Compare both disks in the background. */
+extern int primary_verify (struct primary *p,
+                           struct replication_refusal *refusal);
 extern void primary_query (struct primary *p,
                            struct replication_status *status);
 

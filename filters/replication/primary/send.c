@@ -17,6 +17,7 @@
 
 #include "filters/replication/primary/link.h"
 #include "filters/replication/primary/send.h"
+#include "filters/replication/primary/sync.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "utils/iszero.h"
@@ -304,6 +305,16 @@ note_send_failure (struct mirror *m, const char *cause)
   link_note_failure (m, "%s", cause);
 }
 
+static uint64_t
+batch_bytes (const struct batch *b)
+{
+  uint64_t bytes = 0;
+
+  for (size_t i = 0; i < b->nr; ++i)
+    bytes += __builtin_popcount (b->blocks[i]) * DIRTY_BLOCK;
+  return bytes;
+}
+
 /* Called with the lock. */
 static void
 note_batch (struct mirror *m, const struct batch *b, bool ok)
@@ -312,8 +323,8 @@ note_batch (struct mirror *m, const struct batch *b, bool ok)
     note_send_failure (m, b->cause);
   else if (ok) {
     m->batches++;
-    for (size_t i = 0; i < b->nr; ++i)
-      m->sent += __builtin_popcount (b->blocks[i]) * DIRTY_BLOCK;
+    m->sent += batch_bytes (b);
+    sync_sent (m, batch_bytes (b));
     m->send_delay = m->connect_delay = FIRST_DELAY;
   }
   if (m->flush_at == INT64_MAX)
@@ -346,7 +357,7 @@ take_batch (struct mirror *m, struct batch *b)
   bool end;
 
   atomic_fetch_add (&m->idle, 1);
-  b->nr = dirty_take (m->dirty, b->areas, b->limit, &end);
+  b->nr = dirty_take (m->dirty, b->areas, sync_areas (m, b->limit), &end);
   if (b->nr == 0) {
     m->in_pass = false;
     return false;
@@ -392,13 +403,13 @@ static void
 send_or_wait (struct mirror *m, struct batch *b)
 {
   const int64_t flush_at = m->flushing ? INT64_MAX : m->flush_at;
-  const int64_t when = m->waiters ? m->send_at :
-    MAX (m->send_at, m->rest_until);
+  const int64_t may = MAX (m->send_at, sync_send_at (m));
+  const int64_t when = m->waiters ? may : MAX (may, m->rest_until);
 
   if (!link_is_usable (m))
     clock_wait (&m->work, &m->lock, INT64_MAX);
   else if (clock_ms () < when)
-    clock_wait (&m->work, &m->lock, MIN (when, flush_at));
+    clock_wait (&m->work, &m->lock, MIN (when, MIN (flush_at, ask_at (m))));
   else if (take_batch (m, b))
     note_batch (m, b, copy_batch (m, b));
   else {

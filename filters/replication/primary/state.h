@@ -25,6 +25,7 @@ struct primary {
   struct node node;             /* the export */
   char *remote;                 /* or NULL: a forwarder */
   unsigned timeout;
+  uint64_t sync_rate;
   struct events *events;        /* or NULL */
   struct node *disk;            /* NULL until primary_begin */
   struct forward *forward;      /* to it, from primary_begin on; NULL with a

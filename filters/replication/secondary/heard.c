@@ -50,7 +50,7 @@ report (struct secondary *s)
 
   heard_query (s, &status);
   report_link (s->events, status.link, status.link_desc);
-  if (status.link_desc[0])
+  if (atomic_load (&s->silent))
     msg_warning ("replication: %s", status.link_desc);
 }
 

@@ -346,6 +346,12 @@ secondary_stop (struct secondary *s, bool failover, bool force,
   return stop (s, refusal);
 }
 
+int
+secondary_verify (struct secondary *s, struct replication_refusal *refusal)
+{
+  return secondary_check (s, COMMAND_VERIFY, refusal);
+}
+
 /* ---- Status */
 
 static unsigned

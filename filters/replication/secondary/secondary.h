@@ -105,6 +105,10 @@ extern int secondary_checkpoint (struct secondary *s,
 /* force: fail over also to a disk that is not consistent. */
 extern int secondary_stop (struct secondary *s, bool failover, bool force,
                            struct replication_refusal *refusal);
+
+/* Always refused: it is the primary that compares. */
+extern int secondary_verify (struct secondary *s,
+                             struct replication_refusal *refusal);
 extern void secondary_query (struct secondary *s,
                              struct replication_status *status);
 
