@@ -174,7 +174,9 @@ EXTRA_DIST += \
 	tests/replication/model.py \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
+	tests/soak.sh \
 	tests/tap.sh \
+	tests/testing.pod \
 	tests/unit/medium.h \
 	tests/unit/memory-node.h \
 	tests/unit/nbd-unit.h \
@@ -195,7 +197,7 @@ EXTRA_DIST += \
 # requests that make no sense.  ROUNDS says how many; a failure prints the
 # SEED that repeats it.
 
-.PHONY: soak damage bench
+.PHONY: soak campaigns damage bench
 soak_bats = \
 	tests/qed/crash.bats \
 	tests/qed/damage.bats \
@@ -211,7 +213,7 @@ soak_bats = \
 soak_units = \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-threads
-soak: all $(soak_units)
+campaigns: all $(soak_units)
 	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
 	    DAMAGE_SEEDS=$${DAMAGE_SEEDS:-500} \
 	    $(top_builddir)/run bats $(soak_bats:%=$(srcdir)/%)
@@ -226,6 +228,11 @@ damage: all tests/unit/test-control tests/unit/test-writelog-reader
 	    tests/unit/test-control
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-1000000} \
 	    tests/unit/test-writelog-reader
+
+# Chaos, fuzz and faults side by side for SOAK_MINUTES, with new seeds.
+
+soak: all $(chaos_tests) $(fuzz_tests) tests/faults/shim.la
+	bash $(srcdir)/tests/soak.sh
 
 # Speed, side by side with the reference; see the head of each script.
 

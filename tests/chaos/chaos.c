@@ -7,7 +7,7 @@
  * new ones.
  *
  *     chaos [--subject=NAME] [--seed=N [--only=STEPS]] [--runs=N]
- *           [--threads=N] [--trace]
+ *           [--threads=N] [--trace] [--quick]
  *
  * Each run is a process of its own.  One that fails, crashes or hangs is
  * repeated with steps left out for as long as it still fails, and what is
@@ -40,6 +40,7 @@ static const struct subject *const subjects[] = {
 struct chaos_figures *chaos_figures;
 static unsigned all_threads;    /* of each run, or 0 */
 static bool trace;
+static bool quick;              /* do not shrink what failed */
 static char dir[] = "/tmp/chaos-XXXXXX";
 
 void
@@ -259,7 +260,7 @@ run_seed (const struct subject *subject, uint64_t seed, const char *only)
   if (!run_fails (&plan, false))
     return true;
   printf ("# %s: seed %" PRIu64 " failed\n", subject->name, seed);
-  if (!only)
+  if (!only && !quick)
     shrink (&plan);
   print_plan (&plan);
   return false;
@@ -340,6 +341,7 @@ parse_options (int argc, char **argv, struct options *o)
     { "runs", required_argument, NULL, 'r' },
     { "threads", required_argument, NULL, 't' },
     { "trace", no_argument, NULL, 'v' },
+    { "quick", no_argument, NULL, 'q' },
     { 0 }
   };
   const char *seconds = getenv ("CHAOS_SECONDS");
@@ -359,6 +361,7 @@ parse_options (int argc, char **argv, struct options *o)
     case 'r': o->runs = atoi (optarg); break;
     case 't': all_threads = atoi (optarg); break;
     case 'v': trace = true; break;
+    case 'q': quick = true; break;
     default: exit (2);
     }
   if (o->runs == 0)

@@ -6,6 +6,7 @@
 """Let each call of a command fail once, and look what the user gets.
 
     faults.py SHIM [STORY...]
+    faults.py --valgrind [STORY...]
 
 For every story (a command of a tool, or a server with requests) the calls of
 each kind are counted in a run without faults.  Then there is a run for each
@@ -16,7 +17,8 @@ file is concerned, and leaves the old content or the new one in a good image;
 one that succeeds has done its work, whatever failed below.
 
 FAULTS_STEP=N tries only every N-th call, from another one each time FAULTS_AT
-is.  Exit status 1, after a line for each fault, if there was one; also if a
+is.  With --valgrind no call fails, but memcheck looks at each tool's command
+for wrong accesses and leaks.  Exit status 1, after a line for each fault, if there was one; also if a
 call that was counted did not come again, or a kind of a story never did.
 """
 
@@ -278,8 +280,25 @@ STORIES = [
 ]
 
 
+VALGRIND = ("valgrind", "-q", "--error-exitcode=99", "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+            "--suppressions=" +
+            os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                         "valgrind.supp"))
+
+
+def look_with_valgrind(story):
+    """The complaints of memcheck about a command of a tool."""
+    story.prepare()
+    result = run([*VALGRIND, *story.argv])
+    if result and result.returncode == 0:
+        return []
+    return [f"{story.name}: {result.stderr.decode() if result else 'hangs'}"]
+
+
 def main():
     shim = os.path.abspath(sys.argv[1])
+    valgrind = sys.argv[1] == "--valgrind"
     chosen = sys.argv[2:]
     sites = runs = 0
     complaints = []
@@ -288,6 +307,11 @@ def main():
         make_stock()
         for story in STORIES:
             if chosen and story.name not in chosen:
+                continue
+            if valgrind:
+                if not story.is_server:
+                    complaints += look_with_valgrind(story)
+                    runs += 1
                 continue
             campaign = Campaign(story, shim)
             campaign.run()

@@ -4,8 +4,8 @@
  */
 
 /* A fuzz target without a fuzzer: each file of its folder (the argument, or
- * tests/fuzz/corpus/NAME for tests/fuzz/fuzz-NAME) is an input, and a few
- * thousand damaged versions of each are, too.
+ * tests/fuzz/corpus/NAME for tests/fuzz/fuzz-NAME) is an input, and so are
+ * ROUNDS damaged versions of each, which FUZZ_SEED varies.
  */
 
 #include <config.h>
@@ -55,7 +55,8 @@ run_file (const char *path)
 {
   CLEANUP_CLOSE int fd = open (path, O_RDONLY);
   CLEANUP_FREE uint8_t *data = malloc (INPUT_BYTES), *copy = NULL;
-  uint64_t seed = 88172645463325252;
+  const char *given = getenv ("FUZZ_SEED");
+  uint64_t seed = 88172645463325252 + (given ? strtoull (given, NULL, 10) : 0);
   ssize_t size;
 
   WANT (fd >= 0 && data && (size = read (fd, data, INPUT_BYTES)) >= 0);

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # A repair saves what can be saved: 50 seeded damages to images of known
-# content, and 500 in "make soak".  DAMAGE_SEEDS and DAMAGE_FIRST choose
+# content, and 500 in "make campaigns".  DAMAGE_SEEDS and DAMAGE_FIRST choose
 # others.
 
 load ../lib/qed-functions

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Are the checks worth anything?  Each patch of this folder plants a fault in
+# a copy of the built tree (the current folder), and chaos must find it within
+# PLANTED_SECONDS (300).  "make check-the-checks"; arguments are names of
+# patches, else all.
+
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+build=$PWD
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+missed=0
+
+if [ $# -eq 0 ]; then
+  set -- "$here"/*.patch
+fi
+
+# A copy of the tree in which objects count as built.
+cp -a "$build" "$work/tree"
+cd "$work/tree" || exit 1
+
+for patch; do
+  name=$(basename "$patch" .patch)
+  patch=$here/$name.patch
+  subject=$(grep -o 'chaos of [a-z]*' "$patch" | head -n 1)
+  patch -s -p1 <"$patch" || exit 1
+  make -s tests/chaos/chaos >"$work/make.txt" 2>&1 || {
+    cat "$work/make.txt"
+    exit 1
+  }
+  SECONDS=0
+  if CHAOS_SECONDS=${PLANTED_SECONDS:-300} \
+       tests/chaos/chaos --subject="${subject##* }" --quick \
+       >"$work/chaos.txt" 2>&1; then
+    echo "not found in $SECONDS seconds: $name"
+    missed=1
+  else
+    echo "found in $SECONDS seconds by $subject: $name"
+  fi
+  patch -s -R -p1 <"$patch" || exit 1
+done
+exit "$missed"

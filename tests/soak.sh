@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Chaos of each subject, fuzz targets on damaged corpora, and failing calls,
+# side by side with new seeds for SOAK_MINUTES (60): a line a minute, and a
+# table at the end.  "make soak", from the folder of the build.
+
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+minutes=${SOAK_MINUTES:-60}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+until=$((SECONDS + minutes * 60))
+left () { echo $((until - SECONDS)); }
+
+for subject in qed log secondary; do
+  CHAOS_SECONDS=$(left) tests/chaos/chaos --subject="$subject" \
+    >"$work/chaos-$subject" 2>&1 &
+done
+
+# Until the end, or the first failure.
+(while [ "$(left)" -gt 0 ]; do
+   for t in control log names notes qed; do
+     FUZZ_SEED=$RANDOM$RANDOM ROUNDS=200 "tests/fuzz/fuzz-$t" \
+       >>"$work/fuzz" 2>&1 || exit 1
+     echo "# rounds: $t" >>"$work/fuzz"
+   done
+ done) &
+(while [ "$(left)" -gt 0 ]; do
+   FAULTS_STEP=50 FAULTS_AT=$((RANDOM % 50)) ./run python3 \
+     "$here/faults/faults.py" "$PWD/tests/faults/.libs/shim.so" \
+     >>"$work/faults" 2>&1 || exit 1
+ done) &
+
+summary ()
+{
+  for subject in qed log secondary; do
+    printf '%-16s %s\n' "chaos $subject" \
+           "$(grep ' runs, ' "$work/chaos-$subject" | tail -n 1)"
+  done
+  printf '%-16s %s rounds\n' fuzz "$(grep -c '^# rounds' "$work/fuzz")"
+  printf '%-16s %s calls\n' faults \
+    "$(awk '/calls failed, in/ { n += $2 } END { print n + 0 }' \
+         "$work/faults")"
+}
+
+touch "$work/fuzz" "$work/faults"
+while [ "$(left)" -gt 0 ] && [ -n "$(jobs -rp)" ]; do
+  sleep 60
+  echo "$((minutes - $(left) / 60)) min: $(summary | tr -s ' \n' ' ')"
+done
+
+failed=0
+for job in $(jobs -p); do
+  wait "$job" || failed=1
+done
+summary
+if [ "$failed" -ne 0 ]; then
+  grep -hE 'failed|not ok|again:|Sanitizer|^[a-z-]+: ' "$work"/* | head -n 50
+fi
+exit "$failed"
