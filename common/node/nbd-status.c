@@ -79,17 +79,19 @@ kept_status_init (struct kept_status *k)
 {
   pthread_mutex_init (&k->lock, NULL);
   k->status = NULL;
+  known_data_init (&k->known);
 }
 
 void
 kept_status_destroy (struct kept_status *k)
 {
   free (k->status);
+  known_data_destroy (&k->known);
   pthread_mutex_destroy (&k->lock);
 }
 
-void
-status_keep (struct kept_status *k, struct status *s)
+static void
+keep_all (struct kept_status *k, struct status *s)
 {
   struct status *old;
 
@@ -101,10 +103,42 @@ status_keep (struct kept_status *k, struct status *s)
   free (old);
 }
 
+void
+status_keep (struct kept_status *k, struct status *s, bool read_only)
+{
+  if (read_only) {
+    keep_all (k, s);
+    return;
+  }
+  if (!(s->entries[0].flags & LIBNBD_STATE_ZERO))
+    known_data_add (&k->known, s->offset, s->offset + s->entries[0].length);
+  free (s);
+}
+
+void
+status_change (struct kept_status *k, uint64_t count, uint64_t offset)
+{
+  known_data_cut (&k->known, offset, offset + count);
+}
+
 bool
 status_kept (struct kept_status *k, uint64_t offset, struct extent *ret)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&k->lock);
+  const uint64_t data = known_data_at (&k->known, offset);
 
+  if (data > 0) {
+    ret->length = data;
+    return true;
+  }
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&k->lock);
   return k->status && status_find (k->status, offset, ret);
+}
+
+uint64_t
+status_zeroes (struct kept_status *k, uint64_t count, uint64_t offset)
+{
+  struct extent e = { .length = 0 };
+
+  return status_kept (k, offset, &e) && e.flags & EXTENT_ZERO
+    ? MIN (count, e.length) : 0;
 }

@@ -15,6 +15,7 @@
 
 #include <libnbd.h>
 
+#include "node/known-data.h"
 #include "node/node.h"
 
 /* A reply to a block status command: extents one behind the other. */
@@ -38,21 +39,33 @@ extern nbd_extent_callback status_callback (struct status *s);
 extern bool status_find (const struct status *s, uint64_t offset,
                          struct extent *ret);
 
-/* The last reply, while nobody can change what it says. */
+/* Of a node that is read-only the last reply is kept, since nobody can
+ * change what it says; of others, where they are known to have data.
+ */
 struct kept_status {
   pthread_mutex_t lock;         /* protects status; nothing else is done
                                    under it than to look it up */
   struct status *status;        /* or NULL */
+  struct known_data known;
 };
 
 extern void kept_status_init (struct kept_status *k);
 extern void kept_status_destroy (struct kept_status *k);
 
-/* Keep this one, which is taken over, in place of the last. */
-extern void status_keep (struct kept_status *k, struct status *s);
+/* Keep of this one, which is taken over, what may be kept. */
+extern void status_keep (struct kept_status *k, struct status *s,
+                         bool read_only);
+
+/* This range has been zeroed or discarded, or that was tried. */
+extern void status_change (struct kept_status *k, uint64_t count,
+                           uint64_t offset);
 
 /* status_find in what is kept. */
 extern bool status_kept (struct kept_status *k, uint64_t offset,
                          struct extent *ret);
+
+/* How many bytes from offset on, at most count, does it say are zero? */
+extern uint64_t status_zeroes (struct kept_status *k, uint64_t count,
+                               uint64_t offset);
 
 #endif /* BLOCKDRIVERS_NBD_STATUS_H */

@@ -38,7 +38,7 @@
 #define MAX_DATA (32 * 1024 * 1024)
 #define MAX_RANGE (UINT32_MAX - 65535)
 
-/* Block status of a read-only node is asked for this far ahead. */
+/* Block status is asked for this far ahead. */
 #define STATUS_AHEAD (UINT64_C (64) * 1024 * 1024)
 
 struct nbd_node {
@@ -49,7 +49,7 @@ struct nbd_node {
   bool can_flush, can_trim, can_zero, can_cache, can_status, multi_conn;
   uint32_t max_data;            /* longest command with data */
 
-  struct kept_status kept;      /* if read-only */
+  struct kept_status kept;
 };
 
 /* One request, on its caller's stack. */
@@ -394,6 +394,8 @@ send_range (struct nbd_node *n, const char *what, range_command command,
 
   while (r.again)
     ret = try_range (&r, n, what, command, piece, count, offset, flags);
+  if (command != nbd_aio_cache)
+    status_change (&n->kept, count, offset);
   return ret;
 }
 
@@ -423,10 +425,8 @@ nbd_node_zero (struct node *node, uint64_t count, uint64_t offset,
     count -= len;
     offset += len;
   }
-  if (count == 0)
-    return 0;
-  return send_range (n, "zero", nbd_aio_zero, MAX_RANGE, count, offset,
-                     no_hole);
+  return count == 0 ? 0
+    : send_range (n, "zero", nbd_aio_zero, MAX_RANGE, count, offset, no_hole);
 }
 
 static int
@@ -474,11 +474,8 @@ query_status (struct nbd_node *n, uint64_t count, uint64_t offset,
   struct request r = { .again = true };
   int ret = 0;
 
-  /* More than was asked for is of use only if it is kept. */
-  if (n->node.read_only)
-    count = MIN (MAX (count, STATUS_AHEAD),
-                 round_down (node_size (&n->node) - offset, n->node.align));
-  count = MIN (count, MAX_RANGE);
+  count = MIN (MAX (count, STATUS_AHEAD), node_size (&n->node) - offset);
+  count = round_down (MIN (count, MAX_RANGE), n->node.align);
 
   while (r.again)
     ret = try_status (&r, n, count, offset, s);
@@ -516,12 +513,18 @@ nbd_node_extents (struct node *node, uint64_t count, uint64_t offset,
       return -1;
     }
     status_find (s, offset, ret);
-    if (node->read_only)
-      status_keep (&n->kept, s);
-    else
-      free (s);
+    status_keep (&n->kept, s, node->read_only);
   }
   ret->length = MIN (ret->length, count);
+  return 0;
+}
+
+/* To ask the server may take longer than to read. */
+static int
+nbd_node_zeroes (struct node *node, uint64_t count, uint64_t offset,
+                 uint64_t *length)
+{
+  *length = status_zeroes (&((struct nbd_node *) node)->kept, count, offset);
   return 0;
 }
 
@@ -573,6 +576,7 @@ static const struct node_ops nbd_ops = {
   .pwritev = nbd_node_pwritev,
   .flush = nbd_node_flush,
   .extents = nbd_node_extents,
+  .zeroes = nbd_node_zeroes,
   .zero = nbd_node_zero,
   .discard = nbd_node_discard,
   .cache = nbd_node_cache,

@@ -107,6 +107,50 @@ test_extents_follow_writes (void **state)
   assert_int_equal (node_close (n), 0);
 }
 
+/* Of a node that is written to the server is asked once for data, and
+ * again where it was zeroed or discarded; a copy of a cluster asks nothing.
+ */
+static void
+test_data_is_asked_for_once (void **state)
+{
+  uint8_t buf[65536];
+  struct extent e;
+  struct node *n;
+  uint64_t length;
+  unsigned asked;
+
+  (void) state;
+  start_server ("--filter=log", "memory", "1M", log_option, NULL);
+  n = open_node (false);
+  memset (buf, 'w', sizeof buf);
+  for (uint64_t at = 0; at < MIB; at += sizeof buf)
+    assert_int_equal (node_pwrite (n, buf, sizeof buf, at), 0);
+
+  asked = nr_requests ("Extents");
+  for (uint64_t at = 0; at < MIB; at += 4096) {
+    assert_int_equal (node_zeroes (n, 4096, at, &length), 0);
+    assert_int_equal (length, 0);
+  }
+  assert_int_equal (nr_requests ("Extents"), asked);
+  for (uint64_t at = 0; at < MIB; at += 4096) {
+    assert_int_equal (node_extents (n, 4096, at, &e), 0);
+    assert_int_equal (e.length, 4096);
+    assert_false (e.flags & EXTENT_ZERO);
+  }
+  assert_within (nr_requests ("Extents") - asked, 1, 1);
+
+  for (int discard = 0; discard < 2; ++discard) {
+    const uint64_t at = MIB / 2 + discard * 65536;
+
+    assert_int_equal (discard ? node_discard (n, 65536, at)
+                      : node_zero (n, 65536, at, NODE_MAY_TRIM), 0);
+    assert_int_equal (node_extents (n, MIB - at, at, &e), 0);
+    assert_true (e.flags & EXTENT_ZERO);
+    assert_int_equal (e.length, 65536);
+  }
+  assert_int_equal (node_close (n), 0);
+}
+
 static void
 test_server_without_block_status (void **state)
 {
@@ -207,6 +251,7 @@ main (void)
   const struct CMUnitTest tests[] = {
     TEST (test_extents),
     TEST (test_extents_follow_writes),
+    TEST (test_data_is_asked_for_once),
     TEST (test_server_without_block_status),
     TEST (test_server_without_zero),
     TEST (test_fast_zero_is_refused),
