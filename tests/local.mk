@@ -136,6 +136,7 @@ EXTRA_DIST += \
 	$(bats_tests) \
 	$(benches) \
 	tests/bench/functions.bash \
+	tests/bench/growth.py \
 	tests/bench/replication.py \
 	tests/demo.sh \
 	tests/house/arrows.py \
@@ -239,7 +240,9 @@ soak: all $(chaos_tests) $(fuzz_tests) tests/faults/shim.la
 benches = \
 	tests/bench/blklogwrites.sh \
 	tests/bench/explore.sh \
+	tests/bench/growth.sh \
 	tests/bench/logreplay.sh \
+	tests/bench/overlay.sh \
 	tests/bench/qed-img.sh \
 	tests/bench/qed.sh \
 	tests/bench/replication.sh

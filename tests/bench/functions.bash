@@ -100,6 +100,19 @@ measure ()
   sed -n '/^{/,$p' "$dir/fio.json" | jq -r ".jobs[0].$field"
 }
 
+# each_cluster READ|WRITE NUMBER: a list for fio's read_iolog of 4 KiB in each
+# of so many clusters of 64 KiB, in random order, which its own generators
+# cannot do.
+each_cluster ()
+{
+  echo "fio version 2 iolog"
+  echo "nbd add"
+  echo "nbd open"
+  seq 0 $(($2 - 1)) | shuf |
+    awk -v what="$1" '{ print "nbd", what, $1 * 65536, 4096 }'
+  echo "nbd close"
+}
+
 # in_mib KEY: fio counts KiB/s.
 in_mib ()
 {

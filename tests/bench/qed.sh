@@ -57,20 +57,10 @@ in_place ()
   done
 }
 
-# fio's own generators cannot visit each 64th KiB once, so tell it where.
-random_clusters ()
-{
-  echo "fio version 2 iolog"
-  echo "nbd add"
-  echo "nbd open"
-  seq 0 16383 | shuf | awk '{ print "nbd write", $1 * 65536, 4096 }'
-  echo "nbd close"
-}
-
 allocating ()
 {
   local server
-  random_clusters >"$dir/clusters.log"
+  each_cluster write 16384 >"$dir/clusters.log"
   for server in "${servers[@]}"; do
     if [ "$server" = file ]; then
       truncate -s 1G "$dir/fresh"
