@@ -42,6 +42,7 @@ unit_tests = \
 	tests/unit/test-replication-mirror \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
+	tests/unit/test-replication-stages \
 	tests/unit/test-replication-threads \
 	tests/unit/test-scratch \
 	tests/unit/test-serial \

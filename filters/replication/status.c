@@ -12,6 +12,8 @@
 
 #include "filters/replication/status.h"
 #include "utils/cleanup.h"
+#include "utils/clock.h"
+#include "utils/rounding.h"
 #include "utils/jsontext.h"
 
 void
@@ -82,6 +84,40 @@ replication_error_get (struct replication_error *error,
 
   status->error = error->set;
   memcpy (status->desc, error->desc, sizeof status->desc);
+}
+
+/* So many at once. */
+#define BURST 20
+
+void
+replication_limit_init (struct replication_limit *limit)
+{
+  *limit = (struct replication_limit) { .since = clock_ms () };
+  pthread_mutex_init (&limit->lock, NULL);
+}
+
+void
+replication_limit_destroy (struct replication_limit *limit)
+{
+  pthread_mutex_destroy (&limit->lock);
+}
+
+bool
+replication_may_tell (struct replication_limit *limit, unsigned long *more)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&limit->lock);
+  const int64_t seconds = (clock_ms () - limit->since) / 1000;
+
+  limit->since += seconds * 1000;
+  limit->told -= MIN ((int64_t) limit->told, seconds);
+  if (limit->told >= BURST) {
+    limit->more++;
+    return false;
+  }
+  limit->told++;
+  *more = limit->more;
+  limit->more = 0;
+  return true;
 }
 
 const char *

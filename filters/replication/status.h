@@ -105,6 +105,23 @@ extern void replication_error_replace (struct replication_error *error,
 extern void replication_error_get (struct replication_error *error,
                                    struct replication_status *status);
 
+/* Requests that the stage refuses may come thousands of times a second, from
+ * a guest that polls; so they are not all told.
+ */
+struct replication_limit {
+  pthread_mutex_t lock;         /* protects the rest; a leaf lock */
+  unsigned told;                /* of late: one less each second */
+  int64_t since;                /* clock_ms */
+  unsigned long more;           /* that were not told */
+};
+
+extern void replication_limit_init (struct replication_limit *limit);
+extern void replication_limit_destroy (struct replication_limit *limit);
+
+/* May it be told?  Then *more are those that were not since the last one. */
+extern bool replication_may_tell (struct replication_limit *limit,
+                                  unsigned long *more);
+
 /* "none", "running", "failover", "failover-failed", "done". */
 extern const char *replication_stage_name (enum replication_stage stage);
 

@@ -105,6 +105,7 @@ primary_open (const struct primary_options *options)
     : p->remote ? REPLICATION_TIMEOUT : FORWARD_TIMEOUT;
   claims_init (&p->claims);
   drain_init (&p->drain);
+  replication_limit_init (&p->refusals);
   replication_error_init (&p->error, options->events);
   p->events = options->events;
   pthread_mutex_init (&p->command_lock, NULL);
@@ -256,6 +257,7 @@ primary_close (struct primary *p)
   pthread_mutex_destroy (&p->command_lock);
   replication_error_destroy (&p->error);
   drain_destroy (&p->drain);
+  replication_limit_destroy (&p->refusals);
   claims_destroy (&p->claims);
   free (p->remote);
   free (p);

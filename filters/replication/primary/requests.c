@@ -21,10 +21,14 @@
 static int
 refuse_request (struct primary *p, const char *what, uint64_t offset)
 {
+  unsigned long more;
+
   errno = EIO;
-  msg_error ("%s: %s at offset %" PRIu64 ": not possible on a replication "
-             "primary without a disk of its own (stage %s)", p->node.name,
-             what, offset, replication_stage_name (stage_of (p)));
+  if (replication_may_tell (&p->refusals, &more))
+    msg_error ("%s: %s at offset %" PRIu64 ": not possible on a replication "
+               "primary without a disk of its own (stage %s)%s", p->node.name,
+               what, offset, replication_stage_name (stage_of (p)),
+               more ? ", nor were others before, which were not told" : "");
   return -1;
 }
 

@@ -39,6 +39,7 @@ struct primary {
                                    request, before all locks */
   struct drain drain;           /* writes of the guest */
   struct replication_error error;
+  struct replication_limit refusals; /* of requests */
 
   /* Changed by commands only; to RUNNING while drained. */
   _Atomic enum replication_stage stage;

@@ -28,12 +28,16 @@ request_leave (struct secondary *s)
 }
 
 int
-request_refuse (const struct node *n, const char *what,
+request_refuse (struct node *n, const char *what,
                 enum replication_stage stage)
 {
+  unsigned long more;
+
   errno = EIO;
-  msg_error ("%s: %s refused in stage \"%s\"", n->name, what,
-             replication_stage_name (stage));
+  if (replication_may_tell (&export_of (n)->s->refusals, &more))
+    msg_error ("%s: %s refused in stage \"%s\"%s", n->name, what,
+               replication_stage_name (stage),
+               more ? ", and others before, which were not told" : "");
   errno = EIO;
   return -1;
 }

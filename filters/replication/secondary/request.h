@@ -16,7 +16,7 @@ extern enum replication_stage request_enter (struct secondary *s);
 extern void request_leave (struct secondary *s);
 
 /* EIO after a message: this stage does not allow it. */
-extern int request_refuse (const struct node *n, const char *what,
+extern int request_refuse (struct node *n, const char *what,
                            enum replication_stage stage);
 
 /* A write, zero request or discard. */

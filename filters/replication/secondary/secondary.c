@@ -44,6 +44,7 @@ free_secondary (struct secondary *s)
   drain_destroy (&s->requests);
   claims_destroy (&s->claims);
   replication_error_destroy (&s->error);
+  replication_limit_destroy (&s->refusals);
   pthread_mutex_destroy (&s->command_lock);
   pthread_mutex_destroy (&s->meet_lock);
   pthread_mutex_destroy (&s->buffers_lock);
@@ -66,6 +67,7 @@ secondary_open (const struct secondary_options *options)
   s->recover = options->recover;
   s->timeout = options->timeout ? options->timeout : REPLICATION_TIMEOUT;
   drain_init (&s->requests);
+  replication_limit_init (&s->refusals);
   claims_init (&s->claims);
   replication_error_init (&s->error, options->events);
   s->events = options->events;

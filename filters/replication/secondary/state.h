@@ -88,6 +88,7 @@ struct secondary {
   _Atomic unsigned generation;  /* of the disk's history: connections of an
                                    earlier one know it no longer */
   struct replication_error error;
+  struct replication_limit refusals; /* of requests */
   _Atomic uint64_t checkpoints;
 
   /* Failover. */
