@@ -292,6 +292,33 @@ guest_has_its_data ()
   status_becomes secondary.ctl role promoted
 }
 
+@test "when both disks have grown the buffers are made anew, and know all" {
+  start_pair
+  stop_nbdkit "$primary_pid"
+  stop_nbdkit "$secondary_pid"
+  truncate -s 8M primary.img disk.img
+  start_at_place
+  blkctl secondary.ctl replication-start
+  start_primary "nbd+unix:///?socket=$tmp/place.sock"
+  qemu_io "$uri" "write -P 0x62 6M 64k"
+  # Still nobody knows what was written in between.
+  run blkctl primary.ctl replication-start
+  assert_failure
+  assert_output --partial "sync=full"
+  blkctl primary.ctl replication-start sync=full
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+  # A disk that was promoted stays so.
+  blkctl secondary.ctl replication-stop failover=true
+  status_becomes secondary.ctl stage "done"
+  stop_nbdkit "$pid"
+  stop_nbdkit "$secondary_pid"
+  truncate -s 16M disk.img
+  start_at_place
+  assert_equal "$(status_of secondary.ctl role)" promoted
+  qemu_io "$guest_uri" "read -P 0x62 6M 64k" "write 12M 64k"
+}
+
 @test "blkctl --every goes on after a failure, and tells it once" {
   start_pair
   blkctl --every=0.02 primary.ctl secondary.ctl replication-checkpoint \

@@ -95,6 +95,14 @@ check_size (const struct node *a, uint64_t size, const char *other)
   return -1;
 }
 
+static bool
+hold_nothing (const struct secondary *s)
+{
+  return s->active && s->hidden && !s->active->read_only &&
+    !s->hidden->read_only && qed_buffer_nr_held (s->active) == 0 &&
+    qed_buffer_nr_held (s->hidden) == 0;
+}
+
 int
 buffers_open (struct secondary *s)
 {
@@ -107,8 +115,8 @@ buffers_open (struct secondary *s)
   if (open_if_there (s->active_name, &s->active) == -1 ||
       open_if_there (s->hidden_name, &s->hidden) == -1)
     return -1;
-  return s->hidden ? check_size (s->active, node_size (s->hidden),
-                                 s->hidden_name) : 0;
+  return s->hidden && !hold_nothing (s)
+    ? check_size (s->active, node_size (s->hidden), s->hidden_name) : 0;
 }
 
 /* Make its name durable, so that a power loss does not take it back. */
@@ -232,9 +240,60 @@ need_buffer (struct secondary *s, const char *name, struct node **buffer)
   return check_size (*buffer, size, "the disk");
 }
 
+/* Were they in use here, and hold nothing, so that they may be made anew when
+ * the disk has become another size?  Others are perhaps not meant.
+ */
+static bool
+are_replaceable (const struct secondary *s)
+{
+  return hold_nothing (s) && s->note.text.history.text[0] &&
+    (s->left == BUFFERS_UNUSED || s->left == BUFFERS_OBSOLETE);
+}
+
+/* Put a new one in place of this one, with the same note. */
+static int
+make_anew (struct node **buffer, const char *name, uint64_t size)
+{
+  CLEANUP_FREE char *real = realpath (name, NULL);
+  CLEANUP_FREE char *new = create_beside (name, size);
+  struct node *n = new ? qed_buffer_open (new) : NULL;
+  uint8_t note[QED_NOTE_LEN];
+
+  if (n && real && qed_buffer_get_note (*buffer, note) == 0 &&
+      qed_buffer_put_note (n, note, true) == 0 && rename_new (new, real) == 0 &&
+      sync_folder (name) == 0) {
+    node_close (n);
+    node_close (*buffer);
+    *buffer = qed_buffer_open (name);
+    return *buffer ? 0 : -1;
+  }
+  msg_error ("%s: making the buffer anew, for a disk of %" PRIu64 " bytes: %m",
+             name, size);
+  node_close (n);
+  if (new)
+    remove_file (new);
+  return -1;
+}
+
+static int
+fit_buffers (struct secondary *s)
+{
+  const uint64_t size = round_up (node_size (s->disk), 512);
+
+  if (!are_replaceable (s))
+    return 0;
+  if (node_size (s->active) != size &&
+      make_anew (&s->active, s->active_name, size) == -1)
+    return -1;
+  return node_size (s->hidden) == size ? 0
+    : make_anew (&s->hidden, s->hidden_name, size);
+}
+
 int
 buffers_make (struct secondary *s)
 {
+  if (fit_buffers (s) == -1)
+    return -1;
   return need_buffer (s, s->active_name, &s->active) == -1 ? -1
     : need_buffer (s, s->hidden_name, &s->hidden);
 }
