@@ -30,7 +30,7 @@ story ()
   story different_checkpoints
 }
 
-@test "a failover of all takes the disks over from a client that stands still" {
+@test "a failover of all does not wait for a client that stands still" {
   story stopped_client
 }
 

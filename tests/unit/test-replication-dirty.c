@@ -313,6 +313,7 @@ setup (void **state)
   snprintf (name[0], sizeof name[0], "%s/0", dir);
   snprintf (name[1], sizeof name[1], "%s/1", dir);
   alarm (HANG_SECONDS);
+  msg_set_handler (collect_message);
   open_map ();
   return 0;
 }
@@ -332,6 +333,48 @@ teardown (void **state)
 
 #define TEST(f) cmocka_unit_test_setup_teardown (f, setup, teardown)
 
+/* A file of zeroes, of this length. */
+static void
+make_zeroes (uint64_t length)
+{
+  const int fd = open (name[1], O_CREAT | O_TRUNC | O_RDWR, 0600);
+
+  assert_true (fd >= 0);
+  assert_int_equal (ftruncate (fd, length), 0);
+  close (fd);
+}
+
+/* What a crash leaves of the first making is made again; what only looks like
+ * that is left as it is.
+ */
+static void
+test_a_file_that_a_crash_has_left (void **state)
+{
+  const uint64_t words = div_round_up (NR_AREAS, 64);
+  const uint64_t whole = 4096 + words * 8;
+  struct dirty_file *f;
+  struct dirty d;
+
+  (void) state;
+  make_zeroes (whole);
+  f = dirty_file_open (name[1]);
+  assert_non_null (f);
+  assert_int_equal (dirty_init (&d, SIZE, f), 0);
+  assert_int_equal (dirty_bytes (&d), 0);
+  assert_int_equal (dirty_file_end (f), 0);
+  dirty_destroy (&d);
+
+  make_zeroes (whole + 8);
+  f = dirty_file_open (name[1]);
+  assert_non_null (f);
+  assert_int_equal (dirty_init (&d, SIZE, f), -1);
+  assert_string_equal (strstr (messages.last, "not a replication"),
+                       "not a replication bitmap (wrong magic); it is left "
+                       "as it is");
+  dirty_file_abandon (f);
+  dirty_destroy (&d);
+}
+
 int
 main (void)
 {
@@ -339,6 +382,7 @@ main (void)
     TEST (test_passes),
     TEST (test_bytes_of_all),
     TEST (test_whatever_differs_is_dirty),
+    TEST (test_a_file_that_a_crash_has_left),
   };
 
   return cmocka_run_group_tests_name ("replication-dirty", tests, NULL, NULL);

@@ -16,6 +16,7 @@
 #include "utils/bootid.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
+#include "utils/iszero.h"
 #include "filters/replication/primary/dirtyfile.h"
 #include "utils/message.h"
 #include "node/node.h"
@@ -34,6 +35,8 @@
 struct dirty_file {
   struct node *node;
   uint8_t header[HEADER_SIZE];
+  bool unwritten;               /* the header is zeroes: of a file whose making
+                                   was interrupted, or of something else */
   bool begun;                   /* header is in the file */
   bool failed;                  /* the file lacks something */
 };
@@ -93,8 +96,10 @@ dirty_file_open (const char *name)
     not_a_map (f, "too short");
     goto error;
   }
-  if (node_pread (f->node, f->header, HEADER_SIZE, 0) == -1 ||
-      check_header (f) == -1)
+  if (node_pread (f->node, f->header, HEADER_SIZE, 0) == -1)
+    goto error;
+  f->unwritten = is_zero (f->header, HEADER_SIZE);
+  if (!f->unwritten && check_header (f) == -1)
     goto error;
   return f;
 
@@ -106,7 +111,8 @@ dirty_file_open (const char *name)
   return NULL;
 }
 
-/* A new file.  Its header comes last, and its space is allocated, so
+/* A new file.  Its header comes last, when the length is on the medium, so
+ * that a crash leaves zeroes or a whole file; and its space is allocated, so
  * that the map never meets a full disk.
  */
 static int
@@ -120,7 +126,8 @@ create (struct dirty_file *f, uint64_t size)
   put_le32 (h + 12, DIRTY_AREA);
   put_le64 (h + 16, size);
   if (node_resize (f->node, length) == -1 ||
-      node_zero (f->node, length, 0, 0) == -1) {
+      node_zero (f->node, length, 0, 0) == -1 ||
+      node_flush (f->node) == -1) {
     const int err = errno;
 
     node_resize (f->node, 0);
@@ -145,6 +152,23 @@ read_map (struct dirty_file *f, uint64_t size, uint64_t *map)
       map[i + j] = get_le64 (buf + j * 8);
   }
   return 0;
+}
+
+/* Is this what a crash leaves of a file that is being made for a disk of this
+ * size?  1, or 0 if it has to be made, or -1 after a message.
+ */
+static int
+check_unwritten (struct dirty_file *f, uint64_t size, uint64_t *map)
+{
+  const uint64_t n = nr_words (size);
+
+  if (!f->unwritten)
+    return node_size (f->node) == 0 ? 0 : 1;
+  if (node_size (f->node) != HEADER_SIZE + n * 8)
+    return not_a_map (f, "wrong magic");
+  if (read_map (f, size, map) == -1)
+    return -1;
+  return is_zero (map, n * 8) ? 0 : not_a_map (f, "wrong magic");
 }
 
 void
@@ -181,12 +205,14 @@ make_self (struct dirty_file *f)
 int
 dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
 {
-  const bool new = node_size (f->node) == 0;
+  const int exists = check_unwritten (f, size, map);
   uint8_t *h = f->header;
   char boot[BOOT_ID_LEN];
 
   boot_id_read (boot);
-  if (new) {
+  if (exists == -1)
+    return -1;
+  if (!exists) {
     if (create (f, size) == -1)
       return -1;
   }

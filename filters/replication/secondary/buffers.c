@@ -260,8 +260,8 @@ make_anew (struct node **buffer, const char *name, uint64_t size)
   uint8_t note[QED_NOTE_LEN];
 
   if (n && real && qed_buffer_get_note (*buffer, note) == 0 &&
-      qed_buffer_put_note (n, note, true) == 0 && rename_new (new, real) == 0 &&
-      sync_folder (name) == 0) {
+      qed_buffer_put_note (n, note, true) == 0 &&
+      rename_new (new, real) == 0 && sync_folder (name) == 0) {
     node_close (n);
     node_close (*buffer);
     *buffer = qed_buffer_open (name);
