@@ -44,7 +44,7 @@ verify_is ()
   blkctl primary.ctl replication-checkpoint
   wait_until 60 sync_is running false
   assert_equal "$(sync_of total)" $((4 << 20))
-  assert_equal "$(sync_of done)" $((4 << 20))
+  assert_equal "$(sync_of "done")" $((4 << 20))
   assert [ "$(sync_of rate)" -gt 0 ]
   assert_same_disk primary.img disk.img
 }
@@ -90,7 +90,7 @@ something_is_sent ()
   blkctl primary.ctl replication-verify
   wait_until 60 verify_is running false
   assert_equal "$(verify_of different-bytes)" 0
-  assert_equal "$(verify_of done)" $((4 << 20))
+  assert_equal "$(verify_of "done")" $((4 << 20))
   # Somebody else writes to the disk, in two areas.
   printf zz | dd of=disk.img bs=1 seek=65535 conv=notrunc status=none
   blkctl primary.ctl replication-verify
