@@ -142,6 +142,8 @@ EXTRA_DIST += \
 	tests/demo.sh \
 	tests/house/arrows.py \
 	tests/house/sanitizers.sh \
+	tests/smoke.sh \
+	tests/writelog/data/README \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \
 	tests/lib/functions.bash \
@@ -235,6 +237,15 @@ damage: all tests/unit/test-control tests/unit/test-writelog-reader
 
 soak: all $(chaos_tests) $(fuzz_tests) tests/faults/shim.la
 	bash $(srcdir)/tests/soak.sh
+
+# What is installed works, as far as a user can tell without QEMU.
+
+installcheck-local:
+	@if test -f $(DESTDIR)$(plugindir)/nbdkit-qed-plugin.so; then \
+	    PATH="$(DESTDIR)$(bindir):$$PATH" NBDKIT="$(NBDKIT)" \
+	        VERSION="$(VERSION)" bash $(srcdir)/tests/smoke.sh \
+	        "$(DESTDIR)$(plugindir)" "$(DESTDIR)$(filterdir)"; \
+	fi
 
 # Speed, side by side with the reference; see the head of each script.
 

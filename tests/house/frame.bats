@@ -173,6 +173,19 @@ EOF
   make -j2
   make install DESTDIR="$tmp/root"
 
+  # It works where it is, and there is nothing but what is used.
+  make installcheck DESTDIR="$tmp/root" >installcheck.out
+  run grep -c '^ok' installcheck.out
+  assert_output 5
+  assert_equal "$(find "$tmp/root" -name '*.la')" ""
+
+  # Two tarballs are the same, whenever they are made.
+  make dist >/dev/null
+  mv nbdkit-blockdrivers-*.tar.gz ../first
+  make dist >/dev/null
+  cmp ../first nbdkit-blockdrivers-*.tar.gz
+  rm nbdkit-blockdrivers-*.tar.gz installcheck.out
+
   # Each folder of a module gave its module, each page its manual.
   require_tool man
   local path name
