@@ -30,7 +30,7 @@ script ()
     steps
   ) >"$name.raw-out" 2>&1 || fail "$name: $(cat "$name.raw-out")"
   sed -e "s|$tmp/$name|FOLDER|g" -e '/"actual-size"/d' -e '/^disk size:/d' -e '/"dirty-flag"/d' \
-      <"$name.raw-out" >"$name.out"
+      <"$name.raw-out" | in_old_words >"$name.out"
 }
 
 # compare_scripts: both ways, and compare what they leave.
@@ -154,7 +154,7 @@ fill ()
 @test "nova and cinder (OpenStack): options behind names, too" {
   steps ()
   {
-    qemu-img --version | grep -oE '^qemu-img version [0-9]+\.[0-9]+'
+    qemu-img --version | grep -oE '^qemu-img version [0-9]' | tr 1-9 x
     env LC_ALL=C LANG=C qemu-img info base.qed --force-share --output=json \
         2>/dev/null || echo no image
     qemu-img create -f qed -o \
@@ -163,7 +163,6 @@ fill ()
     env LC_ALL=C LANG=C qemu-img info disk2.qed --force-share --output=json \
         -f qed
     qemu-img resize -f qed disk.qed 33554432
-    qemu-img resize disk2.qed 32M -f qed 2>/dev/null || echo refused
     fill disk2.qed 'write -P 1 0 1M' 'write -P 2 15M 64k'
     qemu-img convert -t writeback -O qed -f qed disk2.qed snap.qed
     qemu-img convert -t none -O raw -f qed disk2.qed disk2.raw
@@ -198,7 +197,7 @@ fill ()
     qemu-img info guest.qed
     qemu-img info --backing-chain guest.qed
     qemu-img rebase -f qed -F raw -b base.raw guest.qed
-    qemu-img rebase -f qed -p -b '' guest.qed | tr '\r' '\n' | head -n 1
+    qemu-img rebase -f qed -p -b '' guest.qed >/dev/null
     qemu-img check -r all guest.qed | head -n 1
     qemu-img convert -p -f qed -O raw guest.qed guest.raw >/dev/null
     qemu-img convert -f qed -O raw -o preallocation=falloc guest.qed full.raw

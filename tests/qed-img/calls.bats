@@ -337,7 +337,6 @@ status | create foo:new.qed 1M
 status | create -b foo:bar -F raw new.qed
 status | create -b foo:bar -F raw new.qed 1M
 same | create -u -b foo:bar -F raw new.qed 1M
-status | create http:x 1M
 same | info file:base.qed
 same | info --output=json file:base.qed
 same | info --backing-chain file:top.qed
@@ -365,6 +364,8 @@ reads | commit -d file:top.qed
 0, not 1: a base is found under any name | commit -d -b file:low.raw top.qed
 status | rebase -b foo:bar -F raw top.qed
 TABLE
+  # One that lacks the module for it says 0 in some versions.
+  run -1 qed-img create http:x 1M
   run -0 qed-img measure file:files/base.qed
   run -0 qed-img measure -f raw file:files/low.raw
   run -0 qed-img empty file:files/base.qed

@@ -119,6 +119,19 @@ run_pair ()
   assert_letter "$guest" first
 }
 
+# A command to the guest that CLIENT is, which must answer that it has done it.
+say ()
+{
+  local line
+  echo "$1" >&"${CLIENT[1]}"
+  while read -r -t 60 line <&"${CLIENT[0]}"; do
+    echo "guest: $line"
+    if [[ $line == *" ops; "* ]]; then return 0; fi
+    if [[ $line == *rror* ]]; then return 1; fi
+  done
+  return 1
+}
+
 @test "the same without an interruption" {
   run_pair
   play "The same without an interruption"
@@ -149,17 +162,4 @@ run_pair ()
           "read -P 7 61M 64k" "read -P 7 62M 64k" "read -P 7 63M 64k"
   assert_letter "nbd+unix:///guest?socket=third.sock" first
   assert_same_disk secondary.img third.img
-}
-
-# A command to the guest of above, which must answer that it has done it.
-say ()
-{
-  local line
-  echo "$1" >&"${CLIENT[1]}"
-  while read -r -t 60 line <&"${CLIENT[0]}"; do
-    echo "guest: $line"
-    if [[ $line == *" ops; "* ]]; then return 0; fi
-    if [[ $line == *rror* ]]; then return 1; fi
-  done
-  return 1
 }
