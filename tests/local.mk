@@ -142,6 +142,7 @@ EXTRA_DIST += \
 	tests/demo.sh \
 	tests/house/arrows.py \
 	tests/house/sanitizers.sh \
+	tests/matrix.sh \
 	tests/smoke.sh \
 	tests/writelog/data/README \
 	tests/lib/control-ask.py \
@@ -246,6 +247,12 @@ installcheck-local:
 	        VERSION="$(VERSION)" bash $(srcdir)/tests/smoke.sh \
 	        "$(DESTDIR)$(plugindir)" "$(DESTDIR)$(filterdir)"; \
 	fi
+
+# The suite on each release of Debian; see the head of the script.
+
+.PHONY: matrix tests/matrix
+matrix tests/matrix:
+	@bash $(srcdir)/tests/matrix.sh
 
 # Speed, side by side with the reference; see the head of each script.
 
