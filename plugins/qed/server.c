@@ -11,6 +11,19 @@
  * plugins of -r when a client connects.  A reader must not lock others
  * out as a writer does, and must not repair anything.  So the answer is
  * read from the server's own command line, by its own rules.
+ *
+ * There is no better way as long as nbdkit (1.48 is the newest that was
+ * looked at) has no function that tells a plugin of -r before .open.  To
+ * open for writing when the first client comes would tell that client, and
+ * not the user who started the server, that the image is locked, damaged
+ * or not writable.  To open for writing always, and fall back, would lock
+ * out other readers, and repair what -r promises to leave alone.  A
+ * parameter would have to be given besides -r, with the same result where
+ * it is forgotten.
+ *
+ * The table of options need not be complete.  The argument of one that
+ * is not there counts as a word of its own, which means something here
+ * only if it begins with a dash.
  */
 
 #include <config.h>
@@ -27,7 +40,7 @@
 
 enum { FILTER = 256 };
 
-/* Options of nbdkit 1.32 that take an argument, and those we look for;
+/* Options of nbdkit 1.32 to 1.48 that take an argument, and those we look for;
  * the others need no entry, since unknown ones are skipped.  As there,
  * options may stand behind the plugin's name, too.
  */
@@ -43,6 +56,7 @@ static const struct option long_options[] = {
   { "ipaddr", required_argument, NULL, 0 },
   { "log", required_argument, NULL, 0 },
   { "mask-handshake", required_argument, NULL, 0 },
+  { "name", required_argument, NULL, 0 },
   { "pid-file", required_argument, NULL, 0 },
   { "pidfile", required_argument, NULL, 0 },
   { "port", required_argument, NULL, 0 },
@@ -51,8 +65,11 @@ static const struct option long_options[] = {
   { "run", required_argument, NULL, 0 },
   { "selinux-label", required_argument, NULL, 0 },
   { "threads", required_argument, NULL, 0 },
+  { "time-out", required_argument, NULL, 0 },
+  { "timeout", required_argument, NULL, 0 },
   { "tls", required_argument, NULL, 0 },
   { "tls-certificates", required_argument, NULL, 0 },
+  { "tls-priority", required_argument, NULL, 0 },
   { "tls-psk", required_argument, NULL, 0 },
   { "unix", required_argument, NULL, 0 },
   { "user", required_argument, NULL, 0 },

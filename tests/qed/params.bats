@@ -328,6 +328,17 @@ for at in range(0, 512 << 20, 65536):
   assert_equal "$(hash_of disk.qed)" "$before"
 }
 
+@test "an option's argument that looks like -r makes nothing read-only" {
+  local options=(-e -r)
+  create 4M
+  if nbdkit --long-options | grep -qx -- --name; then
+    options+=(--name -r --timeout 60)
+  fi
+  start_nbdkit "${options[@]}" qed disk.qed
+  assert_equal "$(export_info is_read_only)" false
+  qemu_io "$uri" "write -P 1 0 4k"
+}
+
 @test "the export tells what it can do" {
   create 4M
   start_nbdkit qed disk.qed
