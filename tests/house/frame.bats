@@ -42,9 +42,13 @@ becomes ()
   assert_output "$expected"
 }
 
-# A copy of the sources as in a tarball, in $tmp/source.
+# A copy of the sources as in a tarball, in $tmp/source.  They are compiled
+# once for all the tests of this file.
 copy_sources ()
 {
+  require_tool ccache
+  export CC="ccache gcc" CCACHE_DIR=$BATS_FILE_TMPDIR/ccache
+  export CCACHE_NOHASHDIR=1
   # What is built of them is hardly run.
   export CFLAGS=-O0
   make -C "$builddir" distdir distdir="$tmp/source" >/dev/null
