@@ -32,6 +32,7 @@ unit_tests = \
 	tests/unit/test-qed-locks \
 	tests/unit/test-qed-operations \
 	tests/unit/test-qed-powerloss \
+	tests/unit/test-qed-scan \
 	tests/unit/test-qed-threads \
 	tests/unit/test-replication-bitmap \
 	tests/unit/test-replication-crash \

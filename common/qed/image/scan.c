@@ -28,8 +28,8 @@
 
 #define PIECE ((uint64_t) 256 * 1024)
 
-/* Asking for holes is worth it for tables longer than this. */
-#define ASK_FOR_HOLES ((uint64_t) 1024 * 1024)
+/* Of fixed storage, tables from this length on. */
+#define LONG_TABLE ((uint64_t) 1024 * 1024)
 
 char *
 finding_text (const struct finding *f, char buf[FINDING_LEN])
@@ -73,6 +73,8 @@ scan_free (struct scan *scan)
   bitmap_free (&scan->contested);
   bitmap_free (&scan->shared);
   bitmap_free (&scan->bad_l1);
+  free (scan->buf);
+  scan->buf = NULL;
 }
 
 /* Call a function with each entry of a table that is not 0. */
@@ -93,44 +95,53 @@ visit_piece (struct qed *s, struct scan *scan, const uint8_t *buf,
   return 0;
 }
 
+/* How much of a range of the file need not be read, since it is a hole?  A
+ * long one is asked for once for all tables in it.  To ask an export takes
+ * as long as to read a short table, so there only long ones are worth it.
+ */
+static uint64_t
+hole_length (struct qed *s, struct scan *scan, uint64_t count,
+             uint64_t offset)
+{
+  uint64_t length;
+
+  if (offset < scan->hole || offset >= scan->hole_end) {
+    if (s->file->fixed_size && qed_table_bytes (&s->header) < LONG_TABLE)
+      return 0;
+    if (node_zeroes (s->file, node_size (s->file) - offset, offset, &length)
+        == -1)
+      length = 0;
+    scan->hole = offset;
+    scan->hole_end = offset + length;
+  }
+  return round_down (MIN (count, scan->hole_end - offset), QED_ENTRY_LEN);
+}
+
 /* Returns 0, -1 if the visitor failed, 1 after a message if the table
- * could not be read.
+ * could not be read.  *buf is memory for it, NULL at first.
  */
 static int
-visit_table (struct qed *s, struct scan *scan, uint64_t table,
+visit_table (struct qed *s, struct scan *scan, uint8_t **buf, uint64_t table,
              visitor visit, uint64_t context)
 {
   const uint64_t bytes = qed_table_bytes (&s->header);
-  CLEANUP_FREE uint8_t *buf = malloc (MIN (bytes, PIECE));
-  uint64_t done = 0;
+  const uint64_t piece = MIN (bytes, PIECE);
+  uint64_t done = 0, length;
 
-  if (buf == NULL) {
-    msg_error ("%s: reading a table: %m", s->node.name);
-    return -1;
-  }
-  while (done < bytes) {
-    uint64_t length = bytes - done;
-    struct extent e = { .flags = 0 };
-
-    if (bytes > ASK_FOR_HOLES &&
-        node_extents (s->file, length, table + done, &e) == 0)
-      length = e.length;
-    if (!(e.flags & EXTENT_ZERO)) {
-      length = MIN (length, PIECE);
-      /* An extent may end inside an entry. */
-      if (!is_aligned (length, QED_ENTRY_LEN))
-        length = MIN (round_up (length, QED_ENTRY_LEN), bytes - done);
-      if (node_pread (s->file, buf, length, table + done) == -1)
-        return 1;
-      if (visit_piece (s, scan, buf, length, done / QED_ENTRY_LEN, visit,
-                       context) == -1)
-        return -1;
+  for (; done < bytes; done += length) {
+    length = hole_length (s, scan, bytes - done, table + done);
+    if (length > 0)
+      continue;
+    length = MIN (bytes - done, piece);
+    if (*buf == NULL && (*buf = malloc (piece)) == NULL) {
+      msg_error ("%s: reading a table: %m", s->node.name);
+      return -1;
     }
-    else
-      length = round_down (length, QED_ENTRY_LEN);
-    if (length == 0)            /* a hole shorter than an entry */
-      length = QED_ENTRY_LEN;
-    done += length;
+    if (node_pread (s->file, *buf, length, table + done) == -1)
+      return 1;
+    if (visit_piece (s, scan, *buf, length, done / QED_ENTRY_LEN, visit,
+                     context) == -1)
+      return -1;
   }
   return 0;
 }
@@ -323,7 +334,7 @@ visit_l1_second (struct qed *s, struct scan *scan, uint64_t context,
   if (bitmap_has (&scan->bad_l1, index))
     return 0;
   scan->previous = 0;
-  r = visit_table (s, scan, entry, visit_l2, index);
+  r = visit_table (s, scan, &scan->buf, entry, visit_l2, index);
   if (r == 1)
     found (scan, &f);
   /* Nobody can tell which of two tables on one cluster is meant, so
@@ -340,13 +351,15 @@ scan_image (struct qed *s, struct scan *scan)
 {
   const uint64_t l1 = s->header.l1_table_offset;
   const uint64_t nr_clusters = node_size (s->file) >> s->cluster_bits;
+  CLEANUP_FREE uint8_t *buf = NULL;
 
+  scan->hole = scan->hole_end = 0;      /* of an earlier scan */
   scan->result.total_clusters =
     div_round_up (s->header.image_size, s->cluster_size);
   if (mark_table (s, scan, 0, qed_header_bytes (&s->header)) == -1 ||
       mark_table (s, scan, l1, qed_table_bytes (&s->header)) == -1 ||
-      visit_table (s, scan, l1, visit_l1_first, 0) != 0 ||
-      visit_table (s, scan, l1, visit_l1_second, 0) != 0)
+      visit_table (s, scan, &buf, l1, visit_l1_first, 0) != 0 ||
+      visit_table (s, scan, &buf, l1, visit_l1_second, 0) != 0)
     return -1;
 
   if (!s->file->fixed_size && nr_clusters > scan->used.members)

@@ -68,6 +68,8 @@ struct scan {
   struct bitmap bad_l1;         /* L1 entries that cannot be used */
 
   uint64_t previous;            /* data cluster of the table being read */
+  uint64_t hole, hole_end;      /* of the file, that was found last */
+  uint8_t *buf;                 /* memory for L2 tables */
 };
 
 /* Returns -1 after a message if the L1 table cannot be read or memory
