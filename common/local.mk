@@ -152,6 +152,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/record/stale.h \
 	common/writelog/record/start.c \
 	common/writelog/record/start.h \
+	common/writelog/record/disknote.c \
+	common/writelog/record/disknote.h \
 	common/writelog/record/store.c \
 	common/writelog/record/store.h \
 	common/writelog/record/writer.c \
@@ -160,6 +162,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/moments/cover.h \
 	common/writelog/moments/index.c \
 	common/writelog/moments/index.h \
+	common/writelog/moments/base.c \
+	common/writelog/moments/base.h \
 	common/writelog/moments/loss.c \
 	common/writelog/moments/loss.h \
 	common/writelog/moments/moment.c \

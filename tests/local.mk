@@ -100,6 +100,7 @@ bats_tests = \
 	tests/writelog/blklogwrites.bats \
 	tests/writelog/crash-recipe.bats \
 	tests/writelog/explore.bats \
+	tests/writelog/log-note.bats \
 	tests/writelog/logreplay.bats \
 	tests/writelog/logwrites.bats \
 	tests/writelog/planted.bats \

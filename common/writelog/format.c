@@ -23,8 +23,31 @@ static const char note_magic[8] = {
 
 /* Where the fields stand: in the super block, in an entry. */
 enum { MAGIC = 0, FORMAT_VERSION = 8, NR_ENTRIES = 16, SECTOR_SIZE = 24 };
-enum { NOTE_MAGIC = 256, NOTE_DISK_SIZE = 264, NOTE_SECTOR_SIZE = 512 };
+enum {
+  NOTE_MAGIC = 256, NOTE_DISK_SIZE = 264,
+  NOTE_ENDED = 272,             /* 1 + nr_entries, or 0: another program that
+                                   appends does not know that it has to
+                                   change this */
+  NOTE_NR_PLACES = 280,
+  NOTE_PLACES = 288, PLACE_HASH = 8, PLACE_LEN = 16,
+  NOTE_SECTOR_SIZE = 512
+};
 enum { SECTOR = 0, NR_SECTORS = 8, FLAGS = 16, DATA_LEN = 24 };
+
+static void
+encode_note (const struct writelog_super *super, uint8_t *buf)
+{
+  memcpy (buf + NOTE_MAGIC, note_magic, sizeof note_magic);
+  put_le64 (buf + NOTE_DISK_SIZE, super->disk_size);
+  put_le64 (buf + NOTE_ENDED, super->ended ? super->nr_entries + 1 : 0);
+  put_le32 (buf + NOTE_NR_PLACES, super->nr_places);
+  for (unsigned i = 0; i < super->nr_places; ++i) {
+    uint8_t *place = buf + NOTE_PLACES + i * PLACE_LEN;
+
+    put_le64 (place, super->places[i].sector);
+    put_le64 (place + PLACE_HASH, super->places[i].hash);
+  }
+}
 
 void
 writelog_super_encode (const struct writelog_super *super, uint8_t *buf,
@@ -34,20 +57,32 @@ writelog_super_encode (const struct writelog_super *super, uint8_t *buf,
   put_le64 (buf + FORMAT_VERSION, LOG_VERSION);
   put_le64 (buf + NR_ENTRIES, super->nr_entries);
   put_le32 (buf + SECTOR_SIZE, super->sector_size);
-  if (len >= WRITELOG_NOTED_LEN && super->disk_size > 0) {
-    memcpy (buf + NOTE_MAGIC, note_magic, sizeof note_magic);
-    put_le64 (buf + NOTE_DISK_SIZE, super->disk_size);
-  }
+  if (len >= WRITELOG_NOTED_LEN && super->disk_size > 0)
+    encode_note (super, buf);
 }
 
-/* The disk's size, if it is noted: in small sectors entries stand there. */
-static uint64_t
-noted_disk_size (const uint8_t *buf, size_t len, uint32_t sector_size)
+/* The note, if there is one: in small sectors entries stand there. */
+static void
+decode_note (const uint8_t *buf, size_t len, struct writelog_super *super)
 {
-  if (len < WRITELOG_NOTED_LEN || sector_size < NOTE_SECTOR_SIZE ||
+  super->disk_size = 0;
+  super->ended = false;
+  super->nr_places = 0;
+  if (len < WRITELOG_NOTED_LEN || super->sector_size < NOTE_SECTOR_SIZE ||
       memcmp (buf + NOTE_MAGIC, note_magic, sizeof note_magic) != 0)
-    return 0;
-  return get_le64 (buf + NOTE_DISK_SIZE);
+    return;
+  super->disk_size = get_le64 (buf + NOTE_DISK_SIZE);
+  if (super->disk_size > INT64_MAX)
+    super->disk_size = 0;
+  super->ended = get_le64 (buf + NOTE_ENDED) == super->nr_entries + 1;
+  super->nr_places = MIN (get_le32 (buf + NOTE_NR_PLACES),
+                          (uint32_t) WRITELOG_MAX_PLACES);
+  for (unsigned i = 0; i < super->nr_places; ++i) {
+    const uint8_t *place = buf + NOTE_PLACES + i * PLACE_LEN;
+
+    super->places[i].sector = get_le64 (place);
+    super->places[i].hash = get_le64 (place + PLACE_HASH);
+  }
 }
 
 enum writelog_super_kind
@@ -67,7 +102,7 @@ writelog_super_decode (const uint8_t *buf, size_t len,
   else {
     super->nr_entries = get_le64 (buf + NR_ENTRIES);
     super->sector_size = get_le32 (buf + SECTOR_SIZE);
-    super->disk_size = noted_disk_size (buf, len, super->sector_size);
+    decode_note (buf, len, super);
     if (!is_power_of_2 (super->sector_size) ||
         super->sector_size < WRITELOG_MIN_SECTOR_SIZE ||
         super->sector_size > WRITELOG_MAX_SECTOR_SIZE)
@@ -127,6 +162,17 @@ size_t
 writelog_max_mark (uint32_t sector_size)
 {
   return sector_size - WRITELOG_ENTRY_LEN;
+}
+
+uint64_t
+writelog_hash (const void *data, size_t len)
+{
+  const uint8_t *p = data;
+  uint64_t hash = UINT64_C (0xcbf29ce484222325);
+
+  for (size_t i = 0; i < len; ++i)
+    hash = (hash ^ p[i]) * UINT64_C (0x100000001b3);
+  return hash;
 }
 
 const char *

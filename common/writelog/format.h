@@ -17,7 +17,8 @@
 
 #define WRITELOG_SUPER_LEN 28   /* bytes; the rest of sector 0 is zero, but
                                    for our note in sectors of 512 and up */
-#define WRITELOG_NOTED_LEN 272  /* bytes, with the note */
+#define WRITELOG_NOTED_LEN 416  /* bytes, with the note */
+#define WRITELOG_MAX_PLACES 8
 #define WRITELOG_ENTRY_LEN 32   /* bytes; the rest of the sector is zero,
                                    or a mark's text */
 
@@ -35,10 +36,23 @@ enum {
   WRITELOG_KNOWN_FLAGS = 31
 };
 
+/* What a sector of the disk had before the log's first entry. */
+struct writelog_place {
+  uint64_t sector;
+  uint64_t hash;                /* writelog_hash; behind the end of the disk
+                                   are zeroes */
+};
+
 struct writelog_super {
   uint64_t nr_entries;          /* complete entries in the log */
   uint32_t sector_size;         /* bytes, power of two */
+
+  /* Our note on the disk; all zero in logs of others. */
   uint64_t disk_size;           /* bytes; 0: not noted */
+  bool ended;                   /* its writer has come to its end, with all
+                                   that it did to the disk in the log */
+  unsigned nr_places;
+  struct writelog_place places[WRITELOG_MAX_PLACES];
 };
 
 /* An entry, in host byte order; sectors are the log's. */
@@ -52,7 +66,7 @@ struct writelog_entry {
 };
 
 /* buf has len bytes of zeroes, at least WRITELOG_SUPER_LEN, and at most a
- * sector.  The size of the disk is noted if there is room.
+ * sector.  The note is written if there is room.
  */
 extern void writelog_super_encode (const struct writelog_super *super,
                                    uint8_t *buf, size_t len);
@@ -93,6 +107,9 @@ extern const char *writelog_entry_problem (const struct writelog_entry *entry,
  * have been found without a problem.
  */
 extern uint64_t writelog_data_sectors (const struct writelog_entry *entry);
+
+/* FNV-1a.  What is hashed has not been chosen to collide. */
+extern uint64_t writelog_hash (const void *data, size_t len);
 
 /* The longest text of a mark, in bytes. */
 extern size_t writelog_max_mark (uint32_t sector_size);

@@ -62,7 +62,8 @@ static atomic_bool asked;       /* a connection has been asked for */
 static pthread_mutex_t export_lock = PTHREAD_MUTEX_INITIALIZER;
 static char *recorded_export;   /* the one that is recorded, NULL while
                                    nothing has been written; under
-                                   export_lock, a leaf lock */
+                                   export_lock, with which the log's note
+                                   of the disk is read and changed */
 
 /* A connection. */
 struct handle {
@@ -333,9 +334,9 @@ blklogwrites_open (nbdkit_next_open *next, nbdkit_context *context,
 }
 
 /* Is this export the one that is recorded?  It becomes so if none is
- * and "now" is true.
+ * and "now" is true.  -1 after a message if the log cannot be told.
  */
-static bool
+static int
 is_recorded (struct handle *h, bool now)
 {
   if (atomic_load_explicit (&h->recorded, memory_order_relaxed))
@@ -343,8 +344,9 @@ is_recorded (struct handle *h, bool now)
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export_lock);
   if (recorded_export == NULL && now) {
+    if (writelog_note_disk (writelog, node_size (h->disk)) == -1)
+      return -1;
     recorded_export = strdup (h->export);
-    writelog_note_disk (writelog, node_size (h->disk));
   }
   if (recorded_export == NULL)
     return !now;
@@ -369,14 +371,16 @@ check_block_size (uint32_t minimum)
 }
 
 /* A log that is continued must be of this disk.  Exports beside the
- * recorded one can only be read.
+ * recorded one can only be read; and once that is known the log has more
+ * than it had, so that nothing can be told.
  */
 static int
 check_disk (struct handle *h)
 {
-  if (h->disk->read_only || !is_recorded (h, false))
+  if (h->disk->read_only)
     return 0;
-  return writelog_check_disk (writelog, node_size (h->disk));
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export_lock);
+  return recorded_export ? 0 : writelog_check_disk (writelog, h->disk);
 }
 
 static int
@@ -415,18 +419,22 @@ blklogwrites_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
 static int
 blklogwrites_can_write (nbdkit_next *next, void *handle)
 {
-  return is_recorded (handle, false) ? next->can_write (next) : 0;
+  return is_recorded (handle, false) == 1 ? next->can_write (next) : 0;
 }
 
 /* Before each request that changes something. */
 static int
 check_recorded (struct handle *h, int *err)
 {
-  if (is_recorded (h, true))
+  const int recorded = is_recorded (h, true);
+
+  if (recorded == 1)
     return 0;
+  *err = recorded == -1 ? errno : EROFS;
+  if (recorded == -1)
+    return -1;
   nbdkit_error ("export \"%s\" cannot be written to: the log is of another "
                 "export", h->export);
-  *err = EROFS;
   return -1;
 }
 
@@ -482,7 +490,7 @@ blklogwrites_flush (nbdkit_next *next, void *handle, uint32_t flags,
 {
   struct handle *h = handle;
 
-  if (h->disk->read_only || !is_recorded (h, false))
+  if (h->disk->read_only || is_recorded (h, false) != 1)
     return next->flush (next, flags, err);
   return finish (record_flush (recorder, h->disk), err);
 }

@@ -25,6 +25,7 @@
 
 #include "node/align.h"
 #include "utils/cleanup.h"
+#include "writelog/moments/base.h"
 #include "writelog/moments/moment.h"
 #include "writelog/moments/state.h"
 #include "utils/message.h"
@@ -199,7 +200,8 @@ logreplay_get_ready (void)
   writelog_index_totals (log_index, &totals);
   nbdkit_debug ("%s: %" PRIu64 " entries, index of %" PRIu64 " bytes",
                 log_name, totals.entries, totals.memory);
-  if (base_name && open_base () == -1)
+  if ((base_name && open_base () == -1) ||
+      writelog_check_base (log_index, base) == -1)
     return -1;
   return size == -1 && find_size () == -1 ? -1 : find_tear ();
 }

@@ -553,7 +553,7 @@ h.trim(16384, 4096)'
 import struct, sys
 log = open("log", "rb").read(512)
 print(log[256:264].decode(), *struct.unpack("<Q", log[264:272]))
-assert not any(log[28:256]) and not any(log[272:])'; }
+assert not any(log[28:256]) and not any(log[416:])'; }
 
   truncate -s 1000001 disk
   truncate -s 2M disk2

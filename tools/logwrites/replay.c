@@ -263,23 +263,42 @@ is_same (const struct node *a, const struct node *b)
   return strcmp (a->name, b->name) == 0;
 }
 
+/* How long is a target that can grow?  As the logged disk was, if that is
+ * noted and nothing goes beyond it.
+ */
+static uint64_t
+target_size (const struct writelog_reader *log, const struct part *p)
+{
+  const uint64_t sector_size = log->super.sector_size;
+  const uint64_t noted = log->super.disk_size;
+
+  return div_round_up (noted, sector_size) >= p->disk_end ? noted
+    : p->disk_end * sector_size;
+}
+
 /* Make sure that all of the part has a place. */
 static int
 fit_target (const struct writelog_reader *log, struct node *target,
             const struct part *p)
 {
   const uint64_t sector_size = log->super.sector_size;
-  const uint64_t need = p->disk_end * sector_size;
+  const uint64_t size = node_size (target);
 
-  if (div_round_up (node_size (target), sector_size) >= p->disk_end)
+  if (!target->fixed_size && size < log->super.disk_size && p->end > p->first)
+    return node_resize (target, target_size (log, p));
+  if (div_round_up (size, sector_size) >= p->disk_end) {
+    if (size < log->super.disk_size)
+      msg_warning ("%s: it has %" PRIu64 " bytes, but the disk of the log has "
+                   "%" PRIu64, target->name, size, log->super.disk_size);
     return 0;
+  }
   if (!target->fixed_size)
-    return node_resize (target, need);
+    return node_resize (target, target_size (log, p));
   errno = ENOSPC;
   msg_error ("%s: %" PRIu64 " bytes are too few: entry %" PRIu64
              " at offset %" PRIu64 " of the log goes up to %" PRIu64,
-             target->name, node_size (target), p->disk_end_entry,
-             p->disk_end_offset, need);
+             target->name, size, p->disk_end_entry, p->disk_end_offset,
+             p->disk_end * sector_size);
   return -1;
 }
 

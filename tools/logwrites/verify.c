@@ -23,6 +23,8 @@
 #include "tools/logwrites/logwrites.h"
 #include "node/align.h"
 #include "utils/cleanup.h"
+#include "utils/sizes.h"
+#include "writelog/moments/base.h"
 #include "writelog/moments/moment.h"
 #include "writelog/moments/state.h"
 #include "utils/message.h"
@@ -30,11 +32,14 @@
 
 enum {
   VERIFY_BASE = TOOL_FIRST_CODE,
+  VERIFY_SIZE,
 };
 
 static const struct tool_option options[] = {
   { VERIFY_BASE, "base", "FILE",
     "what the disk was before, if not all zeroes" },
+  { VERIFY_SIZE, "size", "SIZE",
+    "how large it was, if not as the log or the base says" },
   TOOL_OPTION_OUTPUT,
   TOOL_OPTION_HELP,
   { 0 }
@@ -49,6 +54,7 @@ static const struct tool_option options[] = {
 
 struct verify {
   const char *log_name;
+  int64_t size;                 /* as the user says; -1: not */
   struct writelog_index *index;
   struct writelog_totals totals;
   struct node *base;            /* may be NULL */
@@ -137,8 +143,8 @@ compare (struct verify *v, uint64_t *difference)
 
 /* ---- What is compared */
 
-/* The disk is as long as the base; without one, as long as DISK, if all
- * entries have a place there.
+/* The disk is as long as the user says, or the log has noted; else as the
+ * base; without one, as long as DISK, if all entries have a place there.
  */
 static int
 expected_size (const struct verify *v, uint64_t *size)
@@ -146,6 +152,10 @@ expected_size (const struct verify *v, uint64_t *size)
   const struct writelog_totals *const t = &v->totals;
   const uint64_t disk_size = node_size (v->disk);
 
+  if (v->size >= 0 || t->disk_size > 0) {
+    *size = v->size >= 0 ? (uint64_t) v->size : t->disk_size;
+    return 0;
+  }
   if (v->base == NULL) {
     *size = div_round_up (disk_size, t->sector_size) * t->sector_size >=
       t->end ? disk_size : t->end;
@@ -190,6 +200,7 @@ open_all (struct verify *v, const char *base, const char *disk)
   if (open_index (v) == -1 ||
       (base && (v->base = open_disk (base)) == NULL) ||
       (v->disk = open_disk (disk)) == NULL ||
+      writelog_check_base (v->index, v->base) == -1 ||
       expected_size (v, &size) == -1)
     return -1;
   writelog_moment_entries (v->index, v->totals.entries, &end);
@@ -241,7 +252,9 @@ print_difference (const struct verify *v, uint64_t offset)
   if (offset >= node_size (v->disk))
     printf ("The disk ends there, at byte %" PRIu64 ".\n", offset);
   else if (offset >= node_size (v->expected))
-    printf ("The base ends there, at byte %" PRIu64 ".\n", offset);
+    printf ("The %s ends there, at byte %" PRIu64 ".\n",
+            v->size >= 0 || v->totals.disk_size > 0 ? "logged disk" : "base",
+            offset);
   else
     printf ("The first byte that differs is at %" PRIu64 ".\n", offset);
 
@@ -300,7 +313,7 @@ verify (struct verify *v, const char *base, const char *disk, bool json)
 static int
 run (int argc, char *argv[])
 {
-  struct verify v = { NULL };
+  struct verify v = { .size = -1 };
   const char *base = NULL;
   bool json = false;
   int c, status;
@@ -309,6 +322,11 @@ run (int argc, char *argv[])
     switch (c) {
     case VERIFY_BASE:
       base = optarg;
+      break;
+    case VERIFY_SIZE:
+      v.size = parse_size (optarg);
+      if (v.size == -1)
+        tool_usage_error ("--size: '%s' is not a size", optarg);
       break;
     case TOOL_OUTPUT:
       json = tool_parse_output (optarg);

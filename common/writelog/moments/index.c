@@ -78,7 +78,7 @@ add_mark (struct writelog_index *index, struct build *b,
             sizeof *index->marks) == -1)
     return -1;
   index->marks[index->nr_marks++] = (struct mark) {
-    .hash = mark_hash (item->mark, strlen (item->mark)),
+    .hash = writelog_hash (item->mark, strlen (item->mark)),
     .entry = item->number,
   };
   return 0;

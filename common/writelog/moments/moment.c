@@ -19,19 +19,6 @@
 #include "writelog/moments/moments.h"
 #include "utils/rounding.h"
 
-/* FNV-1a: the texts of a log are not chosen to collide, and if they are
- * it only takes longer, since the texts are compared too.
- */
-uint64_t
-mark_hash (const char *text, size_t len)
-{
-  uint64_t hash = UINT64_C (0xcbf29ce484222325);
-
-  for (size_t i = 0; i < len; ++i)
-    hash = (hash ^ (uint8_t) text[i]) * UINT64_C (0x100000001b3);
-  return hash;
-}
-
 static const struct entry_list *
 list_of (const struct writelog_index *index, uint64_t flag)
 {
@@ -104,12 +91,12 @@ read_mark (const struct writelog_index *index, const struct mark *mark)
 }
 
 /* The first mark with this text, or NULL with errno, ENOENT if there is
- * none.
+ * none.  Where hashes collide it only takes longer.
  */
 static const struct mark *
 find_mark (const struct writelog_index *index, const char *name)
 {
-  const uint64_t hash = mark_hash (name, strlen (name));
+  const uint64_t hash = writelog_hash (name, strlen (name));
 
   for (size_t i = 0; i < index->nr_marks; ++i)
     if (index->marks[i].hash == hash) {

@@ -20,7 +20,7 @@
 
 /* The text of a mark stays in the log. */
 struct mark {
-  uint64_t hash;                /* of the text */
+  uint64_t hash;                /* of the text, writelog_hash */
   uint64_t entry;
 };
 
@@ -51,8 +51,5 @@ struct writelog_index {
   size_t nr_marks;
   uint64_t end, end_entry;      /* as in struct writelog_totals */
 };
-
-/* The hash of a mark's text, len bytes. */
-extern uint64_t mark_hash (const char *text, size_t len);
 
 #endif /* BLOCKDRIVERS_WRITELOG_MOMENTS_H */

@@ -37,6 +37,7 @@
 #include "request/claim.h"
 #include "utils/cleanup.h"
 #include "writelog/record/held.h"
+#include "writelog/record/disknote.h"
 #include "utils/iszero.h"
 #include "utils/message.h"
 #include "writelog/record/recorder.h"
@@ -101,6 +102,8 @@ recorder_close (struct recorder *rec)
     return 0;
   r = hold_close (rec->hold);
   err = errno;
+  if (r == -1)
+    disknote_spoil (writelog_note (rec->log));
   claims_destroy (&rec->claims);
   free (rec);
   errno = err;
@@ -314,7 +317,8 @@ log_failed_request (struct recorder *rec, struct node *disk,
 {
   const int err = errno;
 
-  log_content (rec, disk, w, 0, 0);
+  if (log_content (rec, disk, w, 0, 0) == -1)
+    disknote_spoil (writelog_note (rec->log));
   errno = err;
   return -1;
 }
@@ -392,6 +396,8 @@ write_claimed (struct recorder *rec, struct node *disk,
                struct window w, const void *buf, uint32_t count,
                uint64_t offset, unsigned flags)
 {
+  struct disknote *note = writelog_note (rec->log);
+  struct disknote_before before;
   struct edges edges;
   CLEANUP_FREE uint8_t *edge_buf = NULL;
   int r;
@@ -401,11 +407,14 @@ write_claimed (struct recorder *rec, struct node *disk,
   if (r == -1)
     return -1;
 
+  disknote_before (note, &before, rec->sector_size, disk, w.start, w.end,
+                   true);
   if (buf)
     r = node_pwrite_flags (disk, buf, count, offset, flags);
   else
     r = node_zero (disk, count, offset, flags);
   if (r == -1) {
+    disknote_forget (&before);
     /* A fast zero that would be slow has changed nothing. */
     if ((flags & NODE_FAST) && errno == ENOTSUP)
       return -1;
@@ -418,6 +427,7 @@ write_claimed (struct recorder *rec, struct node *disk,
     { .data = edges.buf ? edges.buf + edges.before : NULL,
       .len = edges.after },
   };
+  disknote_after (note, &before, rec->sector_size, w.start, pieces, 3);
   for (uint64_t at = w.start, end; at < w.end; at = end) {
     struct writelog_piece part[3];
 
@@ -486,7 +496,10 @@ trim_claimed (struct recorder *rec, struct node *disk, struct window w,
               unsigned flags)
 {
   const uint64_t end = MIN (w.end, node_size (disk));
+  struct disknote_before before;
 
+  disknote_before (writelog_note (rec->log), &before, rec->sector_size, disk,
+                   w.start, w.end, false);
   if (node_discard (disk, end - w.start, w.start) == -1 ||
       (flags & NODE_FUA && node_flush (disk) == -1))
     return log_failed_request (rec, disk, w);

@@ -26,6 +26,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <sys/statvfs.h>
 
 #include "utils/rounding.h"
 #include "writelog/record/room.h"
@@ -116,4 +117,13 @@ room_take (struct room *room, uint64_t nr_sectors, bool promised)
     room->promised -= len;
   room->end += len;
   return offset;
+}
+
+bool
+room_has_plenty (const struct room *room, uint64_t len)
+{
+  struct statvfs fs;
+
+  return statvfs (room->log->name, &fs) == 0 &&
+    len / fs.f_frsize < fs.f_bavail / 2;
 }

@@ -49,4 +49,7 @@ extern int room_make (struct room *room, uint64_t nr_sectors, bool hole);
 extern uint64_t room_take (struct room *room, uint64_t nr_sectors,
                            bool promised);
 
+/* Has its file system more than twice so many bytes left?  A guess. */
+extern bool room_has_plenty (const struct room *room, uint64_t len);
+
 #endif /* BLOCKDRIVERS_WRITELOG_ROOM_H */

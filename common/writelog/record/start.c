@@ -88,15 +88,32 @@ keep_mark (struct log_end *end, const struct node *node, const char *name)
   return 0;
 }
 
+/* Bring a ring, of which "total" were put in, in order. */
+static void
+unroll (struct log_recent *recent, uint64_t total)
+{
+  struct writelog_item items[LOG_RECENT];
+
+  recent->nr = MIN (total, (uint64_t) LOG_RECENT);
+  for (unsigned i = 0; i < recent->nr; ++i)
+    items[i] = recent->items[(total - recent->nr + i) % LOG_RECENT];
+  memcpy (recent->items, items, recent->nr * sizeof items[0]);
+}
+
 static int
 walk (struct writelog_reader *r, struct log_end *end)
 {
   struct writelog_item item;
+  uint64_t with_sectors = 0;
   int more;
 
-  while ((more = writelog_reader_next (r, &item)) == 1)
+  while ((more = writelog_reader_next (r, &item)) == 1) {
     if (item.mark && keep_mark (end, r->node, item.mark) == -1)
       return -1;
+    if (item.entry.nr_sectors > 0)
+      end->recent.items[with_sectors++ % LOG_RECENT] = item;
+  }
+  unroll (&end->recent, with_sectors);
   end->entries = r->next;
   end->offset = r->offset;
   return more;

@@ -14,6 +14,7 @@
 
 #include "node/node.h"
 #include "writelog/format.h"
+#include "writelog/reader.h"
 
 /* Write the super block; nothing is flushed. */
 extern int start_write_super (struct node *node,
@@ -29,10 +30,19 @@ extern enum writelog_super_kind
 start_look (struct node *node, uint32_t sector_size,
             struct writelog_super *super);
 
+/* The last entries of a log that have sectors of the disk, in order. */
+#define LOG_RECENT 16
+
+struct log_recent {
+  struct writelog_item items[LOG_RECENT]; /* no marks */
+  unsigned nr;
+};
+
 struct log_end {
   uint64_t entries;
   uint64_t offset;              /* bytes: behind the last one */
   char *last_mark;              /* to be freed, or NULL */
+  struct log_recent recent;
 };
 
 /* Find the end of a log by walking its entries.  On failure, after a

@@ -43,7 +43,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "utils/cleanup.h"
@@ -52,6 +51,7 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 #include "request/serial.h"
+#include "writelog/record/disknote.h"
 #include "writelog/record/pending.h"
 #include "writelog/record/room.h"
 #include "writelog/record/start.h"
@@ -71,8 +71,7 @@ struct writelog {
   uint64_t interval;
   bool started, finished;
   bool named;                   /* a file that had a name at the start */
-  _Atomic uint64_t disk_size;   /* bytes, as noted in the super block; 0:
-                                   it is not */
+  struct disknote note;             /* of the disk */
 
   pthread_mutex_t begin_lock;   /* protects restart; held while the log is
                                    started anew; taken before all others */
@@ -106,12 +105,9 @@ struct writelog {
 /* ---- Opening */
 
 static struct writelog_super
-super_of (const struct writelog *log, uint64_t nr_entries)
+super_of (struct writelog *log, uint64_t nr_entries)
 {
-  return (struct writelog_super) {
-    .nr_entries = nr_entries, .sector_size = log->sector_size,
-    .disk_size = atomic_load (&log->disk_size),
-  };
+  return disknote_super (&log->note, nr_entries, log->sector_size);
 }
 
 static bool
@@ -129,7 +125,7 @@ begin_log (struct writelog *log)
 }
 
 static int
-find_end (struct writelog *log)
+find_end (struct writelog *log, const struct writelog_super *super)
 {
   struct log_end end;
 
@@ -138,6 +134,7 @@ find_end (struct writelog *log)
   log->next = log->written.complete = end.entries;
   log->room.end = log->written.complete_end = end.offset;
   log->last_mark = end.last_mark;
+  disknote_continue (&log->note, super, &end);
   atomic_store (&log->counted, end.entries);
   return 0;
 }
@@ -165,8 +162,7 @@ open_log (struct writelog *log, bool append)
       return 0;
     }
     log->sector_size = log->room.sector_size = super.sector_size;
-    atomic_store (&log->disk_size, super.disk_size);
-    return find_end (log);
+    return find_end (log, &super);
   default:
     return -1;
   }
@@ -189,6 +185,7 @@ writelog_open_node (struct node *node, const struct writelog_options *options)
     options->sector_size ? : WRITELOG_DEFAULT_SECTOR_SIZE;
   log->interval = options->interval;
   log->events = options->events;
+  disknote_init (&log->note);
   room_init (&log->room, node);
   log->room.sector_size = log->sector_size;
   pthread_mutex_init (&log->begin_lock, NULL);
@@ -578,24 +575,28 @@ writelog_sector_size (const struct writelog *log)
 }
 
 int
-writelog_check_disk (struct writelog *log, uint64_t size)
+writelog_check_disk (struct writelog *log, struct node *disk)
 {
-  const uint64_t noted = atomic_load (&log->disk_size);
-
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->begin_lock);
-  if (log->restart || log->next == 0 || noted == 0 || noted == size)
+
+  if (log->restart || log->next == 0)
     return 0;
-  errno = EINVAL;
-  msg_error ("%s: this is the log of another disk: it says that the disk has "
-             "%" PRIu64 " bytes, but this one has %" PRIu64,
-             log->node->name, noted, size);
-  return -1;
+  return disknote_check_disk (&log->note, log->node, log->sector_size, disk);
 }
 
-void
+int
 writelog_note_disk (struct writelog *log, uint64_t size)
 {
-  atomic_store (&log->disk_size, size);
+  if (!disknote_begin (&log->note, size))
+    return 0;
+  flusher_written (&log->flusher);
+  return writelog_flush (log);
+}
+
+struct disknote *
+writelog_note (struct writelog *log)
+{
+  return &log->note;
 }
 
 bool
@@ -607,10 +608,7 @@ writelog_can_grow (const struct writelog *log)
 bool
 writelog_has_plenty (const struct writelog *log, uint64_t len)
 {
-  struct statvfs fs;
-
-  return statvfs (log->node->name, &fs) == 0 &&
-    len / fs.f_frsize < fs.f_bavail / 2;
+  return room_has_plenty (&log->room, len);
 }
 
 void
@@ -627,9 +625,9 @@ writelog_query (struct writelog *log, struct writelog_status *status)
   };
 }
 
-/* The clean end of a log: what is in it is counted first, since it is
- * whole whether or not the file can be cut behind it.  After a flush has
- * failed nothing is known of the medium, so what it holds is left alone.
+/* What is in it is counted first, since it is whole whether or not the file
+ * can be cut behind it.  After a flush has failed nothing is known of the
+ * medium, so what it holds is left alone.
  */
 static int
 finish_started (struct writelog *log)
@@ -638,6 +636,8 @@ finish_started (struct writelog *log)
     errno = atomic_load (&log->error);
     return -1;
   }
+  if (!atomic_load (&log->error))
+    disknote_end (&log->note);
   if (make_durable (log) == -1)
     return -1;
   if (!can_grow (log) || node_size (log->node) == log->written.complete_end)
@@ -682,6 +682,7 @@ writelog_close (struct writelog *log)
   pthread_mutex_destroy (&log->begin_lock);
   pthread_mutex_destroy (&log->lock);
   room_destroy (&log->room);
+  disknote_destroy (&log->note);
   free (log->last_mark);
   free (log);
   errno = err;

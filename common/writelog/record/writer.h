@@ -19,6 +19,7 @@
 #include "writelog/record/store.h"
 
 struct writelog;
+struct disknote;
 
 #define WRITELOG_DEFAULT_INTERVAL 4096
 
@@ -71,13 +72,17 @@ extern void writelog_cut (struct writelog *log);
  */
 extern int writelog_close (struct writelog *log);
 
-/* Is a disk of so many bytes the one that the log is of, as far as can be
- * told?  Only a log that is continued may say no; after a message.  A log
- * notes the size (write-log.md, bytes 256 on) in the next super block that
- * is written after writelog_note_disk.
+/* Is this the disk that the log is of, as far as can be told (disknote.h)?
+ * Only a log that is continued may say no; after a message.  Not to be
+ * called at the same time as writelog_note_disk, with which the first
+ * request to the disk, of so many bytes, is announced: it fails if the
+ * log's note cannot be changed on its medium.
  */
-extern int writelog_check_disk (struct writelog *log, uint64_t size);
-extern void writelog_note_disk (struct writelog *log, uint64_t size);
+extern int writelog_check_disk (struct writelog *log, struct node *disk);
+extern int writelog_note_disk (struct writelog *log, uint64_t size);
+
+/* For recorder.c. */
+extern struct disknote *writelog_note (struct writelog *log);
 
 /* Bytes; constant. */
 extern uint32_t writelog_sector_size (const struct writelog *log);
