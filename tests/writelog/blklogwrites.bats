@@ -363,6 +363,12 @@ for i in range(2):
         assert e.errno == "EIO", e
     else:
         assert False'
+  # Another connection is told the same.
+  for ((i = 0; i < 2; i++)); do
+    run nbdsh -u "$uri" -c 'h.flush()'
+    assert_failure
+    assert_output --partial "Input/output error"
+  done
   stop_nbdkit
   run -0 logwrites list --flags=flush log
   assert_output ""

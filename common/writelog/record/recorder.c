@@ -31,6 +31,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,6 +67,8 @@ struct recorder {
   struct hold *hold;            /* NULL in the order of completion */
   uint32_t sector_size;
   struct claims claims;         /* on sectors of the disk */
+  atomic_int flush_errno;       /* of a flush of the disk that failed, on
+                                   whatever connection, or 0 */
 };
 
 struct recorder *
@@ -526,6 +529,31 @@ record_trim (struct recorder *rec, struct node *disk,
   return r == 0 ? finish (rec, flags) : -1;
 }
 
+/* A failure stays, for all connections: what they had written is not known
+ * to be on the medium, and nobody writes it again (node_flush keeps it for
+ * one of them).
+ */
+static int
+flush_disk (struct recorder *rec, struct node *disk)
+{
+  int err = atomic_load (&rec->flush_errno);
+
+  if (err == 0 && node_flush (disk) == -1) {
+    err = errno ? : EIO;
+    atomic_store (&rec->flush_errno, err);
+    errno = err;
+    return -1;
+  }
+  /* Another one may have failed meanwhile. */
+  err = atomic_load (&rec->flush_errno);
+  if (err == 0)
+    return 0;
+  errno = err;
+  msg_error ("flush: an earlier flush of the disk failed and data may have "
+             "been lost; mend the cause and start the server again: %m");
+  return -1;
+}
+
 int
 record_flush (struct recorder *rec, struct node *disk)
 {
@@ -535,7 +563,7 @@ record_flush (struct recorder *rec, struct node *disk)
 
   if (rec->hold)
     mark = hold_mark (rec->hold);
-  if (node_flush (disk) == -1) {
+  if (flush_disk (rec, disk) == -1) {
     err = errno;
     if (rec->hold)
       hold_forget (rec->hold, &mark);
