@@ -23,6 +23,7 @@
 
 #include "writelog/reader.h"
 #include "utils/rounding.h"
+#include "tests/unit/memory-node.h"
 #include "tests/unit/unit.h"
 #include "writelog/record/writer.h"
 
@@ -673,6 +674,35 @@ test_file_that_cannot_be_cut (void **state)
   writelog_reader_close (r);
 }
 
+/* A node that forgets that its flush failed: what the log held then may be
+ * gone, so no later flush counts it.
+ */
+static void
+test_a_flush_fails_once (void **state)
+{
+  const struct writelog_options options = { .interval = 100 };
+  struct memory_node *m = memory_node_new (1024 * 1024);
+  struct writelog *log = writelog_open_node (&m->node, &options);
+
+  forget_messages ();
+  assert_non_null (log);
+  assert_int_equal (writelog_start (log), 0);
+  CHECK (append_one (log, 10) == 0);
+  assert_int_equal (writelog_flush (log), 0);
+  CHECK (append_one (log, 20) == 0);
+  atomic_store (&m->fail_after[MEMORY_FLUSH], 0);
+  assert_int_equal (writelog_flush (log), -1);
+  atomic_store (&m->fail_after[MEMORY_FLUSH], MEMORY_NEVER);
+  for (unsigned i = 0; i < 2; ++i) {
+    assert_int_equal (writelog_flush (log), -1);
+    assert_int_equal (errno, EIO);
+  }
+  assert_int_equal (writelog_finish (log), -1);
+  /* Of the super block, the number of entries. */
+  assert_int_equal (m->data[16], 1);
+  writelog_close (log);
+}
+
 int
 main (void)
 {
@@ -685,6 +715,7 @@ main (void)
     cmocka_unit_test (test_full_without_writing_in_place),
     cmocka_unit_test (test_marks),
     cmocka_unit_test (test_file_that_cannot_be_cut),
+    cmocka_unit_test (test_a_flush_fails_once),
   };
 
   alarm (HANG_SECONDS);

@@ -81,6 +81,8 @@ struct writelog {
   struct flusher flusher;
   _Atomic uint64_t counted;     /* by the super block; only the flusher's
                                    round changes it */
+  int medium_error;             /* errno since what was flushed may have been
+                                   lost, or 0; as counted */
   atomic_bool updating;         /* for the sake of the interval */
   struct serial_queue queue;    /* of long entries */
   atomic_int error;             /* errno since nothing can be logged, or
@@ -317,6 +319,11 @@ make_durable (void *opaque)
   struct writelog_super super;
   uint64_t entries;
 
+  /* Not every node keeps this itself, and another flush may succeed. */
+  if (log->medium_error) {
+    errno = log->medium_error;
+    return -1;
+  }
   give_space_back (log);
   pthread_mutex_lock (&log->lock);
   entries = log->written.complete;
@@ -328,8 +335,11 @@ make_durable (void *opaque)
     return stop (log, EIO, "the log's file has been removed");
   if (node_flush (log->node) == -1 ||
       start_write_super (log->node, &super) == -1 ||
-      node_flush (log->node) == -1)
-    return stop (log, errno ? : EIO, "the super block could not be written");
+      node_flush (log->node) == -1) {
+    log->medium_error = errno ? : EIO;
+    return stop (log, log->medium_error,
+                 "the super block could not be written");
+  }
   atomic_store (&log->counted, entries);
   return 0;
 }
