@@ -139,7 +139,8 @@ class Watch:
     is answered, all that was answered before it was sent."""
 
     def __init__(self):
-        self.acknowledged = 0   # requests; each made an entry at least
+        self.acknowledged = 0   # requests that made an entry at least:
+                                # of a trim there may be none
         self.durable = 0        # of these, what must be counted
 
     def sent(self, request):
@@ -147,7 +148,7 @@ class Watch:
 
     def __call__(self, finished):
         no_errors(finished)
-        self.acknowledged += len(finished)
+        self.acknowledged += sum(r.kind != "trim" for r in finished)
         for request in finished:
             if request.kind == "flush" or request.flags & nbd.CMD_FLAG_FUA:
                 self.durable = max(self.durable, request.before + 1)
