@@ -59,6 +59,8 @@ log log began: sector [0-9]+ was another one then"
       start_nbdkit logreplay log base=base
       stop_nbdkit
       must_refuse refused_base "disk: this is not what the disk was" -- disk
+      run -1 logwrites explore --base disk log -- true
+      assert_output --partial "disk: this is not what the disk was before"
       # Nor is any other one.
       make_noise other 2
       must_refuse refused_base "other: this is not what" -- other

@@ -24,6 +24,7 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 #include "utils/sizes.h"
+#include "writelog/moments/base.h"
 #include "writelog/moments/moment.h"
 
 enum { ALL_GOOD = 0, UNTOLD = 1, SOME_BAD = 2 };
@@ -248,23 +249,25 @@ open_log (struct explore *e)
   return 0;
 }
 
-/* Of the base, or 0. */
+/* The size of the base, or 0, if it can be the base of this log. */
 static int
-base_size (const struct explore *e, uint64_t *size)
+check_base (const struct explore *e, uint64_t *size)
 {
   const struct node_open_options base = {
     .read_only = true, .lock = NODE_LOCK_IMAGE,
   };
   struct node *n;
+  int r;
 
   *size = 0;
   if (e->base == NULL)
-    return 0;
+    return writelog_check_base (e->index, NULL);
   n = align_open (e->base, &base);
   if (n == NULL)
     return -1;
   *size = node_size (n);
-  return node_close (n);
+  r = writelog_check_base (e->index, n);
+  return node_close (n) == -1 ? -1 : r;
 }
 
 /* As logreplay does. */
@@ -274,7 +277,7 @@ find_size (struct explore *e)
   const struct writelog_totals *const t = &e->totals;
   uint64_t base;
 
-  if (base_size (e, &base) == -1)
+  if (check_base (e, &base) == -1)
     return -1;
   if (e->given_size >= 0)
     e->size = e->given_size;
