@@ -104,6 +104,7 @@ bats_tests = \
 	tests/writelog/logreplay.bats \
 	tests/writelog/logwrites.bats \
 	tests/writelog/planted.bats \
+	tests/writelog/scripts.bats \
 	tests/writelog/sqlite-recipe.bats
 
 # Slow ones stand first, so that they do not run alone at the end.
