@@ -402,6 +402,24 @@ is_free (const struct qed *s, uint64_t place)
     (place + bytes <= table || table + bytes <= place);
 }
 
+/* The header, which is not flushed before the next checkpoint is over, may be
+ * on the medium before the length of the file is: then it would point behind
+ * the end, and nothing could be done with the file.  Soon the file is as long
+ * as it ever gets for its tables.  Under space_lock.
+ */
+static int
+make_length_durable (struct qed *s, uint64_t length)
+{
+  const uint64_t size = node_size (s->file);
+
+  if (s->file->fixed_size || length <= s->durable_length)
+    return 0;
+  if (node_flush (s->file) == -1)
+    return -1;
+  s->durable_length = size;
+  return 0;
+}
+
 /* Make a table of zeroes, for the next layer.  Under space_lock. */
 static int
 make_next_table (struct qed *s, uint64_t *place)
@@ -413,7 +431,8 @@ make_next_table (struct qed *s, uint64_t *place)
     *place += bytes;
   if (!is_free (s, *place))
     *place = s->end;
-  return space_reach (s, *place + bytes) == -1 ? -1
+  return space_reach (s, *place + bytes) == -1 ||
+    make_length_durable (s, *place + bytes) == -1 ? -1
     : node_zero (s->file, bytes, *place, NODE_MAY_TRIM);
 }
 

@@ -104,8 +104,8 @@ struct qed {
   size_t nr_freed;
   bool tail_cut;                /* what stood behind end is gone */
   bool grow_exactly;            /* the file cannot run ahead of end */
-  bool length_unknown;          /* the file may have another length than
-                                   its node says */
+  uint64_t durable_length;      /* of the file at least, bytes */
+  bool length_unknown;          /* the node may not know the file's */
   _Atomic uint64_t stale_end;   /* space before it may hold what an earlier
                                    layer had; changes while there are no
                                    requests */

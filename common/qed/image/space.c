@@ -89,7 +89,11 @@ space_keep_table (struct qed *s)
 static int
 set_length (struct qed *s, uint64_t length)
 {
-  const int r = node_resize (s->file, length);
+  int r;
+
+  /* Cut, and made longer again, it may be found short. */
+  s->durable_length = MIN (s->durable_length, length);
+  r = node_resize (s->file, length);
 
   /* It may have been done all the same. */
   s->length_unknown = r == -1;
