@@ -183,6 +183,27 @@ guest_has_its_data ()
   assert_same_disk primary.img disk.img
 }
 
+@test "a primary without a bitmap that died before its first write knows nothing" {
+  disks
+  start_at_place
+  start_primary "nbd+unix:///?socket=$tmp/place.sock"
+  blkctl primary.ctl replication-start
+  # It has met the secondary, which now stands still.
+  kill -STOP "$secondary_pid"
+  qemu_io "$uri" "write -P 0x62 0 64k" flush
+  kill -KILL "$pid"
+  wait "$pid" || true
+  kill -CONT "$secondary_pid"
+  start_primary "nbd+unix:///?socket=$tmp/place.sock"
+  run blkctl primary.ctl replication-start
+  assert_failure
+  assert_output --partial "before a restart without a bitmap"
+  # Nor is it another one's that only loses its connection.
+  blkctl primary.ctl replication-start sync=full
+  blkctl primary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+}
+
 @test "a secondary takes one primary at a time" {
   start_pair
   cp primary.img second.img

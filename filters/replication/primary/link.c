@@ -225,6 +225,9 @@ open_and_meet (struct mirror *m, bool all_dirty, char cause[CAUSE_LEN],
     if (n == NULL)
       return NULL;
     identity_read (&remote, n->description);
+    /* It was noted when we connected; others have not written. */
+    if (history_equal (&remote.partner, &m->self))
+      remote.partner.text[0] = '\0';
     dirty_get_history (m->dirty, &known);
     meeting = meet_remote (&known, &remote, all_dirty, cause);
     if (meeting != MEETING_REFUSED &&

@@ -75,6 +75,7 @@ struct sender {
 
 struct mirror {
   char *uri;
+  struct history self;          /* who we are */
   char *own_uri, *synced_uri;   /* the same for a remote that wants to know
                                    who we are */
   unsigned timeout;

@@ -142,6 +142,7 @@ mirror_open (const struct mirror_options *options)
   m->claims = options->claims;
   m->error = options->error;
   m->events = options->events;
+  m->self = *options->self;
   m->reported = link_name (m);
   if (make_own_uris (m, options->self) == -1) {
     msg_error ("%s: %m", options->uri);

@@ -119,6 +119,26 @@ note_writes (struct export *e, enum replication_stage stage)
   return 0;
 }
 
+/* Note who has connected: it may die before it has written, and lack what its
+ * guest wrote when it is started again without a bitmap.  With "before" it
+ * first has to learn of the rollback.  Called with meet_lock.
+ */
+static int
+note_primary (struct export *e)
+{
+  struct secondary *s = e->s;
+  const struct note_change change = { .partner = &e->primary };
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  if ((text.flags & NOTE_PROMOTED) || text.before.text[0] ||
+      strcmp (text.partner.text, e->primary.text) == 0 ||
+      note_put (&s->note, s->hidden, &change) == 0)
+    return 0;
+  secondary_note_error (s, "writing to the hidden buffer");
+  return -1;
+}
+
 /* Before a primary changes the disk.  Costs nothing once all is said: a
  * checkpoint in RUNNING and a stop come with a drain, after which it is said
  * again where that is needed.
@@ -316,6 +336,17 @@ static const struct node_ops replication_ops = {
   .cache = replication_cache,
 };
 
+/* Called with meet_lock. */
+static void
+leave (struct export *e)
+{
+  struct secondary *s = e->s;
+
+  if (atomic_load (&e->admitted) &&
+      atomic_fetch_sub (&s->nr_primaries, 1) == 1)
+    heard_the_end (s);
+}
+
 struct node *
 secondary_connect (struct secondary *s, const struct history *primary)
 {
@@ -334,6 +365,8 @@ secondary_connect (struct secondary *s, const struct history *primary)
   if (primary->text[0]) {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
     r = admit (e);
+    if (r == 0 && (r = note_primary (e)) == -1)
+      leave (e);
   }
   if (r == 0)
     return &e->node;
@@ -352,9 +385,7 @@ secondary_disconnect (struct secondary *s, struct node *n)
 
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
-    if (atomic_load (&e->admitted) &&
-        atomic_fetch_sub (&s->nr_primaries, 1) == 1)
-      heard_the_end (s);
+    leave (e);
   }
   free (e);
 }
