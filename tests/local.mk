@@ -91,6 +91,7 @@ bats_tests = \
 	tests/replication/kill.bats \
 	tests/replication/layer.bats \
 	tests/replication/model.bats \
+	tests/replication/orders.bats \
 	tests/replication/params.bats \
 	tests/replication/qemu.bats \
 	tests/replication/sync.bats \
@@ -117,6 +118,10 @@ endif
 # Each unit test is linked with the library.  The others are run by tests.
 check_PROGRAMS += $(unit_tests) tests/unit/control-server
 AM_CPPFLAGS += $(CMOCKA_CFLAGS)
+# Preloaded into servers by tests/lib/lossy.py.
+check_LTLIBRARIES += tests/unit/lossy.la
+tests_unit_lossy_la_SOURCES = tests/unit/lossy.c
+tests_unit_lossy_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 # One of its tests is without memory.
 tests_unit_test_writelog_hold_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=realloc
 
@@ -152,6 +157,7 @@ EXTRA_DIST += \
 	tests/lib/flight_model.py \
 	tests/lib/functions.bash \
 	tests/lib/guestfs.bash \
+	tests/lib/lossy.py \
 	tests/lib/qed-functions.bash \
 	tests/lib/qed-image.py \
 	tests/lib/qed-img-functions.bash \
@@ -180,6 +186,7 @@ EXTRA_DIST += \
 	tests/replication/kill.py \
 	tests/replication/layer.py \
 	tests/replication/model.py \
+	tests/replication/orders.py \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
 	tests/soak.sh \
@@ -272,3 +279,11 @@ bench: all
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
 	done
+
+# Every order of accidents and restarts of a pair, which takes some minutes.
+orders: $(check_LTLIBRARIES) all
+	LOSSY=$(abs_builddir)/tests/unit/.libs/lossy.so \
+	PYTHONPATH=$(srcdir)/tests/lib PYTHONDONTWRITEBYTECODE=1 \
+	$(top_builddir)/run /usr/bin/python3 $(srcdir)/tests/replication/orders.py \
+	  --verbose $(ORDERS)
+.PHONY: orders

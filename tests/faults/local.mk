@@ -13,7 +13,7 @@
 
 faults_tests = tests/faults/faults.bats
 if !SANITIZERS
-check_LTLIBRARIES = tests/faults/shim.la
+check_LTLIBRARIES += tests/faults/shim.la
 endif
 tests_faults_shim_la_SOURCES = tests/faults/shim.c
 tests_faults_shim_la_CFLAGS = -std=gnu11 -pthread

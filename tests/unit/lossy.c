@@ -1,0 +1,292 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* A library that is preloaded into a server, and makes the regular files of
+ * a folder like disks with a volatile cache: what was replaced since a file
+ * was last flushed is kept in FILE.undo, so that a power loss can be played
+ * when the process has been killed (tests/lib/lossy.py does that).  It can
+ * also kill the process before a change of such a file, or make changes fail,
+ * before or after they were done.
+ *
+ * LOSSY_FOLDER is the folder; LOSSY_CONTROL a file with a struct control,
+ * which the test maps, too.  LOSSY_BOOT is a file that is read as the boot's
+ * identifier.
+ */
+
+#include <config.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define SECTOR 512
+
+#define EXPORT __attribute__ ((visibility ("default")))
+
+enum mode { ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER };
+
+struct control {
+  _Atomic uint64_t changes;     /* so far; calls that change or flush a file */
+  _Atomic uint64_t kill_at;     /* the number of the call before which the
+                                   process is killed; 0: none */
+  _Atomic uint64_t fail_at;     /* the first that fails; 0: none */
+  _Atomic uint64_t mode;
+};
+
+/* What stands before each piece of an undo file. */
+struct undo {
+  uint64_t offset;
+  uint64_t length;              /* of the old bytes that follow */
+  uint64_t size;                /* of the file before */
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* one change at a
+                                                            time, and its
+                                                            undo record */
+static struct control *control;
+static char folder[PATH_MAX];
+
+static void __attribute__ ((constructor))
+begin (void)
+{
+  const char *const name = getenv ("LOSSY_FOLDER");
+  const char *const file = getenv ("LOSSY_CONTROL");
+  int fd;
+
+  if (name == NULL || file == NULL || realpath (name, folder) == NULL)
+    return;
+  fd = open (file, O_RDWR | O_CLOEXEC);
+  if (fd == -1)
+    return;
+  control = mmap (NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED,
+                  fd, 0);
+  close (fd);
+  if (control == MAP_FAILED)
+    control = NULL;
+}
+
+/* The name of a file of the folder, with room for more. */
+static bool
+is_ours (int fd, char name[PATH_MAX], struct stat *st)
+{
+  char self[64];
+  ssize_t len;
+
+  if (control == NULL)
+    return false;
+  snprintf (self, sizeof self, "/proc/self/fd/%d", fd);
+  len = readlink (self, name, PATH_MAX - 16);
+  if (len <= 0)
+    return false;
+  name[len] = '\0';
+  return strncmp (name, folder, strlen (folder)) == 0 &&
+    name[strlen (folder)] == '/' && fstat (fd, st) == 0 &&
+    S_ISREG (st->st_mode) && st->st_nlink > 0;
+}
+
+static void
+must (bool ok)
+{
+  if (!ok) {
+    perror ("lossy");
+    abort ();
+  }
+}
+
+/* Note what these bytes, in whole sectors, and the length of the file are. */
+static void
+note_old (int fd, const char *name, uint64_t offset, uint64_t count,
+          uint64_t size)
+{
+  char path[PATH_MAX];
+  const uint64_t start = offset / SECTOR * SECTOR;
+  uint64_t end = (offset + count + SECTOR - 1) / SECTOR * SECTOR;
+  char *buf;
+  int undo;
+
+  if (end > size)
+    end = size;
+  if (end < start)
+    end = start;
+
+  struct undo head = { start, end - start, size };
+
+  snprintf (path, sizeof path, "%.*s.undo", PATH_MAX - 8, name);
+  undo = open (path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  must (undo >= 0);
+  buf = malloc (sizeof head + head.length);
+  must (buf != NULL);
+  memcpy (buf, &head, sizeof head);
+  must (pread (fd, buf + sizeof head, head.length, start)
+        == (ssize_t) head.length);
+  must (syscall (SYS_write, undo, buf, sizeof head + head.length)
+        == (long) (sizeof head + head.length));
+  free (buf);
+  close (undo);
+}
+
+/* Does this call fail, and does it do its work? */
+static bool
+fails (bool *works)
+{
+  const uint64_t nr = atomic_fetch_add (&control->changes, 1) + 1;
+  const uint64_t at = atomic_load (&control->fail_at);
+  const enum mode mode = atomic_load (&control->mode);
+  const bool fail = at && (nr == at || (nr > at && mode >= ALWAYS_BEFORE));
+
+  if (nr == atomic_load (&control->kill_at)) {
+    kill (getpid (), SIGKILL);
+    pause ();
+  }
+  *works = !fail || mode == ONCE_AFTER || mode == ALWAYS_AFTER;
+  return fail;
+}
+
+/* A change of a range of a file of ours; of the length alone if count is 0. */
+#define CHANGE(fd, offset, count, call)                                 \
+  do {                                                                  \
+    char name[PATH_MAX];                                                \
+    struct stat st;                                                     \
+    bool works, fail;                                                   \
+    long r = -1;                                                        \
+                                                                        \
+    if (!is_ours (fd, name, &st))                                       \
+      return (call);                                                    \
+    pthread_mutex_lock (&lock);                                         \
+    fail = fails (&works);                                              \
+    if (works && fstat (fd, &st) == 0) {                                \
+      note_old (fd, name, offset, count, st.st_size);                   \
+      r = (call);                                                       \
+    }                                                                   \
+    pthread_mutex_unlock (&lock);                                       \
+    if (fail) {                                                         \
+      errno = EIO;                                                      \
+      return -1;                                                        \
+    }                                                                   \
+    return r;                                                           \
+  } while (0)
+
+EXPORT ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  CHANGE (fd, offset, count,
+          syscall (SYS_pwrite64, fd, buf, count, offset));
+}
+
+EXPORT ssize_t
+pwrite64 (int fd, const void *buf, size_t count, off_t offset)
+{
+  return pwrite (fd, buf, count, offset);
+}
+
+static size_t
+length_of (const struct iovec *iov, int iovcnt)
+{
+  size_t length = 0;
+
+  for (int i = 0; i < iovcnt; ++i)
+    length += iov[i].iov_len;
+  return length;
+}
+
+EXPORT ssize_t
+pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+  CHANGE (fd, offset, length_of (iov, iovcnt),
+          syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0));
+}
+
+EXPORT ssize_t
+pwritev64 (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+  return pwritev (fd, iov, iovcnt, offset);
+}
+
+EXPORT int
+ftruncate (int fd, off_t length)
+{
+  /* What is cut off. */
+  CHANGE (fd, length, UINT64_C (1) << 40,
+          syscall (SYS_ftruncate, fd, length));
+}
+
+EXPORT int
+ftruncate64 (int fd, off_t length)
+{
+  return ftruncate (fd, length);
+}
+
+EXPORT int
+fallocate (int fd, int how, off_t offset, off_t length)
+{
+  CHANGE (fd, offset, length,
+          syscall (SYS_fallocate, fd, how, offset, length));
+}
+
+EXPORT int
+fallocate64 (int fd, int how, off_t offset, off_t length)
+{
+  return fallocate (fd, how, offset, length);
+}
+
+/* What is flushed cannot be lost any more. */
+static int
+flush (int fd)
+{
+  char name[PATH_MAX], path[PATH_MAX];
+  struct stat st;
+  bool works, fail;
+
+  if (!is_ours (fd, name, &st))
+    return 0;
+  pthread_mutex_lock (&lock);
+  fail = fails (&works);
+  snprintf (path, sizeof path, "%.*s.undo", PATH_MAX - 8, name);
+  if (works)
+    unlink (path);
+  pthread_mutex_unlock (&lock);
+  if (fail)
+    errno = EIO;
+  return fail ? -1 : 0;
+}
+
+EXPORT int
+fdatasync (int fd)
+{
+  return flush (fd);
+}
+
+EXPORT int
+fsync (int fd)
+{
+  return flush (fd);
+}
+
+EXPORT FILE *
+fopen (const char *path, const char *mode)
+{
+  static FILE *(*next) (const char *, const char *);
+  const char *const boot = getenv ("LOSSY_BOOT");
+
+  if (next == NULL)
+    *(void **) &next = dlsym (RTLD_NEXT, "fopen");
+  return next (boot && strcmp (path, "/proc/sys/kernel/random/boot_id") == 0
+               ? boot : path, mode);
+}
