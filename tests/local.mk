@@ -87,6 +87,7 @@ bats_tests = \
 	tests/replication/faults.bats \
 	tests/replication/heartbeat.bats \
 	tests/replication/history.bats \
+	tests/replication/hosts.bats \
 	tests/replication/joint.bats \
 	tests/replication/kill.bats \
 	tests/replication/layer.bats \
@@ -186,6 +187,7 @@ EXTRA_DIST += \
 	tests/replication/kill.py \
 	tests/replication/layer.py \
 	tests/replication/model.py \
+	tests/replication/moments.py \
 	tests/replication/orders.py \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
@@ -286,4 +288,14 @@ orders: $(check_LTLIBRARIES) all
 	PYTHONPATH=$(srcdir)/tests/lib PYTHONDONTWRITEBYTECODE=1 \
 	$(top_builddir)/run /usr/bin/python3 $(srcdir)/tests/replication/orders.py \
 	  --verbose $(ORDERS)
-.PHONY: orders
+
+# Power losses, and calls that fail, at 5,000 moments of a pair.
+moments: $(check_LTLIBRARIES) all
+	for kind in power fail; do \
+	  LOSSY=$(abs_builddir)/tests/unit/.libs/lossy.so \
+	  PYTHONPATH=$(srcdir)/tests/lib PYTHONDONTWRITEBYTECODE=1 \
+	  $(top_builddir)/run /usr/bin/python3 \
+	    $(srcdir)/tests/replication/moments.py --kind=$$kind \
+	    --states=5000 $(MOMENTS) || exit 1; \
+	done
+.PHONY: moments orders
