@@ -13,6 +13,7 @@
 #include <config.h>
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <unistd.h>
 
@@ -304,6 +305,68 @@ test_bytes_of_all (void **state)
   assert_int_equal (dirty_bytes (&map), SIZE);
 }
 
+/* The medium of the file: a write of it takes as long as this is set. */
+static atomic_bool hold_writes;
+static atomic_uint nr_held;
+
+extern ssize_t __real_pwrite (int fd, const void *buf, size_t count,
+                              off_t offset);
+extern ssize_t __wrap_pwrite (int fd, const void *buf, size_t count,
+                              off_t offset);
+ssize_t
+__wrap_pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  atomic_fetch_add (&nr_held, 1);
+  while (atomic_load (&hold_writes))
+    usleep (1000);
+  atomic_fetch_sub (&nr_held, 1);
+  return __real_pwrite (fd, buf, count, offset);
+}
+
+static void
+mark_an_area (struct unit_thread *t)
+{
+  CHECK (dirty_mark (&map, *(uint64_t *) t->opaque * DIRTY_AREA, 1) == 0);
+}
+
+/* While the file is written to, only those wait who change what it does not
+ * know of.
+ */
+static void
+test_nobody_waits_for_the_file_in_vain (void **state)
+{
+  struct unit_thread thread[2];
+  uint64_t areas[3], first = 7, second = 7;
+  bool end;
+
+  (void) state;
+  alarm (60);
+  assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA, 1), 0);
+  atomic_store (&hold_writes, true);
+  start_threads (&thread[0], 1, mark_an_area, &first);
+  while (atomic_load (&nr_held) == 0)
+    usleep (1000);
+
+  assert_int_equal (dirty_bytes (&map), 2 * DIRTY_BLOCK);
+  assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA + DIRTY_BLOCK, 1), 0);
+  assert_int_equal (dirty_bytes (&map), 3 * DIRTY_BLOCK);
+  assert_int_equal (dirty_take (&map, areas, 3, &end), 2);
+  assert_false (dirty_is_clean (&map, 7));
+
+  /* This one has to wait for the other's write. */
+  start_threads (&thread[1], 1, mark_an_area, &second);
+  assert_int_equal (atomic_load (&nr_held), 1);
+  atomic_store (&hold_writes, false);
+  join_threads (thread, 2);
+
+  /* The file has all of them. */
+  dirty_destroy (&map);
+  dirty_file_abandon (file);
+  open_map ();
+  assert_false (dirty_is_clean (&map, 5));
+  assert_false (dirty_is_clean (&map, 7));
+}
+
 static int
 setup (void **state)
 {
@@ -381,6 +444,7 @@ main (void)
   const struct CMUnitTest tests[] = {
     TEST (test_passes),
     TEST (test_bytes_of_all),
+    TEST (test_nobody_waits_for_the_file_in_vain),
     TEST (test_whatever_differs_is_dirty),
     TEST (test_a_file_that_a_crash_has_left),
   };

@@ -76,10 +76,12 @@ allocate (struct dirty *d)
   d->busy = calloc (n, sizeof *d->busy);
   d->unsure = calloc (n, sizeof *d->unsure);
   d->settling = calloc (n, sizeof *d->settling);
-  if (d->file)
+  if (d->file) {
     d->in_file = calloc (n, sizeof *d->in_file);
+    d->file_map = calloc (n, sizeof *d->file_map);
+  }
   if (d->blocks && d->dirty && d->busy && d->unsure && d->settling &&
-      (d->in_file || !d->file))
+      ((d->in_file && d->file_map) || !d->file))
     return 0;
   errno = ENOMEM;
   msg_error ("map of dirty areas: %m");
@@ -93,12 +95,14 @@ dirty_init (struct dirty *d, uint64_t size, struct dirty_file *file)
     .size = size, .nr_areas = div_round_up (size, DIRTY_AREA), .file = file,
   };
   pthread_mutex_init (&d->lock, NULL);
+  pthread_mutex_init (&d->file_lock, NULL);
   if (allocate (d) == -1)
     return -1;
   if (file == NULL)
     return 0;
   if (dirty_file_begin (file, size, d->in_file) == -1)
     return -1;
+  memcpy (d->file_map, d->in_file, nr_words (d) * sizeof *d->file_map);
   dirty_file_get_history (file, &d->history);
   for (uint64_t area = 0; area < d->nr_areas; ++area)
     if (has (d->in_file, area))
@@ -115,19 +119,30 @@ dirty_destroy (struct dirty *d)
   free (d->unsure);
   free (d->settling);
   free (d->in_file);
+  free (d->file_map);
+  pthread_mutex_destroy (&d->file_lock);
   pthread_mutex_destroy (&d->lock);
 }
 
-/* Write what has changed between two words of the file's map. */
+/* A change of the file has ended so.  Nothing is written any more after the
+ * first failure.  Called with the file's lock.
+ */
+static int
+note_file (struct dirty *d, int r)
+{
+  d->file_failed = r == -1;
+  return r;
+}
+
+/* Write what has changed between two words of the file's map.  Called with the
+ * file's lock.
+ */
 static int
 write_file (struct dirty *d, uint64_t first, uint64_t last)
 {
   if (d->file_failed)
     return 0;
-  if (dirty_file_write (d->file, d->in_file, first, last) == 0)
-    return 0;
-  d->file_failed = true;
-  return -1;
+  return note_file (d, dirty_file_write (d->file, d->file_map, first, last));
 }
 
 /* Bits first..last of a word. */
@@ -137,33 +152,52 @@ word_mask (uint64_t first, uint64_t last)
   return UINT64_MAX >> (63 - last) & UINT64_MAX << first;
 }
 
-/* See that the file has the bits of areas first..last. */
-static int
-set_in_file (struct dirty *d, uint64_t first, uint64_t last)
+/* The bits of a word that are those of areas first..last. */
+static uint64_t
+bits_of (uint64_t word, uint64_t first, uint64_t last)
 {
-  const uint64_t first_word = first / 64, last_word = last / 64;
-  bool changed = false;
-
-  for (uint64_t w = first_word; w <= last_word; ++w) {
-    const uint64_t mask = word_mask (w == first_word ? first % 64 : 0,
-                                     w == last_word ? last % 64 : 63);
-
-    changed |= (d->in_file[w] & mask) != mask;
-    d->in_file[w] |= mask;
-  }
-  return changed ? write_file (d, first_word, last_word) : 0;
+  return word_mask (word == first / 64 ? first % 64 : 0,
+                    word == last / 64 ? last % 64 : 63);
 }
 
-int
-dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
+/* Does the file have the bits of areas first..last?  Called with the lock. */
+static bool
+is_in_file (const struct dirty *d, uint64_t first, uint64_t last)
+{
+  for (uint64_t w = first / 64; w <= last / 64; ++w)
+    if (bits_of (w, first, last) & ~d->in_file[w])
+      return false;
+  return true;
+}
+
+/* Give the file the bits of areas first..last. */
+static int
+put_in_file (struct dirty *d, uint64_t first, uint64_t last)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+  int r, err;
+
+  for (uint64_t w = first / 64; w <= last / 64; ++w)
+    d->file_map[w] |= bits_of (w, first, last);
+  r = write_file (d, first / 64, last / 64);
+  err = errno;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+    for (uint64_t w = first / 64; w <= last / 64; ++w)
+      d->in_file[w] |= bits_of (w, first, last);
+  }
+  errno = err;
+  return r;
+}
+
+/* These bytes become dirty.  Returns whether the file knows it. */
+static bool
+add_range (struct dirty *d, uint64_t offset, uint64_t count)
 {
   const uint64_t first = offset / DIRTY_AREA;
   const uint64_t last = (offset + count - 1) / DIRTY_AREA;
   const unsigned skip = offset % DIRTY_AREA / DIRTY_BLOCK;
   const unsigned end = (offset + count - 1) % DIRTY_AREA / DIRTY_BLOCK;
-
-  if (count == 0)
-    return 0;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   for (uint64_t area = first; area <= last; ++area) {
@@ -175,7 +209,16 @@ dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
       blocks &= DIRTY_ALL >> (BLOCKS - 1 - end);
     add_blocks (d, area, blocks);
   }
-  return d->file ? set_in_file (d, first, last) : 0;
+  return !d->file || is_in_file (d, first, last);
+}
+
+int
+dirty_mark (struct dirty *d, uint64_t offset, uint64_t count)
+{
+  if (count == 0 || add_range (d, offset, count))
+    return 0;
+  return put_in_file (d, offset / DIRTY_AREA,
+                      (offset + count - 1) / DIRTY_AREA);
 }
 
 int
@@ -198,14 +241,17 @@ dirty_get_history (struct dirty *d, struct history *history)
 int
 dirty_set_history (struct dirty *d, const struct history *history)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
-
-  d->history = *history;
-  if (d->file == NULL || d->file_failed ||
-      dirty_file_put_history (d->file, history) == 0)
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+    d->history = *history;
+  }
+  if (d->file == NULL)
     return 0;
-  d->file_failed = true;
-  return -1;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+  if (d->file_failed)
+    return 0;
+  return note_file (d, dirty_file_put_history (d->file, history));
 }
 
 /* The next area from this one on that is dirty and not busy, or the
@@ -284,14 +330,20 @@ dirty_begin_flush (struct dirty *d)
   d->nr_unsure = 0;
 }
 
-/* The areas that were settling are clean, unless they have changed
- * again.
- */
-static int
-clean (struct dirty *d)
-{
-  uint64_t first = UINT64_MAX, last = 0;
+/* The words of the file that are to be written: first..last. */
+struct words {
+  uint64_t first, last;
+};
 
+/* The areas that were settling are clean, unless they have changed
+ * again.  Called with the file's lock.
+ */
+static struct words
+settle (struct dirty *d)
+{
+  struct words changed = { UINT64_MAX, 0 };
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   for (uint64_t w = 0; w < nr_words (d); ++w) {
     const uint64_t settled = d->settling[w] &
       ~(d->dirty[w] | d->busy[w] | d->unsure[w]);
@@ -299,13 +351,27 @@ clean (struct dirty *d)
     if (d->settling[w] == 0)
       continue;
     d->settling[w] = 0;
-    if (d->file && (d->in_file[w] & settled)) {
+    /* Who changes them from now on waits until the file is written, and
+     * writes it again.
+     */
+    if (d->file && (d->file_map[w] & settled)) {
       d->in_file[w] &= ~settled;
-      first = MIN (first, w);
-      last = w;
+      d->file_map[w] &= ~settled;
+      changed.first = MIN (changed.first, w);
+      changed.last = w;
     }
   }
-  return first <= last ? write_file (d, first, last) : 0;
+  return changed;
+}
+
+static int
+clean (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+  const struct words changed = settle (d);
+
+  return changed.first <= changed.last
+    ? write_file (d, changed.first, changed.last) : 0;
 }
 
 /* The areas that were settling are dirty again. */
@@ -324,10 +390,10 @@ unsettle (struct dirty *d, uint64_t *map)
 int
 dirty_end_flush (struct dirty *d, bool ok)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
-
   if (ok)
     return clean (d);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   unsettle (d, d->settling);
   return 0;
 }

@@ -44,20 +44,27 @@ struct dirty {
   uint64_t nr_areas;            /* constant */
   struct dirty_file *file;      /* or NULL; constant */
 
-  pthread_mutex_t lock;         /* protects the rest and the file's
-                                   content; a leaf lock */
+  /* The file is written to under this lock, so who changes an area of which
+   * the file does not know waits for that.  Taken before lock.
+   */
+  pthread_mutex_t file_lock;
+  uint64_t *file_map;           /* what the file has, or is being given; one
+                                   bit an area, or NULL */
+  bool file_failed;
+
+  pthread_mutex_t lock;         /* protects the rest; a leaf lock, without any
+                                   I/O under it */
   uint16_t *blocks;             /* dirty blocks of each area */
   /* One bit an area: */
   uint64_t *dirty;              /* some block is dirty */
   uint64_t *busy;               /* being copied */
   uint64_t *unsure;             /* copied since the last flush began */
   uint64_t *settling;           /* copied before the flush that runs */
-  uint64_t *in_file;            /* what the file has, or NULL */
+  uint64_t *in_file;            /* what the file is known to have, or NULL */
   uint64_t nr_dirty;            /* blocks that are dirty */
   uint64_t nr_taken;            /* blocks that are being copied */
   uint64_t nr_unsure;           /* areas */
   uint64_t next;                /* area where to look for dirty ones */
-  bool file_failed;
   struct history history;       /* of the remote disk, "" if not known */
 };
 
