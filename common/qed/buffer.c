@@ -253,7 +253,7 @@ drop_thread (struct job *job, void *opaque)
   struct qed *s = opaque;
   struct buffer *b = s->buffer;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
+  pthread_mutex_lock (&s->space_lock);
   while (!job_cancelled (job)) {
     const int64_t time = clock_ms ();
     int64_t wait;
@@ -276,6 +276,7 @@ drop_thread (struct job *job, void *opaque)
     b->dropping = false;
     pthread_cond_broadcast (&b->dropped);
   }
+  pthread_mutex_unlock (&s->space_lock);
   return 0;
 }
 

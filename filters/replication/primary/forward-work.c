@@ -258,7 +258,7 @@ forward_worker_thread (struct job *job, void *opaque)
   struct forward *f = w->forward;
 
   (void) job;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
+  pthread_mutex_lock (&f->lock);
   for (;;) {
     struct request *r = find_work (f);
 
@@ -275,6 +275,7 @@ forward_worker_thread (struct job *job, void *opaque)
   f->nr_workers--;
   pthread_cond_signal (&f->ended);
   pthread_cond_broadcast (&f->work); /* who waited for the last request */
+  pthread_mutex_unlock (&f->lock);
   return 0;
 }
 

@@ -366,7 +366,7 @@ link_thread (struct job *job, void *opaque)
   struct mirror *m = opaque;
 
   (void) job;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  pthread_mutex_lock (&m->lock);
   while (!m->ending || m->remote) {
     const bool wanted = m->wanted && !m->ending;
 
@@ -382,5 +382,6 @@ link_thread (struct job *job, void *opaque)
     else
       link_sleep (m, wanted);
   }
+  pthread_mutex_unlock (&m->lock);
   return 0;
 }

@@ -465,7 +465,7 @@ sender_thread (struct job *job, void *opaque)
   struct mirror *m = sender->mirror;
 
   (void) job;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  pthread_mutex_lock (&m->lock);
   while (!m->ending) {
     if (link_is_usable (m) && !m->flushing && m->flush_at <= clock_ms ())
       flush_remote (m);
@@ -474,5 +474,6 @@ sender_thread (struct job *job, void *opaque)
     else
       send_or_wait (m, &sender->batch);
   }
+  pthread_mutex_unlock (&m->lock);
   return 0;
 }
