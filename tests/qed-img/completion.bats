@@ -110,7 +110,7 @@ completes ()
   remember $!
   wait_until 60 blkctl ./a.sock query-commands
   touch other
-  completes "blkctl --" --every= --help --version
+  completes "blkctl --" --every= --help --metrics --version --watch
   completes "blkctl " a.sock other
   completes "blkctl ./a.sock ec" echo
   completes "blkctl ./a.sock fail" fail fail-badly

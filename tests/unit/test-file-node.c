@@ -286,7 +286,9 @@ test_limit (void **state)
   sigaction (SIGXFSZ, NULL, &action);
   assert_true (action.sa_handler == SIG_DFL);
   pthread_sigmask (SIG_SETMASK, NULL, &after);
-  assert_memory_equal (&before, &after, sizeof before);
+  for (int signal = 1; signal < NSIG; ++signal)
+    assert_int_equal (sigismember (&after, signal),
+                      sigismember (&before, signal));
 }
 
 int
