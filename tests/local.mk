@@ -218,6 +218,7 @@ EXTRA_DIST += \
 
 .PHONY: soak campaigns damage bench
 soak_bats = \
+	tests/qed-img/kill.bats \
 	tests/qed/crash.bats \
 	tests/qed/damage.bats \
 	tests/qed/model.bats \

@@ -47,9 +47,10 @@ run_test ()
 # These make one request after the other, thousands of times: the thread
 # sanitizer needs minutes for them, and sees nothing that it does not see in
 # the others.  SANITIZE_ALL=1 runs them, too.
-one_at_a_time=" test-qed-faults test-qed-operations test-qed-powerloss
-  test-replication-crash test-replication-faults test-replication-meeting
-  test-utils test-writelog-reader "
+one_at_a_time=" test-align test-qed-faults test-qed-operations
+  test-qed-powerloss test-replication-crash test-replication-faults
+  test-replication-meeting test-utils test-writelog-index
+  test-writelog-reader "
 
 is_wanted ()
 {
