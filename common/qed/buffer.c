@@ -287,15 +287,20 @@ buffer_start (struct qed *s)
   return s->buffer->drop_job ? 0 : -1;
 }
 
+/* While this waits others reserve, so the end is looked at anew after that. */
 static uint64_t
 buffer_reserve (struct qed *s, uint64_t n)
 {
   struct buffer *b = s->buffer;
-  const uint64_t start = MAX (s->end, b->first);
-  const uint64_t end = start + (n << s->cluster_bits);
+  uint64_t start, end;
 
-  while (b->dropping && start < b->dropping_end && end > b->dropping_start)
+  for (;;) {
+    start = MAX (s->end, b->first);
+    end = start + (n << s->cluster_bits);
+    if (!b->dropping || start >= b->dropping_end || end <= b->dropping_start)
+      break;
     pthread_cond_wait (&b->dropped, &s->space_lock);
+  }
   b->drop_start = MIN (MAX (b->drop_start, end), b->drop_end);
   return start;
 }

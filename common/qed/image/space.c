@@ -161,8 +161,8 @@ space_reserve (struct qed *s, uint64_t n, uint64_t *offset)
     *offset = s->freed[--s->nr_freed];
     return 0;
   }
-  if (s->hooks)
-    s->end = MAX (s->end, s->hooks->reserve (s, n));
+  if (s->hooks)                 /* it may let go of the lock, and wait */
+    s->end = s->hooks->reserve (s, n);
   if (space_reach (s, s->end + (n << s->cluster_bits)) == -1)
     return -1;
   *offset = s->end;
