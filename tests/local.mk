@@ -125,7 +125,8 @@ tests_unit_lossy_la_SOURCES = tests/unit/lossy.c
 tests_unit_lossy_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 # One of its tests is without memory.
 tests_unit_test_writelog_hold_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=realloc
-# In one the medium of a file takes its time.
+# In these the medium of a file takes its time.
+tests_unit_test_qed_buffer_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=fallocate
 tests_unit_test_replication_dirty_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=pwrite
 
 LDADD = \

@@ -10,6 +10,7 @@
 #include <config.h>
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -511,6 +512,84 @@ test_emptying_what_was_left (void **state)
   assert_int_equal (node_close (&b.below->node), 0);
 }
 
+/* ---- Space that is just being given back */
+
+/* A hole of this many bytes or more is not made while this is set. */
+#define LARGE_HOLE (1024 * 1024)
+static atomic_bool hold_holes;
+static atomic_uint nr_holes_held;
+
+extern int __real_fallocate (int fd, int mode, off_t offset, off_t count);
+extern int __wrap_fallocate (int fd, int mode, off_t offset, off_t count);
+int
+__wrap_fallocate (int fd, int mode, off_t offset, off_t count)
+{
+  if (count >= LARGE_HOLE && atomic_load (&hold_holes)) {
+    atomic_fetch_add (&nr_holes_held, 1);
+    while (atomic_load (&hold_holes))
+      usleep (1000);
+  }
+  return __real_fallocate (fd, mode, offset, count);
+}
+
+static uint8_t
+byte_of (uint64_t cluster)
+{
+  return cluster % 251 + 1;
+}
+
+#define NR_HOLDERS 8
+static atomic_uint nr_started;
+
+/* Every eighth cluster. */
+static void
+hold_in_turn (struct unit_thread *t)
+{
+  struct bench *b = t->opaque;
+  const unsigned self = atomic_fetch_add (&nr_started, 1);
+
+  for (uint64_t i = self; i < SIZE / CLUSTER; i += NR_HOLDERS)
+    CHECK (qed_buffer_hold (b->buffer, 1, i * CLUSTER) == 0);
+}
+
+/* Those who want space that is becoming a hole wait until it is one, all at
+ * once, and get places of their own then.
+ */
+static void
+test_space_that_is_becoming_a_hole (void **state)
+{
+  struct unit_thread threads[NR_HOLDERS];
+  struct bench b;
+  uint64_t held;
+
+  (void) state;
+  alarm (120);
+  make_buffer (&b);
+  for (uint64_t i = 0; i < SIZE / CLUSTER; ++i)
+    memset (b.below->data + i * CLUSTER, byte_of (i), CLUSTER);
+  assert_int_equal (qed_buffer_hold (b.buffer, SIZE, 0), 0);
+  atomic_store (&hold_holes, true);
+  /* Half of the space is kept after the second time. */
+  assert_int_equal (empty (&b), 0);
+  assert_int_equal (empty (&b), 0);
+  while (atomic_load (&nr_holes_held) == 0)
+    usleep (1000);
+
+  start_threads (threads, NR_HOLDERS, hold_in_turn, &b);
+  do {                          /* until all wait */
+    held = qed_buffer_nr_held (b.buffer);
+    usleep (100000);
+  } while (held == 0 || held != qed_buffer_nr_held (b.buffer));
+  assert_true (held < SIZE / CLUSTER);
+  atomic_store (&hold_holes, false);
+  join_threads (threads, NR_HOLDERS);
+
+  memset (b.below->data, 'n', SIZE);
+  for (uint64_t i = 0; i < SIZE / CLUSTER; ++i)
+    assert_reads (&b, byte_of (i), CLUSTER, i * CLUSTER);
+  close_all (&b);
+}
+
 static void
 test_opening_repairs_nothing (void **state)
 {
@@ -553,6 +632,7 @@ main (void)
     cmocka_unit_test (test_preparing_what_others_made),
     cmocka_unit_test (test_the_tail_of_the_last_cluster),
     cmocka_unit_test (test_emptying_what_was_left),
+    cmocka_unit_test (test_space_that_is_becoming_a_hole),
     cmocka_unit_test (test_opening_repairs_nothing),
   };
 
