@@ -55,8 +55,8 @@ struct qed_hooks {
   void (*stop) (struct qed *s); /* before all is made durable on closing */
   void (*free) (struct qed *s);
 
-  /* Before n clusters are reserved at the end, under space_lock: returns
-   * the least offset that they may have.  May wait for a moment.
+  /* Before n clusters are reserved, under space_lock, which it may give up
+   * for a moment: returns the least offset, from end on, that they may have.
    */
   uint64_t (*reserve) (struct qed *s, uint64_t n);
 
