@@ -41,18 +41,20 @@ mirror ()
   site=$(apt-get indextargets --format '$(SITE) $(ORIGIN) $(LABEL)' \
            'Created-By: Packages' | awk '$2 == "Debian" && $3 == "Debian" {
                                            print $1; exit }')
-  echo "${site:-http://deb.debian.org/debian}"
+  [ "$site" ] || die "apt-get knows no archive of Debian's here"
+  echo "$site"
 }
 
 # make_root SUITE ROOT: a minimal Debian, whose apt is configured as ours.
 make_root ()
 {
-  local packages=ca-certificates
+  local packages=ca-certificates site
+  site=$(mirror) || exit 1
   if type -P mmdebstrap >/dev/null; then
     mmdebstrap --quiet --variant=apt --include="$packages" "$1" "$2" \
-               "$(mirror)"
+               "$site"
   elif type -P debootstrap >/dev/null; then
-    debootstrap --variant=minbase --include="$packages" "$1" "$2" "$(mirror)"
+    debootstrap --variant=minbase --include="$packages" "$1" "$2" "$site"
   else
     die "neither mmdebstrap nor debootstrap is in PATH"
   fi
