@@ -28,19 +28,30 @@ class Qemu:
         self.dir = tempfile.TemporaryDirectory(prefix="qemu.")
         self.socket = self.path("nbd")
         self.log_name = self.path("log")
+        for last in False, False, True:
+            try:
+                self.begin()
+                break
+            except TimeoutError:
+                # Now and then QEMU never answers the first command of a
+                # client that connects while it starts.
+                self.kill()
+                if last:
+                    raise
+            except Exception:
+                self.kill()
+                raise
+
+    def begin(self):
         with open(self.log_name, "wb") as log:
             self.process = subprocess.Popen(
                 ["qemu-system-x86_64", "-M", "none", "-S", "-nodefaults",
                  "-display", "none", "-qmp",
                  f"unix:{self.path('qmp')},server=on,wait=off"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            self.qmp = Qmp(self.path("qmp"), self.process)
-            self.command("nbd-server-start", addr={
-                "type": "unix", "data": {"path": self.socket}})
-        except Exception:
-            self.kill()
-            raise
+        self.qmp = Qmp(self.path("qmp"), self.process)
+        self.command("nbd-server-start", addr={
+            "type": "unix", "data": {"path": self.socket}})
 
     def path(self, name):
         return os.path.join(self.dir.name, name)
