@@ -24,6 +24,7 @@ common_libblockdrivers_la_SOURCES = \
 	common/utils/message.c \
 	common/utils/message.h \
 	common/utils/rounding.h \
+	common/utils/sockets.h \
 	common/utils/sizes.c \
 	common/utils/sizes.h \
 	common/request/claim.c \

@@ -39,6 +39,7 @@
 #include "utils/cleanup.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
+#include "utils/sockets.h"
 
 #define MAX_REQUEST (32 * 1024 * 1024)
 #define MAX_OPTION 8192
@@ -115,39 +116,14 @@ struct serve {
 static int
 receive (struct connection *c, void *buf, size_t count)
 {
-  char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = recv (c->fd, p, count, 0);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0)
-      return -1;
-    p += r;
-    count -= r;
-  }
-  return 0;
+  return receive_all (c->fd, buf, count);
 }
 
 /* More follows at once? */
 static int
 transmit (struct connection *c, const void *buf, size_t count, bool more)
 {
-  const char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = send (c->fd, p, count,
-                            MSG_NOSIGNAL | (more ? MSG_MORE : 0));
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -1;
-    p += r;
-    count -= r;
-  }
-  return 0;
+  return send_all (c->fd, buf, count, more ? MSG_MORE : 0);
 }
 
 /* Take in what a client should not have sent. */

@@ -20,6 +20,7 @@
 #include "utils/cleanup.h"
 #include "tools/blkctl/client.h"
 #include "utils/message.h"
+#include "utils/sockets.h"
 #include "control/socket.h"
 
 #define MAX_ANSWER 67108864     /* bytes */
@@ -181,24 +182,6 @@ client_close (struct client *c)
   stream_free (&c->input);
 }
 
-static int
-send_text (struct client *c, const char *text, size_t len)
-{
-  while (len > 0) {
-    const ssize_t r = send (c->fd, text, len, MSG_NOSIGNAL);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1) {
-      msg_error ("%s: sending a command: %m", c->path);
-      return -1;
-    }
-    text += r;
-    len -= r;
-  }
-  return 0;
-}
-
 int
 client_send (struct client *c, const char *command, json_t *arguments)
 {
@@ -215,7 +198,10 @@ client_send (struct client *c, const char *command, json_t *arguments)
     msg_error ("%s: sending a command: out of memory", c->path);
     return -1;
   }
-  return send_text (c, text, strlen (text));
+  if (send_all (c->fd, text, strlen (text), 0) == 0)
+    return 0;
+  msg_error ("%s: sending a command: %m", c->path);
+  return -1;
 }
 
 json_t *

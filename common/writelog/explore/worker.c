@@ -24,55 +24,20 @@
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "utils/message.h"
+#include "utils/sockets.h"
 #include "writelog/explore/children.h"
 #include "writelog/explore/disk.h"
 #include "writelog/explore/worker.h"
 
 /* ---- What goes to and fro */
 
-static int
-put (int fd, const void *buf, size_t count)
-{
-  const char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = send (fd, p, count, MSG_NOSIGNAL);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -1;
-    p += r;
-    count -= r;
-  }
-  return 0;
-}
-
-static int
-get (int fd, void *buf, size_t count)
-{
-  char *p = buf;
-
-  while (count > 0) {
-    const ssize_t r = recv (fd, p, count, 0);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r <= 0)
-      return -1;
-    p += r;
-    count -= r;
-  }
-  return 0;
-}
-
 /* A text with its length before it; NULL is the same as "". */
 static int
 put_text (int fd, const char *text, size_t len)
 {
-  if (put (fd, &len, sizeof len) == -1)
+  if (send_all (fd, &len, sizeof len, 0) == -1)
     return -1;
-  return len > 0 ? put (fd, text, len) : 0;
+  return len > 0 ? send_all (fd, text, len, 0) : 0;
 }
 
 /* To be freed, ends with NUL. */
@@ -81,10 +46,10 @@ get_text (int fd, size_t *len)
 {
   char *text;
 
-  if (get (fd, len, sizeof *len) == -1)
+  if (receive_all (fd, len, sizeof *len) == -1)
     return NULL;
   text = malloc (*len + 1);
-  if (text && get (fd, text, *len) == -1) {
+  if (text && receive_all (fd, text, *len) == -1) {
     free (text);
     text = NULL;
   }
@@ -98,9 +63,9 @@ worker_give (struct worker *worker, const struct try_task *task)
 {
   const struct writelog_moment *const moment = &task->moment;
 
-  if (put (worker->fd, task, sizeof *task) == -1 ||
-      put (worker->fd, moment->lost,
-           moment->nr_lost * sizeof *moment->lost) == -1)
+  if (send_all (worker->fd, task, sizeof *task, 0) == -1 ||
+      send_all (worker->fd, moment->lost,
+                moment->nr_lost * sizeof *moment->lost, 0) == -1)
     return -1;
   return put_text (worker->fd, task->export, strlen (task->export));
 }
@@ -111,12 +76,13 @@ get_task (int fd, struct try_task *task)
   struct writelog_moment *const moment = &task->moment;
   size_t len;
 
-  if (get (fd, task, sizeof *task) == -1)
+  if (receive_all (fd, task, sizeof *task) == -1)
     return -1;
   task->export = NULL;
   moment->lost = calloc (moment->nr_lost + 1, sizeof *moment->lost);
   if (moment->lost == NULL ||
-      get (fd, moment->lost, moment->nr_lost * sizeof *moment->lost) == -1)
+      receive_all (fd, moment->lost,
+                   moment->nr_lost * sizeof *moment->lost) == -1)
     return -1;
   task->export = get_text (fd, &len);
   return task->export ? 0 : -1;
@@ -125,7 +91,7 @@ get_task (int fd, struct try_task *task)
 static int
 put_outcome (int fd, const struct try_outcome *outcome)
 {
-  if (put (fd, outcome, sizeof *outcome) == -1 ||
+  if (send_all (fd, outcome, sizeof *outcome, 0) == -1 ||
       put_text (fd, outcome->why, outcome->why ? strlen (outcome->why)
                                                : 0) == -1)
     return -1;
@@ -137,7 +103,7 @@ worker_take (struct worker *worker, struct try_outcome *outcome)
 {
   size_t len;
 
-  if (get (worker->fd, outcome, sizeof *outcome) == -1)
+  if (receive_all (worker->fd, outcome, sizeof *outcome) == -1)
     goto error;
   outcome->output = NULL;
   outcome->why = get_text (worker->fd, &len);
