@@ -145,19 +145,12 @@ write_file (struct dirty *d, uint64_t first, uint64_t last)
   return note_file (d, dirty_file_write (d->file, d->file_map, first, last));
 }
 
-/* Bits first..last of a word. */
-static uint64_t
-word_mask (uint64_t first, uint64_t last)
-{
-  return UINT64_MAX >> (63 - last) & UINT64_MAX << first;
-}
-
 /* The bits of a word that are those of areas first..last. */
 static uint64_t
 bits_of (uint64_t word, uint64_t first, uint64_t last)
 {
-  return word_mask (word == first / 64 ? first % 64 : 0,
-                    word == last / 64 ? last % 64 : 63);
+  return (word == first / 64 ? UINT64_MAX << first % 64 : UINT64_MAX) &
+    (word == last / 64 ? UINT64_MAX >> (63 - last % 64) : UINT64_MAX);
 }
 
 /* Does the file have the bits of areas first..last?  Called with the lock. */
