@@ -79,11 +79,23 @@ load_request (const struct load *load, unsigned step, struct request *r)
   }
 }
 
-void
-load_describe (const struct request *r, char *buf, size_t size)
+static void
+describe (const struct request *r, char *buf, size_t size)
 {
   snprintf (buf, size, "%s cells %u..%u value %u", kind_names[r->kind],
             r->first, r->first + r->n - 1, r->value);
+}
+
+void
+load_describe_step (const struct plan *plan, unsigned step,
+                    void (*shape) (struct load *load), char *buf, size_t size)
+{
+  struct load load = { .plan = plan };
+  struct request r;
+
+  shape (&load);
+  load_request (&load, step, &r);
+  describe (&r, buf, size);
 }
 
 static void
@@ -243,7 +255,7 @@ load_trace (const struct request *r, const char *what)
 {
   char text[100];
 
-  load_describe (r, text, sizeof text);
+  describe (r, text, sizeof text);
   chaos_trace ("%s: %s", what, text);
 }
 

@@ -53,7 +53,11 @@ extern void load_init (struct load *load, const struct plan *plan,
 /* The request that a step is. */
 extern void load_request (const struct load *load, unsigned step,
                           struct request *r);
-extern void load_describe (const struct request *r, char *buf, size_t size);
+
+/* Say what it is, in a load that is shaped by this. */
+extern void load_describe_step (const struct plan *plan, unsigned step,
+                                void (*shape) (struct load *load), char *buf,
+                                size_t size);
 
 /* Make it and see that it read what it may. */
 extern void load_run (void *load, unsigned step);

@@ -403,16 +403,10 @@ run_log (const struct plan *plan)
 static void
 describe_log (const struct plan *plan, unsigned step, char *buf, size_t size)
 {
-  struct load load = { .plan = plan };
-  struct request r;
-
-  if (step % PHASE_STEPS == PHASE_OPS) {
+  if (step % PHASE_STEPS == PHASE_OPS)
     snprintf (buf, size, "%s", quiet_names[quiet_of (plan, step)]);
-    return;
-  }
-  shape_load (&load);
-  load_request (&load, step, &r);
-  load_describe (&r, buf, size);
+  else
+    load_describe_step (plan, step, shape_load, buf, size);
 }
 
 const struct subject chaos_log = {

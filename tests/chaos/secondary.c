@@ -386,17 +386,13 @@ static void
 describe_secondary (const struct plan *plan, unsigned step, char *buf,
                     size_t size)
 {
-  struct load load = { .plan = plan };
-  struct request r;
   char what[100];
 
   if (step % PHASE_STEPS == PHASE_OPS) {
     snprintf (buf, size, "%s", quiet_names[quiet_of (plan, step)]);
     return;
   }
-  shape_load (&load);
-  load_request (&load, step, &r);
-  load_describe (&r, what, sizeof what);
+  load_describe_step (plan, step, shape_load, what, sizeof what);
   snprintf (buf, size, "%s: %s", plan_chance (plan, step, 9) % 2 ? "primary"
             : "guest", what);
 }

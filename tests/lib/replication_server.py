@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -204,3 +205,19 @@ def make_buffer(path, size, cluster_size=None):
     options = ["-o", f"cluster_size={cluster_size}"] if cluster_size else []
     subprocess.run(["qemu-img", "create", "-q", "-f", "qed", *options, path,
                     str(size)], check=True)
+
+
+def run_story(stories, desk_class):
+    """Play the story that the command line names, on a desk in a folder of
+    its own.  If it fails, what the servers have said is printed."""
+    story = {s.__name__: s for s in stories}[sys.argv[1]]
+    with tempfile.TemporaryDirectory(prefix="story.") as directory:
+        desk = desk_class(directory)
+        try:
+            story(desk)
+        except Exception:
+            for server in desk.servers:
+                print("---\n" + server.log(), file=sys.stderr)
+            raise
+        finally:
+            desk.end()

@@ -16,15 +16,13 @@ import select
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 
 import nbd
 
 from qmp_client import Qmp, QmpError
-from replication_server import Primary, Secondary, stand_still
+from replication_server import Primary, Secondary, run_story, stand_still
 
 SIZE = 4 << 20
 CLUSTER = 65536
@@ -513,18 +511,4 @@ STORIES = [bad_input, deaf_client, two_steps, late_commit, lost_client,
            end_while_held, end_while_waiting, failover_while_waiting]
 
 
-def main():
-    story = {s.__name__: s for s in STORIES}[sys.argv[1]]
-    with tempfile.TemporaryDirectory(prefix="control.") as directory:
-        desk = Desk(directory)
-        try:
-            story(desk)
-        except Exception:
-            for server in desk.servers:
-                print("---\n" + server.log(), file=sys.stderr)
-            raise
-        finally:
-            desk.end()
-
-
-main()
+run_story(STORIES, Desk)

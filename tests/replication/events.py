@@ -17,8 +17,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 
 import nbd
@@ -26,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qed_server import Server
 from qmp_client import Qmp, QmpError
-from replication_server import Primary, Secondary, stand_still
+from replication_server import Primary, Secondary, run_story, stand_still
 
 SIZE = 4 << 20
 CLUSTER = 65536
@@ -386,18 +384,4 @@ def metrics(desk):
 STORIES = [life, link, errors, deaf, log_error, watch, watch_ends, metrics]
 
 
-def main():
-    story = {s.__name__: s for s in STORIES}[sys.argv[1]]
-    with tempfile.TemporaryDirectory(prefix="events.") as directory:
-        desk = Desk(directory)
-        try:
-            story(desk)
-        except Exception:
-            for server in desk.servers:
-                print("---\n" + server.log(), file=sys.stderr)
-            raise
-        finally:
-            desk.end()
-
-
-main()
+run_story(STORIES, Desk)

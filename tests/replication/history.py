@@ -11,12 +11,10 @@ A story is one of the functions below; its docstring says what is promised.
 """
 
 import os
-import sys
-import tempfile
 
 import nbd
 
-from replication_server import Primary, Secondary
+from replication_server import Primary, Secondary, run_story
 
 SIZE = 4 << 20
 CLUSTER = 65536
@@ -305,18 +303,4 @@ STORIES = [rollback_is_noticed, rollback_is_noticed_after_restart,
            full_copy]
 
 
-def main():
-    story = {s.__name__: s for s in STORIES}[sys.argv[1]]
-    with tempfile.TemporaryDirectory(prefix="history.") as directory:
-        pair = Pair(directory)
-        try:
-            story(pair)
-        except Exception:
-            for server in pair.servers:
-                print("---\n" + server.log(), file=sys.stderr)
-            raise
-        finally:
-            pair.end()
-
-
-main()
+run_story(STORIES, Pair)

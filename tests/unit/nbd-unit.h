@@ -44,21 +44,7 @@ open_node (bool read_only)
   return n;
 }
 
-/* How many requests of this kind has the server's log? */
-static inline unsigned
-nr_requests (const char *kind)
-{
-  char line[1024], begin[64];
-  unsigned nr = 0;
-  FILE *fp = fopen (logfile, "r");
-
-  assert_non_null (fp);
-  snprintf (begin, sizeof begin, " %s ", kind);
-  while (fgets (line, sizeof line, fp))
-    nr += strstr (line, begin) != NULL;
-  fclose (fp);
-  return nr;
-}
+#define nr_requests(kind) server_nr_requests (logfile, (kind))
 
 static inline int
 setup (void **state)

@@ -101,4 +101,22 @@ server_end (struct server *s, int sig)
   unlink (s->pidfile);
 }
 
+/* How many requests of this kind are in the log that nbdkit's log filter has
+ * written to this file?
+ */
+static inline unsigned
+server_nr_requests (const char *log, const char *kind)
+{
+  char line[1024], begin[64];
+  unsigned nr = 0;
+  FILE *fp = fopen (log, "r");
+
+  assert_non_null (fp);
+  snprintf (begin, sizeof begin, " %s ", kind);
+  while (fgets (line, sizeof line, fp))
+    nr += strstr (line, begin) != NULL;
+  fclose (fp);
+  return nr;
+}
+
 #endif /* BLOCKDRIVERS_SERVER_H */

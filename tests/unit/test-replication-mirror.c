@@ -188,22 +188,6 @@ test_the_remote_refuses_one_area (void **state)
   assert_int_equal (first_difference (), 20 * AREA);
 }
 
-/* How many requests of this kind has the server's log? */
-static unsigned
-nr_requests (const char *kind)
-{
-  char line[1024], begin[64];
-  unsigned nr = 0;
-  FILE *fp = fopen (log_file, "r");
-
-  assert_non_null (fp);
-  snprintf (begin, sizeof begin, " %s ", kind);
-  while (fgets (line, sizeof line, fp))
-    nr += strstr (line, begin) != NULL;
-  fclose (fp);
-  return nr;
-}
-
 static void
 test_a_full_copy (void **state)
 {
@@ -224,8 +208,8 @@ test_a_full_copy (void **state)
   /* Once each area that is not zero on both sides, in one request where it is
    * not zero.
    */
-  assert_int_equal (nr_requests ("Write"), 4);
-  assert_int_equal (nr_requests ("Zero"), 1);
+  assert_int_equal (server_nr_requests (log_file, "Write"), 4);
+  assert_int_equal (server_nr_requests (log_file, "Zero"), 1);
 }
 
 /* Dirty areas only, in runs. */
@@ -243,7 +227,7 @@ test_only_dirty_blocks_are_copied (void **state)
   assert_int_equal (first_difference (), -1);
   end_primary ();
   server_end (&server, SIGTERM);
-  assert_int_equal (nr_requests ("Write"), 2);
+  assert_int_equal (server_nr_requests (log_file, "Write"), 2);
 }
 
 static void
