@@ -245,6 +245,13 @@ extern int node_pread (struct node *n, void *buf, size_t count,
                        uint64_t offset);
 extern int node_pwrite (struct node *n, const void *buf, size_t count,
                         uint64_t offset);
+
+/* Read what may reach behind the end, where there are zeroes; NULL has no
+ * bytes at all.
+ */
+extern int node_pread_padded (struct node *n, void *buf, size_t count,
+                              uint64_t offset);
+
 extern int node_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
                          uint64_t offset);
 

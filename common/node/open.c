@@ -92,6 +92,17 @@ node_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 }
 
 int
+node_pread_padded (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  const uint64_t size = n ? node_size (n) : 0;
+  const size_t there =
+    offset < size ? MIN (size - offset, (uint64_t) count) : 0;
+
+  memset ((char *) buf + there, 0, count - there);
+  return there ? node_pread (n, buf, there, offset) : 0;
+}
+
+int
 node_pwrite (struct node *n, const void *buf, size_t count, uint64_t offset)
 {
   const struct iovec iov = { .iov_base = (void *) buf, .iov_len = count };

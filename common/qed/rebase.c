@@ -201,8 +201,8 @@ differs (struct rebase *rb, uint64_t count, uint64_t offset,
   while (count > 0 && !*result) {
     const uint64_t length = MIN (count, (uint64_t) PARALLEL_BUFFER);
 
-    if (backing_read (rb->old, buf1, length, offset) == -1 ||
-        backing_read (rb->new, buf2, length, offset) == -1)
+    if (node_pread_padded (rb->old, buf1, length, offset) == -1 ||
+        node_pread_padded (rb->new, buf2, length, offset) == -1)
       return -1;
     *result = memcmp (buf1, buf2, length) != 0;
     count -= length;

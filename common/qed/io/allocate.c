@@ -124,7 +124,7 @@ static int
 copy_piece (struct qed *s, uint8_t *buf, uint64_t count, uint64_t offset,
             uint64_t file_offset)
 {
-  if (backing_read (s->backing, buf, count, offset) == -1)
+  if (node_pread_padded (s->backing, buf, count, offset) == -1)
     return -1;
   return is_zero (buf, count) ? fill_zero (s, count, file_offset)
     : node_pwrite (s->file, buf, count, file_offset);
@@ -185,7 +185,8 @@ write_around (struct qed *s, const struct allocation *a, uint8_t *buf,
   const uint64_t head = a->offset & (s->cluster_size - 1);
   const uint64_t after = head + a->count;
 
-  if (backing_read (s->backing, buf, s->cluster_size, a->offset - head) == -1)
+  if (node_pread_padded (s->backing, buf, s->cluster_size,
+                         a->offset - head) == -1)
     return -1;
   if (space_is_zero (s, file_offset) && is_zero (buf, head) &&
       is_zero (buf + after, s->cluster_size - after))
@@ -323,7 +324,7 @@ read_and_map (struct qed *s, struct allocation *a)
 
   if (scratch == NULL)
     return -1;
-  r = backing_read (s->backing, scratch->data, a->count, a->offset);
+  r = node_pread_padded (s->backing, scratch->data, a->count, a->offset);
   if (r == 0)
     r = map_copy (s, a, scratch->data);
   scratch_put (s, scratch);

@@ -9,25 +9,12 @@
 
 #include <config.h>
 
-#include <string.h>
-
 #include "qed/image/map.h"
 #include "qed/io/backing.h"
 #include "utils/rounding.h"
 
 /* Less than so many bytes are a short range. */
 #define SHORT_RANGE ((uint64_t) 1024 * 1024)
-
-int
-backing_read (struct node *backing, void *buf, size_t count, uint64_t offset)
-{
-  const uint64_t size = backing ? node_size (backing) : 0;
-  const size_t there =
-    offset < size ? MIN (size - offset, (uint64_t) count) : 0;
-
-  memset ((char *) buf + there, 0, count - there);
-  return there ? node_pread (backing, buf, there, offset) : 0;
-}
 
 int
 backing_extents (struct node *backing, uint64_t count, uint64_t offset,

@@ -10,11 +10,9 @@
 
 #include "qed/image/image.h"
 
-/* Read, or ask for the first extent or for zeroes of, a backing image: NULL
- * if there is none.  It reads as zeroes behind its end.
+/* Ask for the first extent or for zeroes of a backing image: NULL if there is
+ * none.  It reads as zeroes behind its end (node_pread_padded).
  */
-extern int backing_read (struct node *backing, void *buf, size_t count,
-                         uint64_t offset);
 extern int backing_extents (struct node *backing, uint64_t count,
                             uint64_t offset, struct extent *e);
 extern int backing_zeroes (struct node *backing, uint64_t count,

@@ -40,7 +40,7 @@ read_run (struct qed *s, void *buf, size_t count, uint64_t offset)
     memset (buf, 0, m.length);
     break;
   case MAP_UNALLOCATED:
-    r = backing_read (s->backing, buf, m.length, offset);
+    r = node_pread_padded (s->backing, buf, m.length, offset);
     if (r == 0)
       r = backing_unchanged (s, m.length, offset, &m.length);
     break;

@@ -10,27 +10,20 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "utils/cleanup.h"
 #include "utils/message.h"
-#include "utils/rounding.h"
 #include "writelog/moments/base.h"
 #include "writelog/moments/moments.h"
 
-/* Read a sector of the base, and zeroes behind its end. */
-static int
-read_sector (struct node *base, uint8_t *buf, uint32_t sector_size,
-             uint64_t sector)
+/* Where a sector begins, in bytes; those that no disk has are behind the end
+ * of all.
+ */
+static uint64_t
+offset_of (const struct writelog_super *super, uint64_t sector)
 {
-  const uint64_t size = base ? node_size (base) : 0;
-  uint64_t offset, inside = 0;
-
-  if (!__builtin_mul_overflow (sector, (uint64_t) sector_size, &offset) &&
-      offset < size)
-    inside = MIN (size - offset, (uint64_t) sector_size);
-  memset (buf + inside, 0, sector_size - inside);
-  return inside > 0 ? node_pread (base, buf, inside, offset) : 0;
+  return sector > UINT64_MAX / super->sector_size ? UINT64_MAX
+    : sector * super->sector_size;
 }
 
 int
@@ -47,7 +40,8 @@ writelog_check_base (const struct writelog_index *index, struct node *base)
   for (unsigned i = 0; i < super->nr_places; ++i) {
     const struct writelog_place *p = &super->places[i];
 
-    if (read_sector (base, buf, super->sector_size, p->sector) == -1)
+    if (node_pread_padded (base, buf, super->sector_size,
+                           offset_of (super, p->sector)) == -1)
       return -1;
     if (writelog_hash (buf, super->sector_size) == p->hash)
       continue;

@@ -100,20 +100,6 @@ disknote_spoil (struct disknote *note)
   note->exact = false;
 }
 
-/* Read a sector of the disk; behind its end are zeroes. */
-static int
-read_sector (struct node *disk, uint8_t *buf, uint32_t sector_size,
-             uint64_t sector)
-{
-  const uint64_t size = node_size (disk);
-  const uint64_t offset = sector * sector_size;
-  const uint64_t inside =
-    offset < size ? MIN (size - offset, (uint64_t) sector_size) : 0;
-
-  memset (buf + inside, 0, sector_size - inside);
-  return inside > 0 ? node_pread (disk, buf, inside, offset) : 0;
-}
-
 /* ---- The disk of a log that is continued */
 
 /* Does a later one of the last entries cover the first sector of this one?
@@ -148,8 +134,7 @@ check_entry (struct node *log, uint32_t sector_size, struct node *disk,
   if (!(item->entry.flags & WRITELOG_DISCARD) &&
       node_pread (log, bufs, len, item->data_offset) == -1)
     return -1;
-  if (read_sector (disk, bufs + sector_size, sector_size,
-                   item->entry.sector) == -1)
+  if (node_pread_padded (disk, bufs + sector_size, sector_size, offset) == -1)
     return -1;
   if (memcmp (bufs, bufs + sector_size, len) == 0)
     return 0;
@@ -225,10 +210,9 @@ disknote_before (struct disknote *note, struct disknote_before *before,
   before->len = MIN (end - start, MAX (COMPARED, (uint64_t) sector_size));
   before->buf = malloc (before->len);
   /* It can be told without this place. */
-  for (uint64_t at = 0; before->buf && at < before->len; at += sector_size)
-    if (read_sector (disk, before->buf + at, sector_size,
-                     (start + at) / sector_size) == -1)
-      disknote_forget (before);
+  if (before->buf &&
+      node_pread_padded (disk, before->buf, before->len, start) == -1)
+    disknote_forget (before);
 }
 
 void

@@ -160,20 +160,6 @@ finish (struct recorder *rec, unsigned flags)
   return flags & NODE_FUA ? writelog_flush (rec->log) : 0;
 }
 
-/* Read from the disk; behind its end are zeroes. */
-static int
-read_disk (struct node *disk, uint8_t *buf, uint64_t count,
-           uint64_t offset)
-{
-  const uint64_t size = node_size (disk);
-  const uint64_t inside = offset < size ? MIN (count, size - offset) : 0;
-
-  if (inside > 0 && node_pread (disk, buf, inside, offset) == -1)
-    return -1;
-  memset (buf + inside, 0, count - inside);
-  return 0;
-}
-
 /* ---- What the disk has */
 
 /* How far from start on is the disk known to read as zeroes, or, with
@@ -214,7 +200,7 @@ look_at (struct recorder *rec, struct node *disk, uint8_t *buf,
   if (*zero)
     return 0;
   *len = MIN (*len, MAX (READ_BACK, rec->sector_size));
-  return read_disk (disk, buf, *len, start);
+  return node_pread_padded (disk, buf, *len, start);
 }
 
 /* Log zeroes, if there are any. */
@@ -350,10 +336,10 @@ read_edges (struct recorder *rec, struct node *disk,
     msg_error ("reading around a write: %m");
     return -1;
   }
-  if (read_disk (disk, edges->buf, edges->before, w.start) == -1)
+  if (node_pread_padded (disk, edges->buf, edges->before, w.start) == -1)
     return -1;
-  return read_disk (disk, edges->buf + edges->before, edges->after,
-                    offset + count);
+  return node_pread_padded (disk, edges->buf + edges->before, edges->after,
+                            offset + count);
 }
 
 /* The part of some pieces from "skip" on that is "len" bytes long.
