@@ -615,6 +615,34 @@ test_rebase (void **state)
   }
 }
 
+/* There is room for the data, but not for the L2 table that has to refer to
+ * them: nothing is lost.
+ */
+static void
+test_no_room_for_a_table (void **state)
+{
+  const struct rlimit limit = { .rlim_cur = 5 * CLUSTER,
+                                .rlim_max = RLIM_INFINITY };
+  const struct rlimit none = { RLIM_INFINITY, RLIM_INFINITY };
+  CLEANUP_FREE uint8_t *model = calloc (1, DISK);
+  struct node *n;
+
+  (void) state;
+  /* The header, and an L1 table of two clusters. */
+  create ("a.qed", DISK, 2, NULL);
+  n = open_image ("a.qed");
+  signal (SIGXFSZ, SIG_IGN);
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &limit), 0);
+  for (int i = 0; i < 3; ++i) {
+    assert_int_equal (node_pwrite (n, "data", 4, i * CLUSTER), -1);
+    assert_int_equal (errno, EFBIG);
+  }
+  assert_int_equal (node_close (n), 0);
+  assert_int_equal (file_length ("a.qed"), 3 * CLUSTER);
+  assert_int_equal (setrlimit (RLIMIT_FSIZE, &none), 0);
+  assert_image ("a.qed", model, DISK);
+}
+
 /* What failed first says why, although what is closed then fails too. */
 static void
 test_rebase_says_why_it_failed (void **state)
@@ -798,6 +826,7 @@ main (void)
     cmocka_unit_test (test_commit),
     cmocka_unit_test (test_commit_several_layers),
     cmocka_unit_test (test_rebase),
+    cmocka_unit_test (test_no_room_for_a_table),
     cmocka_unit_test (test_rebase_says_why_it_failed),
     cmocka_unit_test (test_rebase_skips_what_is_the_same),
     cmocka_unit_test (test_rebase_unsafe),

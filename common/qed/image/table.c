@@ -91,10 +91,11 @@ make_table (struct qed *s, uint64_t l1_index, uint64_t *table)
   return write_l1_entry (s, l1_index, *table);
 }
 
-/* The table of an L1 entry, made if there is none. */
-static int
-need_table (struct qed *s, uint64_t l1_index, uint64_t *table)
+int
+table_need (struct qed *s, uint64_t cluster, uint64_t *table)
 {
+  const uint64_t l1_index = cluster >> s->table_bits;
+
   *table = atomic_load_explicit (&s->l1[l1_index], memory_order_acquire);
   if (*table != 0)
     return 0;
@@ -210,8 +211,8 @@ update_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
 }
 
 int
-table_map (struct qed *s, uint64_t cluster, unsigned n,
-              uint64_t value, uint64_t stride)
+table_map (struct qed *s, uint64_t table, uint64_t cluster, unsigned n,
+           uint64_t value, uint64_t stride)
 {
   const uint64_t index = cluster & (s->table_entries - 1);
   struct l2_update update = {
@@ -219,14 +220,11 @@ table_map (struct qed *s, uint64_t cluster, unsigned n,
     .value = value, .stride = stride
   };
   struct slice *slice;
-  uint64_t table;
   int error;
 
   assert (update.index + n <= SLICE_ENTRIES);
   TRACE_META ("qed: map clusters %" PRIu64 "+%u to %" PRIu64,
               cluster, n, value);
-  if (need_table (s, cluster >> s->table_bits, &table) == -1)
-    return -1;
   do {
     slice = cache_pin (s, cluster, table);
     if (slice == NULL)

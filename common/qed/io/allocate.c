@@ -244,21 +244,37 @@ write_clusters (struct qed *s, const struct allocation *a,
 /* ---- Mapping, under a claim */
 
 static int
-map_clusters (struct qed *s, const struct allocation *a, uint64_t value,
-              uint64_t stride)
+need_table (struct qed *s, const struct allocation *a, uint64_t *table)
 {
-  if (table_map (s, a->offset >> s->cluster_bits, a->n, value, stride) == -1)
+  return table_need (s, a->offset >> s->cluster_bits, table);
+}
+
+static int
+map_clusters (struct qed *s, const struct allocation *a, uint64_t table,
+              uint64_t value, uint64_t stride)
+{
+  if (table_map (s, table, a->offset >> s->cluster_bits, a->n, value, stride)
+      == -1)
     return -1;
   if (a->before == MAP_UNALLOCATED)
     atomic_fetch_add_explicit (&s->nr_mapped, a->n, memory_order_relaxed);
   return 0;
 }
 
+static int
+map_zeroes (struct qed *s, const struct allocation *a)
+{
+  uint64_t table;
+
+  return need_table (s, a, &table) == -1 ? -1
+    : map_clusters (s, a, table, QED_ZERO, 0);
+}
+
 /* Data first, then what refers to it. */
 static int
 map_data (struct qed *s, const struct allocation *a)
 {
-  uint64_t file_offset;
+  uint64_t file_offset, table;
   int r;
 
   if (space_reserve (s, a->n, &file_offset) == -1)
@@ -269,11 +285,13 @@ map_data (struct qed *s, const struct allocation *a)
     if (s->ordered)
       r = flusher_flush (&s->flusher);
   }
+  if (r == 0)
+    r = need_table (s, a, &table);
   if (r == -1) {
     space_give_back (s, a->n, file_offset);
     return -1;
   }
-  return map_clusters (s, a, file_offset, s->cluster_size);
+  return map_clusters (s, a, table, file_offset, s->cluster_size);
 }
 
 static int
@@ -284,8 +302,7 @@ map_range (struct qed *s, struct allocation *a, uint64_t count,
   a->offset = offset;
   a->n = ((offset + count - 1) >> s->cluster_bits) -
     (offset >> s->cluster_bits) + 1;
-  return a->kind == ALLOCATE_MARK ? map_clusters (s, a, QED_ZERO, 0)
-    : map_data (s, a);
+  return a->kind == ALLOCATE_MARK ? map_zeroes (s, a) : map_data (s, a);
 }
 
 /* Map whole clusters to what has been read of them, zeroes and data in
