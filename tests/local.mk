@@ -157,6 +157,7 @@ EXTRA_DIST += \
 	tests/matrix.sh \
 	tests/smoke.sh \
 	tests/writelog/data/README \
+	tests/lib/byte_model.py \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \
 	tests/lib/functions.bash \
@@ -197,10 +198,12 @@ EXTRA_DIST += \
 	tests/soak.sh \
 	tests/tap.sh \
 	tests/testing.pod \
+	tests/unit/folder.h \
 	tests/unit/medium.h \
 	tests/unit/memory-node.h \
 	tests/unit/nbd-unit.h \
 	tests/unit/primary-unit.h \
+	tests/unit/qemu-judge.h \
 	tests/unit/replication-unit.h \
 	tests/unit/server.h \
 	tests/unit/unit.h \

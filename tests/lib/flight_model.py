@@ -20,14 +20,12 @@ import struct
 
 import nbd
 
+from byte_model import Mismatch
+
 READ = nbd.AIO_DIRECTION_READ
 WRITE = nbd.AIO_DIRECTION_WRITE
 
 FREE = (1 << 63)                # a change that has not ended
-
-
-class Mismatch(Exception):
-    """A disk shows what it must not."""
 
 
 class Change:

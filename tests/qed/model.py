@@ -36,6 +36,7 @@ import sys
 import nbd
 
 import qed_format
+from byte_model import Mismatch, compare, learn_trim
 from qed_server import Pipeline, Request, Server, ServerError, extents
 
 KIB = 1 << 10
@@ -46,10 +47,6 @@ TABLE_SIZES = [1, 2, 4, 16]
 BACKINGS = ["none", "raw", "qed", "short", "long"]
 STORAGES = ["nbd", "nbd-aligned", "block"]
 STORAGE_SIZE = 320 * MIB
-
-
-class Mismatch(Exception):
-    """The image is not what it should be."""
 
 
 def command(*arguments):
@@ -338,33 +335,14 @@ class Round:
         elif request.kind == "zero":
             model[start:end] = bytes(request.count)
         elif request.kind == "trim":
-            self.learn_trim(window, start, end)
-
-    def learn_trim(self, window, start, end):
-        """After a trim a byte is what it was, or zero."""
-        model = self.model[window]
-        base = self.windows[window][0]
-        now = self.handles[0].pread(end - start, base + start)
-        old = model[start:end]
-        if now != old:
-            for i, (was, byte) in enumerate(zip(old, now)):
-                if byte not in (was, 0):
-                    raise Mismatch(f"byte {base + start + i} is {byte:#x} "
-                                   f"after a trim, was {was:#x}")
-            model[start:end] = now
+            learn_trim("trim", model, start,
+                       self.handles[0].pread(request.count, request.offset),
+                       request.offset - start)
 
     def compare(self, window, offset, data):
-        expected = self.model[window][offset:offset + len(data)]
-        if data != expected:
-            for i, (want, got) in enumerate(zip(expected, data)):
-                if want != got:
-                    at = self.windows[window][0] + offset + i
-                    differ = sum(a != b for a, b in zip(expected, data))
-                    raise Mismatch(
-                        f"byte {at} (cluster {at // self.cluster_size}, byte "
-                        f"{at % self.cluster_size} of it) reads {got:#x}, "
-                        f"expected {want:#x}; {differ} bytes differ in read "
-                        f"{self.windows[window][0] + offset}+{len(data)}")
+        start = self.windows[window][0] + offset
+        compare(f"read {start}+{len(data)}", data,
+                self.model[window][offset:offset + len(data)], start)
 
     def one_at_a_time(self, count):
         rng = self.rng

@@ -40,7 +40,8 @@ import nbd
 
 from qed_server import ServerError
 from qmp_client import QmpError
-from flight_model import Client, Mismatch, Mix, Model
+from byte_model import Mismatch
+from flight_model import Client, Mix, Model
 from replication_server import (Forwarder, Primary, Remote, Secondary,
                                 make_buffer)
 

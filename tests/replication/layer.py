@@ -18,18 +18,8 @@ import random
 import sys
 import tempfile
 
+from byte_model import compare, learn_trim
 from replication_server import Secondary
-
-
-class Mismatch(Exception):
-    """The disk is not what it should be."""
-
-
-def expect(what, got, want):
-    if got != want:
-        at = next(i for i, (a, b) in enumerate(zip(got, want)) if a != b)
-        raise Mismatch(f"{what}: byte {at} is {got[at]:#x}, not "
-                       f"{want[at]:#x}")
 
 
 class Disk:
@@ -51,8 +41,8 @@ class Disk:
         kind = rng.choice(("read", "write", "write", "zero", "trim", "flush",
                            "status"))
         if kind == "read":
-            expect("read", self.handle.pread(count, offset),
-                   self.content[offset:end])
+            compare("read", self.handle.pread(count, offset),
+                    self.content[offset:end], offset)
         elif kind == "write":
             data = rng.randbytes(count)
             self.handle.pwrite(data, offset)
@@ -62,22 +52,15 @@ class Disk:
             self.content[offset:end] = bytes(count)
         elif kind == "trim":
             self.handle.trim(count, offset)
-            self.trimmed(offset, end)
+            learn_trim("trim", self.content, offset,
+                       self.handle.pread(count, offset))
         elif kind == "flush":
             self.handle.flush()
         else:
             self.handle.block_status(count, offset, lambda *_: 0)
 
-    def trimmed(self, offset, end):
-        """Zeroes or as before; from now on as it is read."""
-        got = self.handle.pread(end - offset, offset)
-        for i, byte in enumerate(got):
-            if byte not in (0, self.content[offset + i]):
-                raise Mismatch(f"trim: byte {offset + i} is {byte:#x}")
-        self.content[offset:end] = got
-
     def compare(self, what):
-        expect(what, self.handle.pread(len(self.content), 0), self.content)
+        compare(what, self.handle.pread(len(self.content), 0), self.content)
 
 
 def main():

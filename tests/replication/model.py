@@ -32,7 +32,8 @@ import nbd
 
 from qed_server import ServerError
 from qmp_client import QmpError
-from flight_model import Client, Mismatch, Mix, Model
+from byte_model import Mismatch, compare
+from flight_model import Client, Mix, Model
 from replication_server import Primary, Remote, Secondary, make_buffer
 
 DEPTH = 32
@@ -340,9 +341,7 @@ class PrimaryRound:
             ours = f.read()
             self.model.disk.check_all(ours, "disk")
             theirs = g.read()
-        if ours != theirs:
-            at = next(i for i in range(len(ours)) if ours[i] != theirs[i])
-            raise Mismatch(f"the remote differs, first at byte {at}")
+        compare("the remote", theirs, ours)
 
     def play(self, operations):
         self.remote = Remote(self.copy)

@@ -25,6 +25,7 @@ import sys
 
 import nbd
 
+from byte_model import Mismatch, compare
 from qed_server import Pipeline, Request, ServerError
 from qmp_client import QmpError
 from replication_qemu import PARENT, QemuPrimary, QemuSecondary
@@ -33,24 +34,12 @@ from replication_server import Forwarder, Primary, Secondary
 SIZE = (3 << 20) + 31 * 512
 
 
-class Mismatch(Exception):
-    """A disk is not what it should be."""
-
-
 def compare_disks(*disks):
     done = subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw",
                            *disks], capture_output=True, text=True,
                           check=False)
     if done.returncode != 0:
         raise Mismatch(f"{disks}: {done.stdout}{done.stderr}")
-
-
-def expect(name, got, want):
-    if got != want:
-        at = next(i for i, (a, b) in enumerate(zip(got, want)) if a != b)
-        count = sum(a != b for a, b in zip(got, want))
-        raise Mismatch(f"{name}: byte {at} (64 KiB cluster {at >> 16}) is "
-                       f"{got[at]:#x}, not {want[at]:#x}; {count} differ")
 
 
 def is_error(function, *arguments):
@@ -256,8 +245,8 @@ class Play:
 
     def compare(self, when):
         for which, name in enumerate(["primary", "secondary"]):
-            expect(f"the {name}'s guest {when}", self.read(which),
-                   self.model[which])
+            compare(f"the {name}'s guest {when}", self.read(which),
+                    self.model[which])
 
     def play(self, failover):
         self.secondary.start()
@@ -300,7 +289,7 @@ class Play:
         self.kill()
         for which, disk in enumerate(self.disks):
             with open(disk, "rb") as f:
-                expect(disk, f.read(), self.model[which])
+                compare(disk, f.read(), self.model[which])
         if not failover:
             compare_disks(*self.disks)
 

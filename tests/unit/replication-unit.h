@@ -8,6 +8,7 @@
 #ifndef BLOCKDRIVERS_REPLICATION_UNIT_H
 #define BLOCKDRIVERS_REPLICATION_UNIT_H
 
+#include "tests/unit/folder.h"
 #include "tests/unit/memory-node.h"
 #include "tests/unit/unit.h"
 
@@ -16,24 +17,6 @@
 
 #define ACTIVE "active.qed"
 #define HIDDEN "hidden.qed"
-
-static char folder[] = "/tmp/test-replication-XXXXXX";
-
-static inline int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static inline int
-remove_folder (void **state)
-{
-  (void) state;
-  unlink (ACTIVE);
-  unlink (HIDDEN);
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
-}
 
 struct bench {
   struct memory_node *disk;

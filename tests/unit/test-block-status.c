@@ -19,13 +19,14 @@
 #include "node/node.h"
 #include "qed/qed.h"
 #include "utils/rounding.h"
+#define FOLDER_IN "/dev/shm"
+#include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
 
 #define CLUSTER 65536
 #define CLUSTERS 64
 #define SIZE ((uint64_t) CLUSTERS * CLUSTER)
 
-static char folder[] = "/dev/shm/test-status-XXXXXX";
 static uint8_t model[SIZE];
 
 /* ---- Counting */
@@ -65,22 +66,6 @@ forget_calls (void)
 }
 
 /* ---- Files */
-
-static int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static int
-remove_folder (void **state)
-{
-  (void) state;
-  unlink ("base.raw");
-  unlink ("top.qed");
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
-}
 
 /* base.raw, and the model of it: data blocks of 4 KiB, one in so many. */
 static void

@@ -18,6 +18,8 @@
 
 #include "node/align.h"
 #include "utils/rounding.h"
+#define FOLDER_IN "/var/tmp"    /* no tmpfs, mostly */
+#include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
 
 #define NAME "file.img"
@@ -25,23 +27,6 @@
 #define SHARE 50001             /* bytes of a thread; no multiple of blocks */
 #define SIZE ((uint64_t) THREADS * SHARE)
 #define ROUNDS (300 / ONE_IN)
-
-static char folder[] = "/var/tmp/test-file-XXXXXX"; /* no tmpfs, mostly */
-
-static int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static int
-remove_folder (void **state)
-{
-  (void) state;
-  unlink (NAME);
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
-}
 
 static const enum node_cache modes[] = {
   NODE_CACHE_WRITEBACK, NODE_CACHE_WRITETHROUGH, NODE_CACHE_NONE,

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "tests/unit/folder.h"
 #include "tests/unit/memory-node.h"
 #include "qed/qed.h"
 #include "utils/rounding.h"
@@ -23,23 +24,6 @@
 #define SIZE (UINT64_C (8) * 1024 * 1024)
 #define CLUSTER UINT64_C (16384)
 #define NAME "buffer.qed"
-
-static char folder[] = "/tmp/test-qed-buffer-XXXXXX";
-
-static int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static int
-remove_folder (void **state)
-{
-  (void) state;
-  unlink (NAME);
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
-}
 
 /* ---- A buffer over a node in memory */
 

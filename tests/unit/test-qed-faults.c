@@ -25,7 +25,9 @@
 #include "qed/image/need-check.h"
 #include "qed/open.h"
 #define MEDIUM_FIXED_SIZE (UINT64_C (512) * 1024)
+#include "tests/unit/folder.h"
 #include "tests/unit/medium.h"
+#include "tests/unit/qemu-judge.h"
 #include "tests/unit/unit.h"
 
 #define CLUSTER 4096
@@ -42,17 +44,6 @@
 static const struct qed_options small_options = {
   .l2_cache_size = 65536, .detect_zeroes = QED_DETECT_UNMAP
 };
-
-static char dir[] = "/tmp/test-qed-faults-XXXXXX";
-
-static char *
-in_dir (const char *name)
-{
-  char *path;
-
-  CHECK (asprintf (&path, "%s/%s", dir, name) != -1);
-  return path;
-}
 
 /* ---- The model: a bit for each value that a sector may be full of */
 
@@ -167,19 +158,6 @@ resize (struct run *run)
 
 /* ---- Judging */
 
-static int
-qemu_img_check (const char *path)
-{
-  CLEANUP_FREE char *command;
-  int status;
-
-  CHECK (asprintf (&command, "qemu-img check -q -f qed %s >%s/check.log 2>&1",
-                   path, dir) != -1);
-  status = system (command);
-  CHECK (WIFEXITED (status));
-  return WEXITSTATUS (status);
-}
-
 /* Another process opens the image, of which this is the file. */
 static void
 check_file (struct run *run, const uint8_t *data, uint64_t length,
@@ -210,7 +188,7 @@ check_power_loss (struct run *run, unsigned times)
 static void
 check_restart (struct run *run, bool ask_qemu)
 {
-  CLEANUP_FREE char *path = in_dir ("killed.qed");
+  static const char path[] = "killed.qed";
   struct medium *m = run->medium;
 
   check_file (run, m->now, m->size, run->model.now, node_size (run->image),
@@ -242,7 +220,7 @@ static uint64_t
 run_requests (bool fixed, const char *backing, uint64_t seed,
               uint64_t fault_at, uint64_t nr_faults, bool lies)
 {
-  CLEANUP_FREE char *path = in_dir ("new.qed");
+  static const char path[] = "new.qed";
   struct qed_options options = small_options;
   struct run run = { .base = backing ? BASE : 0, .seed = seed };
   uint64_t changes;
@@ -321,7 +299,7 @@ test_file (void **state)
 static void
 test_backing (void **state)
 {
-  CLEANUP_FREE char *path = in_dir ("base.raw");
+  static const char path[] = "base.raw";
   CLEANUP_FREE uint8_t *data = malloc (DISK_SIZE);
 
   CHECK (data);
@@ -336,21 +314,6 @@ test_fixed_size (void **state)
   fail_everywhere (true, NULL);
 }
 
-static int
-setup (void **state)
-{
-  return mkdtemp (dir) ? 0 : -1;
-}
-
-static int
-teardown (void **state)
-{
-  CLEANUP_FREE char *command;
-
-  CHECK (asprintf (&command, "rm -rf %s", dir) != -1);
-  return system (command);
-}
-
 int
 main (void)
 {
@@ -360,5 +323,6 @@ main (void)
     cmocka_unit_test (test_fixed_size),
   };
 
-  return cmocka_run_group_tests_name ("qed faults", tests, setup, teardown);
+  return cmocka_run_group_tests_name ("qed faults", tests, make_folder,
+                                      remove_folder);
 }

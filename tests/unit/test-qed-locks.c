@@ -19,12 +19,11 @@
 #include "qed/qed.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
+#include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
 
 #define CLUSTER 4096
 #define DISK (UINT64_C (4) * 1024 * 1024)
-
-static char folder[] = "/tmp/test-qed-locks-XXXXXX";
 
 /* ---- The list */
 
@@ -200,22 +199,6 @@ test_operations (void **state)
                                NODE_CACHE_WRITEBACK, NULL, NULL, &result), 0);
   watching = false;
   assert_balanced ();
-}
-
-static int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static int
-remove_folder (void **state)
-{
-  (void) state;
-  unlink ("a.qed");
-  unlink ("b.qed");
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
 }
 
 int

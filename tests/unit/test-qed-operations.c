@@ -19,6 +19,7 @@
 
 #include "utils/cleanup.h"
 #include "utils/rounding.h"
+#include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
 
 #include "node/node.h"
@@ -27,28 +28,6 @@
 
 #define CLUSTER 4096
 #define DISK ((uint64_t) 24 * 1024 * 1024)
-
-static char folder[] = "/tmp/test-qed-XXXXXX";
-
-static int
-make_folder (void **state)
-{
-  (void) state;
-  return mkdtemp (folder) && chdir (folder) == 0 ? 0 : -1;
-}
-
-static int
-remove_folder (void **state)
-{
-  static const char *const names[] = {
-    "a.qed", "b.qed", "c.qed", "a.raw", "b.raw"
-  };
-
-  (void) state;
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i)
-    unlink (names[i]);
-  return chdir ("/") == 0 ? rmdir (folder) : -1;
-}
 
 /* ---- Images */
 

@@ -36,7 +36,9 @@
 #include "qed/qed.h"
 #include "utils/rounding.h"
 #include "qed/repair/check.h"
+#include "tests/unit/folder.h"
 #include "tests/unit/medium.h"
+#include "tests/unit/qemu-judge.h"
 #include "tests/unit/unit.h"
 
 #define FEATURES 16             /* their place in the header */
@@ -52,17 +54,6 @@
 
 #define NR_THREADS 4
 #define STATES (50 / ONE_IN)    /* power losses played in each test */
-
-static char dir[] = "/tmp/test-qed-powerloss-XXXXXX";
-
-static char *
-in_dir (const char *name)
-{
-  char *path;
-
-  CHECK (asprintf (&path, "%s/%s", dir, name) != -1);
-  return path;
-}
 
 /* What the disk may hold after a power loss; protected by medium.lock. */
 static uint8_t *model_now;      /* as acknowledged */
@@ -137,20 +128,6 @@ free_model (void)
 
 /* ---- Power loss */
 
-/* Returns the exit status of qemu-img check. */
-static int
-qemu_img_check (const char *path)
-{
-  CLEANUP_FREE char *command;
-  int status;
-
-  CHECK (asprintf (&command, "qemu-img check -q -f qed %s >%s/check.log 2>&1",
-                   path, dir) != -1);
-  status = system (command);
-  CHECK (WIFEXITED (status));
-  return WEXITSTATUS (status);
-}
-
 static void
 check_content (struct node *n)
 {
@@ -205,7 +182,7 @@ judge_served (const char *path)
 static void
 play_power_loss (struct medium *m)
 {
-  CLEANUP_FREE char *path = in_dir ("crashed.qed");
+  static const char path[] = "crashed.qed";
   CLEANUP_FREE uint8_t *state = NULL;
   uint64_t size;
 
@@ -339,7 +316,7 @@ static void
 run_load (bool fixed, const char *backing, const uint8_t *backing_data,
           uint64_t seed)
 {
-  CLEANUP_FREE char *path = in_dir ("new.qed");
+  static const char path[] = "new.qed";
   struct load load;
 
   create_image (path, backing);
@@ -384,7 +361,7 @@ test_file (void **state)
 static void
 test_backing (void **state)
 {
-  CLEANUP_FREE char *path = in_dir ("base.raw");
+  static const char path[] = "base.raw";
   CLEANUP_FREE uint8_t *data = calloc (1, DISK_SIZE);
 
   CHECK (data);
@@ -493,7 +470,7 @@ judge_repaired (const char *path)
 static void
 repair_without_power (bool fixed)
 {
-  CLEANUP_FREE char *path = in_dir ("damaged.qed");
+  static const char path[] = "damaged.qed";
   unsigned states = 0;
 
   nr_completed = nr_taken_back = 0;
@@ -535,21 +512,6 @@ test_repair_of_fixed_size (void **state)
   repair_without_power (true);
 }
 
-static int
-setup (void **state)
-{
-  return mkdtemp (dir) ? 0 : -1;
-}
-
-static int
-teardown (void **state)
-{
-  CLEANUP_FREE char *command;
-
-  CHECK (asprintf (&command, "rm -rf %s", dir) != -1);
-  return system (command);
-}
-
 int
 main (void)
 {
@@ -562,5 +524,5 @@ main (void)
   };
 
   return cmocka_run_group_tests_name ("qed power loss", tests,
-                                      setup, teardown);
+                                      make_folder, remove_folder);
 }

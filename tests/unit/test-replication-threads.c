@@ -387,7 +387,6 @@ main (void)
   for (unsigned i = rounds ? atoi (rounds) : 1; r == 0 && i > 0; --i) {
     alarm (HANG_SECONDS);
     r = cmocka_run_group_tests (tests, make_folder, remove_folder);
-    strcpy (folder, "/tmp/test-replication-XXXXXX");
     base_seed++;
   }
   return r;

@@ -20,6 +20,7 @@ import sys
 import nbd
 
 import writelog_format as wf
+from byte_model import compare
 from qed_server import Pipeline, Request, Server
 
 CONNECTIONS = 4
@@ -93,11 +94,7 @@ def expect_same(base, entries, sector_size, what):
     """Base plus log is the disk."""
     replayed = bytearray(base)
     wf.replay(entries, replayed, sector_size)
-    disk = read("disk")
-    if replayed != disk:
-        first = next(i for i, (a, b) in enumerate(zip(replayed, disk))
-                     if a != b)
-        sys.exit(f"{what}: the log differs from the disk at byte {first}")
+    compare(f"{what}: the log", replayed, read("disk"))
 
 
 def stop(server, handles):
@@ -320,9 +317,8 @@ def check_full(base, failed, log):
     top, entries = wf.read_log(log)
     wf.replay(entries, replayed, top.sector_size)
     disk = read("disk")
-    for content in (replayed[:failed.offset], disk[:failed.offset]), \
-            (replayed[failed.end:], disk[failed.end:]):
-        assert content[0] == content[1], "the log lacks something"
+    compare("the log", replayed[:failed.offset], disk[:failed.offset])
+    compare("the log", replayed[failed.end:], disk[failed.end:], failed.end)
 
 
 def download(uri, name):

@@ -27,6 +27,7 @@ import sys
 import nbd
 
 import writelog_format as wl
+from byte_model import compare as compare_bytes
 from qed_server import Server
 
 CHANCES = (1, 8, 16, 32, 48, 56, 63, 64)
@@ -145,8 +146,7 @@ def compare(server, name, disk):
     disk = memoryview(disk)
     for at in range(0, len(disk), PIECE):
         wanted = disk[at:at + PIECE]
-        if h.pread(len(wanted), at) != wanted:
-            sys.exit(f"{name}: differs in the {PIECE} bytes from {at}")
+        compare_bytes(name, h.pread(len(wanted), at), wanted, at)
     h.shutdown()
 
 
