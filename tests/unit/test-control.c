@@ -1347,7 +1347,7 @@ skip_answers (struct peer *p, uint64_t id)
 static void
 raise_many (struct unit_thread *t)
 {
-  for (json_int_t n = 0; n < 20000; ++n)
+  for (json_int_t n = 0; n < 20000 / ONE_IN; ++n)
     raise_event (t->opaque, n);
 }
 
@@ -1426,7 +1426,7 @@ random_piece (uint64_t *seed, char *buffer)
 static void
 test_random_input (void **state)
 {
-  const uint64_t rounds = number_from ("ROUNDS", 300);
+  const uint64_t rounds = number_from ("ROUNDS", 300 / ONE_IN);
   uint64_t seed = number_from ("SEED", 20240229);
   struct peer p = connect_peer ();
 

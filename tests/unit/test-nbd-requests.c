@@ -115,7 +115,7 @@ hammer_node (void)
 {
   uint64_t seed = 42;
   struct node *n = open_node (false);
-  struct area a = { .node = n, .rounds = 300 };
+  struct area a = { .node = n, .rounds = 300 / ONE_IN };
 
   assert_int_equal (node_size (n), 16 * MIB);
   assert_true (n->fixed_size);

@@ -29,7 +29,7 @@
 #define GUEST_STRIPE 6144
 #define MAX_LENGTH (UINT64_C (48) * 1024)
 #define CHECKPOINTS 40
-#define OPERATIONS 60          /* of a thread between two checkpoints */
+#define OPERATIONS (60 / ONE_IN) /* of a thread between two checkpoints */
 
 /* A byte that the primary has written carries the epoch in its bits 1
  * to 6.

@@ -24,7 +24,7 @@
 
 #define DISK_SIZE (200 * 1024 + 77) /* no multiple of a sector */
 #define NR_THREADS 4
-#define REQUESTS 400            /* of each thread */
+#define REQUESTS (400 / ONE_IN) /* of each thread */
 
 static char dir[] = "/tmp/test-writelog-record-XXXXXX";
 
