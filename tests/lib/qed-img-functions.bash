@@ -178,8 +178,8 @@ of coroutines is between 1 and 16/
 s/^\(qemu-img: Invalid [a-z ]* specified\): '.*'\.$/\1. $suffixes/
 s/^\(Try 'qe[md]u*-img\) [a-z]* \(--help' for more info\)$/\1 \2/
 s/^\(Try 'qe[md]u*-img --help' for more info\)$/\1rmation/
-s/^qemu-img [a-z]*: \(unrecognized option\)/qemu-img: \1/
-s/^qemu-img [a-z]*: invalid option -- '\(.\)'/qemu-img: unrecognized option '-\1'/
+s/^qemu-img[a-z ]*: \(unrecognized option\)/qemu-img: \1/
+s/^qemu-img[a-z ]*: invalid option -- '\(.\)'/qemu-img: unrecognized option '-\1'/
 s/^qemu-img [a-z]*: option requires an argument -- '\(.\)'/qemu-img: missing \
 argument for option '-\1'/
 s/^qemu-img [a-z]*: option '\(.*\)' requires an argument/qemu-img: missing \
@@ -187,9 +187,7 @@ argument for option '\1'/
 s/^\(qemu-img: \)--repair (-r) expects \(.*\) not '\(.*\)'$/\1Unknown option \
 value for -r (expecting \2): \3/
 s/^\(qemu-img: \)Extra argument(s) in command line/\1Expecting image file name \
-and size/
-s/^\(qemu-img: \)Compression not supported for this file format/\1unrecognized \
-option '-c'\nTry 'qemu-img --help' for more information/"
+and size/"
 }
 
 # That an image is formatted we say when nothing speaks against it any more.

@@ -822,8 +822,8 @@ with open("disk.qed", "r+b") as f:
   for arguments in '' 'bogus' '--bogus' '-Z'; do
     # shellcheck disable=SC2086
     run ! qemu-img $arguments
-    printf '%s\n' "$status" "${output//qemu-img/qed-img}" |
-      in_old_words >expected
+    printf '%s\n' "$status" "$output" | in_old_words |
+      sed 's/qemu-img/qed-img/g' >expected
     # shellcheck disable=SC2086
     run ! qed-img $arguments
     printf '%s\n' "$status" "$output" >ours
