@@ -125,9 +125,11 @@ tests_unit_lossy_la_SOURCES = tests/unit/lossy.c
 tests_unit_lossy_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 # One of its tests is without memory.
 tests_unit_test_writelog_hold_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=realloc
-# In these the medium of a file takes its time.
-tests_unit_test_qed_buffer_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=fallocate
-tests_unit_test_replication_dirty_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=pwrite
+# In these the medium of a file takes its time (see LINKED_AS in next.h).
+tests_unit_test_qed_buffer_LDFLAGS = $(AM_LDFLAGS) \
+	-Wl,--wrap=fallocate,--wrap=fallocate64
+tests_unit_test_replication_dirty_LDFLAGS = $(AM_LDFLAGS) \
+	-Wl,--wrap=pwrite,--wrap=pwrite64
 
 LDADD = \
 	filters/replication/libreplication.la \
@@ -154,6 +156,7 @@ EXTRA_DIST += \
 	tests/demo.sh \
 	tests/house/arrows.py \
 	tests/house/sanitizers.sh \
+	tests/builds.sh \
 	tests/matrix.sh \
 	tests/smoke.sh \
 	tests/writelog/data/README \
@@ -163,6 +166,8 @@ EXTRA_DIST += \
 	tests/lib/functions.bash \
 	tests/lib/guestfs.bash \
 	tests/lib/lossy.py \
+	tests/lib/next.h \
+	tests/lib/preload.h \
 	tests/lib/qed-functions.bash \
 	tests/lib/qed-image.py \
 	tests/lib/qed-img-functions.bash \
@@ -170,6 +175,7 @@ EXTRA_DIST += \
 	tests/lib/qed_server.py \
 	tests/lib/qmp_client.py \
 	tests/lib/replication-functions.bash \
+	tests/lib/roots.bash \
 	tests/lib/replication_qemu.py \
 	tests/lib/replication_server.py \
 	tests/lib/spoiled_image.py \
@@ -272,6 +278,12 @@ installcheck-local:
 .PHONY: matrix tests/matrix
 matrix tests/matrix:
 	@bash $(srcdir)/tests/matrix.sh
+
+# Other compilers, options and processors; see the head of the script.
+
+.PHONY: builds
+builds:
+	@bash $(srcdir)/tests/builds.sh
 
 # Speed, side by side with the reference; see the head of each script.
 

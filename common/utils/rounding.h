@@ -54,6 +54,16 @@ div_round_up (uint64_t v, uint64_t n)
   return v / n + (v % n != 0);
 }
 
+/* Where the part i of n parts of a total begins, which are as equal as can be:
+ * i * total / n, whose product may not fit.  i <= n < 2^32, which a number of
+ * things in memory is.
+ */
+static inline uint64_t
+part_begins (uint64_t i, uint64_t n, uint64_t total)
+{
+  return i * (total / n) + i * (total % n) / n;
+}
+
 /* The exponent of a power of two. */
 static inline unsigned
 log_2 (uint64_t v)

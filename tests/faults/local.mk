@@ -17,6 +17,7 @@ check_LTLIBRARIES += tests/faults/shim.la
 endif
 tests_faults_shim_la_SOURCES = tests/faults/shim.c
 tests_faults_shim_la_CFLAGS = -std=gnu11 -pthread
+tests_faults_shim_la_CPPFLAGS = $(AM_CPPFLAGS)
 tests_faults_shim_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 tests_faults_shim_la_LIBADD = -ldl
 EXTRA_DIST += $(faults_tests) tests/faults/faults.py \

@@ -17,9 +17,8 @@
 
 #include <config.h>
 
-#undef _FILE_OFFSET_BITS        /* both names of a function are defined */
+#include "tests/lib/preload.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -32,7 +31,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -95,8 +93,7 @@ end (void)
   if (!ready || report == NULL || all == 0)
     return;
   ready = false;
-  fd = syscall (SYS_openat, AT_FDCWD, report, O_WRONLY | O_CREAT | O_APPEND,
-                0600);
+  fd = open64 (report, O_WRONLY | O_CREAT | O_APPEND, 0600);
   for (int i = 0; i < NR_KINDS; ++i)
     if (calls[i] > 0) {
       snprintf (line, sizeof line, "%s %lu\n", names[i],
@@ -138,65 +135,61 @@ fails (enum kind kind, const void *caller)
     return -1;                                          \
   } while (0)
 
-/* The same under the two names that the headers give it. */
-#define BOTH(type, name, arguments)                                     \
-  type name##64 arguments __attribute__ ((alias (#name)));
-
-#define PREAD(count) syscall (SYS_pread64, fd, buf, count, offset)
+#define PREAD(count) NEXT (pread64) (fd, buf, count, offset)
 ssize_t
-pread (int fd, void *buf, size_t count, off_t offset)
+pread64 (int fd, void *buf, size_t count, off64_t offset)
 {
   CALL (pread, PREAD (count), PREAD ((count + 1) / 2));
 }
-BOTH (ssize_t, pread, (int, void *, size_t, off_t))
+ALSO_AS (ssize_t, pread, (int, void *, size_t, off_t))
 
-#define PWRITE(count) syscall (SYS_pwrite64, fd, buf, count, offset)
+#define PWRITE(count) NEXT (pwrite64) (fd, buf, count, offset)
 ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
+pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
 {
   CALL (pwrite, PWRITE (count), PWRITE ((count + 1) / 2));
 }
-BOTH (ssize_t, pwrite, (int, const void *, size_t, off_t))
+ALSO_AS (ssize_t, pwrite, (int, const void *, size_t, off_t))
 
 ssize_t
-pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+pwritev64 (int fd, const struct iovec *iov, int iovcnt, off64_t offset)
 {
-  CALL (pwritev, syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0),
-        syscall (SYS_pwrite64, fd, iov->iov_base, (iov->iov_len + 1) / 2,
-                 offset));
+  CALL (pwritev, NEXT (pwritev64) (fd, iov, iovcnt, offset),
+        NEXT (pwrite64) (fd, iov->iov_base, (iov->iov_len + 1) / 2, offset));
 }
-BOTH (ssize_t, pwritev, (int, const struct iovec *, int, off_t))
+ALSO_AS (ssize_t, pwritev, (int, const struct iovec *, int, off_t))
 
 int
 fsync (int fd)
 {
-  CALL (fsync, syscall (SYS_fsync, fd), syscall (SYS_fsync, fd));
+  CALL (fsync, NEXT (fsync) (fd), NEXT (fsync) (fd));
 }
 
 int
 fdatasync (int fd)
 {
-  CALL (fdatasync, syscall (SYS_fdatasync, fd), syscall (SYS_fdatasync, fd));
+  CALL (fdatasync, NEXT (fdatasync) (fd), NEXT (fdatasync) (fd));
 }
 
-#define FALLOCATE syscall (SYS_fallocate, fd, mode, offset, length)
+#define FALLOCATE NEXT (fallocate64) (fd, mode, offset, length)
 int
-fallocate (int fd, int mode, off_t offset, off_t length)
+fallocate64 (int fd, int mode, off64_t offset, off64_t length)
 {
   CALL (fallocate, FALLOCATE, FALLOCATE);
 }
-BOTH (int, fallocate, (int, int, off_t, off_t))
+ALSO_AS (int, fallocate, (int, int, off_t, off_t))
 
+#define FTRUNCATE NEXT (ftruncate64) (fd, length)
 int
-ftruncate (int fd, off_t length)
+ftruncate64 (int fd, off64_t length)
 {
-  CALL (ftruncate, syscall (SYS_ftruncate, fd, length),
-        syscall (SYS_ftruncate, fd, length));
+  CALL (ftruncate, FTRUNCATE, FTRUNCATE);
 }
-BOTH (int, ftruncate, (int, off_t))
+ALSO_AS (int, ftruncate, (int, off_t))
 
+#define FCNTL NEXT (fcntl64) (fd, what, argument)
 int
-fcntl (int fd, int what, ...)
+fcntl64 (int fd, int what, ...)
 {
   va_list args;
   void *argument;
@@ -205,15 +198,14 @@ fcntl (int fd, int what, ...)
   argument = va_arg (args, void *);
   va_end (args);
   if (what == F_GETFD)          /* fails for no reason but EBADF */
-    return syscall (SYS_fcntl, fd, what, argument);
-  CALL (fcntl, syscall (SYS_fcntl, fd, what, argument),
-        syscall (SYS_fcntl, fd, what, argument));
+    return FCNTL;
+  CALL (fcntl, FCNTL, FCNTL);
 }
-BOTH (int, fcntl, (int, int, ...))
+ALSO_AS (int, fcntl, (int, int, ...))
 
-#define OPEN syscall (SYS_openat, AT_FDCWD, path, flags, mode)
+#define OPEN NEXT (open64) (path, flags, mode)
 int
-open (const char *path, int flags, ...)
+open64 (const char *path, int flags, ...)
 {
   va_list args;
   unsigned mode;
@@ -223,44 +215,43 @@ open (const char *path, int flags, ...)
   va_end (args);
   CALL (openat, OPEN, OPEN);
 }
-BOTH (int, open, (const char *, int, ...))
+ALSO_AS (int, open, (const char *, int, ...))
 
-#define FSTAT syscall (SYS_fstat, fd, st)
+#define FSTAT NEXT (fstat64) (fd, st)
 int
-fstat (int fd, struct stat *st)
+fstat64 (int fd, struct stat64 *st)
 {
   CALL (stat, FSTAT, FSTAT);
 }
-extern int fstat64 (int fd, struct stat64 *st)
-  __attribute__ ((alias ("fstat")));
+ALSO_AS (int, fstat, (int, struct stat *))
 
-#define STAT syscall (SYS_stat, path, st)
+#define STAT NEXT (stat64) (path, st)
 int
-stat (const char *path, struct stat *st)
+stat64 (const char *path, struct stat64 *st)
 {
   CALL (stat, STAT, STAT);
 }
-extern int stat64 (const char *path, struct stat64 *st)
-  __attribute__ ((alias ("stat")));
+ALSO_AS (int, stat, (const char *, struct stat *))
 
-#define LSEEK syscall (SYS_lseek, fd, offset, whence)
-off_t
-lseek (int fd, off_t offset, int whence)
+#define LSEEK NEXT (lseek64) (fd, offset, whence)
+off64_t
+lseek64 (int fd, off64_t offset, int whence)
 {
   CALL (lseek, LSEEK, LSEEK);
 }
-BOTH (off_t, lseek, (int, off_t, int))
+ALSO_AS (off_t, lseek, (int, off_t, int))
 
 void *
-mmap (void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+mmap64 (void *addr, size_t length, int prot, int flags, int fd,
+        off64_t offset)
 {
   if (fails (KIND_mmap, CALLER)) {
     errno = ENOMEM;
     return MAP_FAILED;
   }
-  return (void *) syscall (SYS_mmap, addr, length, prot, flags, fd, offset);
+  return NEXT (mmap64) (addr, length, prot, flags, fd, offset);
 }
-BOTH (void *, mmap, (void *, size_t, int, int, int, off_t))
+ALSO_AS (void *, mmap, (void *, size_t, int, int, int, off_t))
 
 /* ---- Memory */
 
@@ -318,37 +309,34 @@ int
 pthread_create (pthread_t *thread, const pthread_attr_t *attr,
                 void *(*run) (void *), void *opaque)
 {
-  int (*real) (pthread_t *, const pthread_attr_t *, void *(*) (void *),
-               void *) = dlsym (RTLD_NEXT, "pthread_create");
-
   return fails (KIND_pthread_create, CALLER) ? EAGAIN
-    : real (thread, attr, run, opaque);
+    : NEXT (pthread_create) (thread, attr, run, opaque);
 }
 
 int
 socket (int domain, int type, int protocol)
 {
-  CALL (socket, syscall (SYS_socket, domain, type, protocol),
-        syscall (SYS_socket, domain, type, protocol));
+  CALL (socket, NEXT (socket) (domain, type, protocol),
+        NEXT (socket) (domain, type, protocol));
 }
 
 int
 connect (int fd, const struct sockaddr *address, socklen_t len)
 {
-  CALL (connect, syscall (SYS_connect, fd, address, len),
-        syscall (SYS_connect, fd, address, len));
+  CALL (connect, NEXT (connect) (fd, address, len),
+        NEXT (connect) (fd, address, len));
 }
 
 ssize_t
 send (int fd, const void *buf, size_t count, int flags)
 {
-  CALL (send, syscall (SYS_sendto, fd, buf, count, flags, NULL, 0),
-        syscall (SYS_sendto, fd, buf, (count + 1) / 2, flags, NULL, 0));
+  CALL (send, NEXT (send) (fd, buf, count, flags),
+        NEXT (send) (fd, buf, (count + 1) / 2, flags));
 }
 
 ssize_t
 recv (int fd, void *buf, size_t count, int flags)
 {
-  CALL (recv, syscall (SYS_recvfrom, fd, buf, count, flags, NULL, NULL),
-        syscall (SYS_recvfrom, fd, buf, (count + 1) / 2, flags, NULL, NULL));
+  CALL (recv, NEXT (recv) (fd, buf, count, flags),
+        NEXT (recv) (fd, buf, (count + 1) / 2, flags));
 }

@@ -28,14 +28,15 @@ static void
 replay_item (struct writelog_reader *r, const struct writelog_item *item,
              uint8_t *disk)
 {
-  const unsigned __int128 unit = r->super.sector_size;
-  const unsigned __int128 start = item->entry.sector * unit;
-  const unsigned __int128 end = start + item->entry.nr_sectors * unit;
+  const uint64_t unit = r->super.sector_size;
+  uint64_t offset, count;
 
-  if (start >= WINDOW)
+  if (__builtin_mul_overflow (item->entry.sector, unit, &offset) ||
+      offset >= WINDOW)
     return;
-
-  const uint64_t offset = start, count = MIN (end, WINDOW) - offset;
+  if (__builtin_mul_overflow (item->entry.nr_sectors, unit, &count) ||
+      count > WINDOW - offset)
+    count = WINDOW - offset;
 
   if (item->entry.flags & WRITELOG_DISCARD)
     memset (disk + offset, 0, count);

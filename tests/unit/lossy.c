@@ -17,7 +17,8 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
+#include "tests/lib/preload.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -32,7 +33,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -72,10 +72,10 @@ begin (void)
 
   if (name == NULL || file == NULL || realpath (name, folder) == NULL)
     return;
-  fd = open (file, O_RDWR | O_CLOEXEC);
+  fd = open64 (file, O_RDWR | O_CLOEXEC);
   if (fd == -1)
     return;
-  control = mmap (NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED,
+  control = mmap64 (NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED,
                   fd, 0);
   close (fd);
   if (control == MAP_FAILED)
@@ -84,7 +84,7 @@ begin (void)
 
 /* The name of a file of the folder, with room for more. */
 static bool
-is_ours (int fd, char name[PATH_MAX], struct stat *st)
+is_ours (int fd, char name[PATH_MAX], struct stat64 *st)
 {
   char self[64];
   ssize_t len;
@@ -97,7 +97,7 @@ is_ours (int fd, char name[PATH_MAX], struct stat *st)
     return false;
   name[len] = '\0';
   return strncmp (name, folder, strlen (folder)) == 0 &&
-    name[strlen (folder)] == '/' && fstat (fd, st) == 0 &&
+    name[strlen (folder)] == '/' && fstat64 (fd, st) == 0 &&
     S_ISREG (st->st_mode) && st->st_nlink > 0;
 }
 
@@ -129,14 +129,14 @@ note_old (int fd, const char *name, uint64_t offset, uint64_t count,
   struct undo head = { start, end - start, size };
 
   snprintf (path, sizeof path, "%.*s.undo", PATH_MAX - 8, name);
-  undo = open (path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  undo = open64 (path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   must (undo >= 0);
   buf = malloc (sizeof head + head.length);
   must (buf != NULL);
   memcpy (buf, &head, sizeof head);
-  must (pread (fd, buf + sizeof head, head.length, start)
+  must (pread64 (fd, buf + sizeof head, head.length, start)
         == (ssize_t) head.length);
-  must (syscall (SYS_write, undo, buf, sizeof head + head.length)
+  must (write (undo, buf, sizeof head + head.length)
         == (long) (sizeof head + head.length));
   free (buf);
   close (undo);
@@ -163,7 +163,7 @@ fails (bool *works)
 #define CHANGE(fd, offset, count, call)                                 \
   do {                                                                  \
     char name[PATH_MAX];                                                \
-    struct stat st;                                                     \
+    struct stat64 st;                                                     \
     bool works, fail;                                                   \
     long r = -1;                                                        \
                                                                         \
@@ -171,7 +171,7 @@ fails (bool *works)
       return (call);                                                    \
     pthread_mutex_lock (&lock);                                         \
     fail = fails (&works);                                              \
-    if (works && fstat (fd, &st) == 0) {                                \
+    if (works && fstat64 (fd, &st) == 0) {                                \
       note_old (fd, name, offset, count, st.st_size);                   \
       r = (call);                                                       \
     }                                                                   \
@@ -184,17 +184,11 @@ fails (bool *works)
   } while (0)
 
 EXPORT ssize_t
-pwrite (int fd, const void *buf, size_t count, off_t offset)
+pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
 {
-  CHANGE (fd, offset, count,
-          syscall (SYS_pwrite64, fd, buf, count, offset));
+  CHANGE (fd, offset, count, NEXT (pwrite64) (fd, buf, count, offset));
 }
-
-EXPORT ssize_t
-pwrite64 (int fd, const void *buf, size_t count, off_t offset)
-{
-  return pwrite (fd, buf, count, offset);
-}
+ALSO_AS (ssize_t, pwrite, (int, const void *, size_t, off_t))
 
 static size_t
 length_of (const struct iovec *iov, int iovcnt)
@@ -207,51 +201,34 @@ length_of (const struct iovec *iov, int iovcnt)
 }
 
 EXPORT ssize_t
-pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+pwritev64 (int fd, const struct iovec *iov, int iovcnt, off64_t offset)
 {
   CHANGE (fd, offset, length_of (iov, iovcnt),
-          syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0));
+          NEXT (pwritev64) (fd, iov, iovcnt, offset));
 }
-
-EXPORT ssize_t
-pwritev64 (int fd, const struct iovec *iov, int iovcnt, off_t offset)
-{
-  return pwritev (fd, iov, iovcnt, offset);
-}
+ALSO_AS (ssize_t, pwritev, (int, const struct iovec *, int, off_t))
 
 EXPORT int
-ftruncate (int fd, off_t length)
+ftruncate64 (int fd, off64_t length)
 {
   /* What is cut off. */
-  CHANGE (fd, length, UINT64_C (1) << 40,
-          syscall (SYS_ftruncate, fd, length));
+  CHANGE (fd, length, UINT64_C (1) << 40, NEXT (ftruncate64) (fd, length));
 }
+ALSO_AS (int, ftruncate, (int, off_t))
 
 EXPORT int
-ftruncate64 (int fd, off_t length)
+fallocate64 (int fd, int how, off64_t offset, off64_t length)
 {
-  return ftruncate (fd, length);
+  CHANGE (fd, offset, length, NEXT (fallocate64) (fd, how, offset, length));
 }
-
-EXPORT int
-fallocate (int fd, int how, off_t offset, off_t length)
-{
-  CHANGE (fd, offset, length,
-          syscall (SYS_fallocate, fd, how, offset, length));
-}
-
-EXPORT int
-fallocate64 (int fd, int how, off_t offset, off_t length)
-{
-  return fallocate (fd, how, offset, length);
-}
+ALSO_AS (int, fallocate, (int, int, off_t, off_t))
 
 /* What is flushed cannot be lost any more. */
 static int
 flush (int fd)
 {
   char name[PATH_MAX], path[PATH_MAX];
-  struct stat st;
+  struct stat64 st;
   bool works, fail;
 
   if (!is_ours (fd, name, &st))
@@ -280,13 +257,12 @@ fsync (int fd)
 }
 
 EXPORT FILE *
-fopen (const char *path, const char *mode)
+fopen64 (const char *path, const char *mode)
 {
-  static FILE *(*next) (const char *, const char *);
   const char *const boot = getenv ("LOSSY_BOOT");
 
-  if (next == NULL)
-    *(void **) &next = dlsym (RTLD_NEXT, "fopen");
-  return next (boot && strcmp (path, "/proc/sys/kernel/random/boot_id") == 0
-               ? boot : path, mode);
+  if (boot && strcmp (path, "/proc/sys/kernel/random/boot_id") == 0)
+    path = boot;
+  return NEXT (fopen64) (path, mode);
 }
+ALSO_AS (FILE *, fopen, (const char *, const char *))

@@ -14,11 +14,11 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include "node/node.h"
 #include "qed/qed.h"
 #include "utils/rounding.h"
+#include "tests/lib/next.h"
 #define FOLDER_IN "/dev/shm"
 #include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
@@ -42,21 +42,21 @@ lseek (int fd, off_t offset, int whence)
     calls.data++;
   else if (whence == SEEK_HOLE)
     calls.hole++;
-  return syscall (SYS_lseek, fd, offset, whence);
+  return NEXT_OFF (lseek) (fd, offset, whence);
 }
 
 ssize_t
 pread (int fd, void *buf, size_t count, off_t offset)
 {
   calls.read++;
-  return syscall (SYS_pread64, fd, buf, count, offset);
+  return NEXT_OFF (pread) (fd, buf, count, offset);
 }
 
 ssize_t
 pwrite (int fd, const void *buf, size_t count, off_t offset)
 {
   calls.written++;
-  return syscall (SYS_pwrite64, fd, buf, count, offset);
+  return NEXT_OFF (pwrite) (fd, buf, count, offset);
 }
 
 static void

@@ -19,6 +19,7 @@
 #include "tests/unit/memory-node.h"
 #include "qed/qed.h"
 #include "utils/rounding.h"
+#include "tests/lib/next.h"
 #include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (8) * 1024 * 1024)
@@ -503,8 +504,10 @@ test_emptying_what_was_left (void **state)
 static atomic_bool hold_holes;
 static atomic_uint nr_holes_held;
 
-extern int __real_fallocate (int fd, int mode, off_t offset, off_t count);
-extern int __wrap_fallocate (int fd, int mode, off_t offset, off_t count);
+extern int __real_fallocate (int fd, int mode, off_t offset, off_t count)
+  LINKED_AS ("__real_fallocate");
+extern int __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
+  LINKED_AS ("__wrap_fallocate");
 int
 __wrap_fallocate (int fd, int mode, off_t offset, off_t count)
 {

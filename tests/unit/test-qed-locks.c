@@ -10,7 +10,6 @@
 
 #include <config.h>
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -19,6 +18,7 @@
 #include "qed/qed.h"
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
+#include "tests/lib/next.h"
 #include "tests/unit/folder.h"
 #include "tests/unit/unit.h"
 
@@ -66,9 +66,6 @@ destroyed (void *object)
     CHECK (found);
   }
 }
-
-#define NEXT(name)                                              \
-  ((__typeof__ (&name)) dlsym (RTLD_NEXT, #name))
 
 int
 pthread_mutex_init (pthread_mutex_t *m, const pthread_mutexattr_t *attr)

@@ -29,6 +29,7 @@
 
 #include "utils/rounding.h"
 #include "tests/unit/replication-unit.h"
+#include "tests/lib/next.h"
 #include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (128) * 1024 + 512)
@@ -68,7 +69,7 @@ die_after (int fd, const void *buf, size_t count, off_t offset)
   const size_t half = round_down (count / 2, 4096);
 
   if (half > 0)
-    syscall (SYS_pwrite64, fd, buf, half, offset);
+    NEXT_OFF (pwrite) (fd, buf, half, offset);
   die ();
 }
 
@@ -83,7 +84,7 @@ pwrite (int fd, const void *buf, size_t count, off_t offset)
 {
   if (is_last_call ())
     die_after (fd, buf, count, offset);
-  return syscall (SYS_pwrite64, fd, buf, count, offset);
+  return NEXT_OFF (pwrite) (fd, buf, count, offset);
 }
 
 ssize_t
@@ -91,7 +92,7 @@ pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
 {
   if (is_last_call ())
     die_after (fd, iov[0].iov_base, iov[0].iov_len, offset);
-  return syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0);
+  return NEXT_OFF (pwritev) (fd, iov, iovcnt, offset);
 }
 
 int
@@ -99,7 +100,7 @@ ftruncate (int fd, off_t length)
 {
   if (is_last_call ())
     die ();
-  return syscall (SYS_ftruncate, fd, length);
+  return NEXT_OFF (ftruncate) (fd, length);
 }
 
 int
@@ -107,7 +108,7 @@ fallocate (int fd, int mode, off_t offset, off_t length)
 {
   if (is_last_call ())
     die ();
-  return syscall (SYS_fallocate, fd, mode, offset, length);
+  return NEXT_OFF (fallocate) (fd, mode, offset, length);
 }
 
 /* ---- The account */

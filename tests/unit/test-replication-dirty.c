@@ -19,6 +19,7 @@
 
 #include "filters/replication/primary/dirty.h"
 #include "utils/rounding.h"
+#include "tests/lib/next.h"
 #include "tests/unit/unit.h"
 
 #define BLOCKS_OF_AREA (DIRTY_AREA / DIRTY_BLOCK)
@@ -310,9 +311,9 @@ static atomic_bool hold_writes;
 static atomic_uint nr_held;
 
 extern ssize_t __real_pwrite (int fd, const void *buf, size_t count,
-                              off_t offset);
+                              off_t offset) LINKED_AS ("__real_pwrite");
 extern ssize_t __wrap_pwrite (int fd, const void *buf, size_t count,
-                              off_t offset);
+                              off_t offset) LINKED_AS ("__wrap_pwrite");
 ssize_t
 __wrap_pwrite (int fd, const void *buf, size_t count, off_t offset)
 {

@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 
 #include "tests/unit/replication-unit.h"
+#include "tests/lib/next.h"
 #include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (256) * 1024)
@@ -74,31 +75,31 @@ fails (bool *works)
 ssize_t
 pwrite (int fd, const void *buf, size_t count, off_t offset)
 {
-  CALL (syscall (SYS_pwrite64, fd, buf, count, offset));
+  CALL (NEXT_OFF (pwrite) (fd, buf, count, offset));
 }
 
 ssize_t
 pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
 {
-  CALL (syscall (SYS_pwritev, fd, iov, iovcnt, offset, 0));
+  CALL (NEXT_OFF (pwritev) (fd, iov, iovcnt, offset));
 }
 
 int
 ftruncate (int fd, off_t length)
 {
-  CALL (syscall (SYS_ftruncate, fd, length));
+  CALL (NEXT_OFF (ftruncate) (fd, length));
 }
 
 int
 fallocate (int fd, int how, off_t offset, off_t length)
 {
-  CALL (syscall (SYS_fallocate, fd, how, offset, length));
+  CALL (NEXT_OFF (fallocate) (fd, how, offset, length));
 }
 
 int
 fdatasync (int fd)
 {
-  CALL (syscall (SYS_fdatasync, fd));
+  CALL (NEXT (fdatasync) (fd));
 }
 
 /* ---- The story */
@@ -232,7 +233,7 @@ make_disk (void)
   unlink (ACTIVE);
   unlink (HIDDEN);
   assert_int_not_equal (fd, -1);
-  assert_int_equal (syscall (SYS_ftruncate, fd, SIZE), 0);
+  assert_int_equal (NEXT_OFF (ftruncate) (fd, SIZE), 0);
   close (fd);
 }
 

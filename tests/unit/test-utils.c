@@ -461,6 +461,20 @@ test_rounding (void **state)
       assert_int_equal (div_round_up (v, n), v / n + (v % n > 0));
     }
   }
+  for (unsigned i = 0; i < 1000; ++i) {
+    const uint64_t total = next_random (&seed) >> random_below (&seed, 64);
+    const uint64_t n = 1 + random_below (&seed, UINT32_MAX);
+    const uint64_t at = random_below (&seed, n);
+    const uint64_t begin = part_begins (at, n, total);
+
+    /* Parts follow one another, and their lengths differ by one at most. */
+    assert_int_equal (part_begins (0, n, total), 0);
+    assert_int_equal (part_begins (n, n, total), total);
+    assert_within (part_begins (at + 1, n, total) - begin,
+                   total / n, div_round_up (total, n));
+    if (total <= UINT32_MAX)
+      assert_int_equal (begin, at * total / n);
+  }
   assert_int_equal (div_round_up (10, 3), 4);
   assert_int_equal (div_round_up (UINT64_MAX, 10), UINT64_MAX / 10 + 1);
   assert_int_equal (MIN (3, 4), 3);

@@ -652,8 +652,7 @@ sample (struct plan *plan)
   if (limit == 0 || limit >= plan->nr)
     return;
   for (uint64_t i = 0; i < limit; ++i)
-    plan->states[i] =
-      plan->states[(size_t) ((unsigned __int128) i * plan->nr / limit)];
+    plan->states[i] = plan->states[part_begins (i, limit, plan->nr)];
   plan->nr = limit;
 }
 

@@ -275,7 +275,7 @@ struct parts {
 static size_t
 part_start (const struct parts *p, size_t i)
 {
-  return p->firsts[(size_t) ((unsigned __int128) i * p->nr_entries / p->n)];
+  return p->firsts[part_begins (i, p->n, p->nr_entries)];
 }
 
 static const struct lost_piece *
