@@ -219,16 +219,20 @@ read_cells (struct load *load, const struct request *r, uint8_t *buf,
             uint64_t count, uint64_t offset)
 {
   struct watch watch;
-  int result;
+  uint8_t values[MAX_CELLS];
+  bool good;
 
   model_begin_read (&load->model, &watch, r->first, r->n);
-  result = node_request (load, r, buf, count, offset);
-  model_end_read (&load->model, &watch);
-  if (succeeded (load, result))
-    for (unsigned i = 0; i < r->n; ++i)
-      check_cell (load, r->first + i, buf + i * CELL, watch.since[i],
-                  "a read");
-  free (watch.since);
+  good = succeeded (load, node_request (load, r, buf, count, offset));
+  for (unsigned i = 0; i < r->n; ++i)
+    values[i] = buf[i * CELL];
+  if (good && load->repeatable)
+    model_saw (&load->model, &watch, values);
+  else
+    model_end_read (&load->model, &watch);
+  for (unsigned i = 0; good && i < r->n; ++i)
+    check_cell (load, r->first + i, buf + i * CELL, watch.since[i], "a read");
+  watch_free (&watch);
 }
 
 static void
@@ -247,7 +251,7 @@ ask_extents (struct load *load, const struct request *r, uint64_t count,
     for (unsigned i = 0; (e.flags & EXTENT_ZERO) && i < e.length / CELL; ++i)
       CHECK (watch.since[i] & 1);
   }
-  free (watch.since);
+  watch_free (&watch);
 }
 
 static void

@@ -42,6 +42,7 @@ struct load {
                   uint64_t count, uint64_t offset);
   uint8_t base;                 /* the value that emptying leaves */
   bool can_fail;                /* some do, else all succeed */
+  bool repeatable;              /* what one read sees, all later ones see */
   void *opaque;
 };
 

@@ -49,12 +49,20 @@ watch_begin (struct model *model, struct watch *watch, unsigned first,
   watch->first = first;
   watch->n = n;
   watch->since = calloc (n, sizeof *watch->since);
-  CHECK (watch->since);
+  watch->touched = calloc (n, sizeof *watch->touched);
+  CHECK (watch->since && watch->touched);
   watch->next = model->watches;
   watch->link = &model->watches;
   if (watch->next)
     watch->next->link = &watch->next;
   model->watches = watch;
+}
+
+void
+watch_free (struct watch *watch)
+{
+  free (watch->since);
+  free (watch->touched);
 }
 
 static void
@@ -77,8 +85,44 @@ static void
 tell_watches (struct model *model, unsigned cell, uint64_t bit)
 {
   for (struct watch *w = model->watches; w; w = w->next)
-    if (cell >= w->first && cell < w->first + w->n)
+    if (cell >= w->first && cell < w->first + w->n) {
       w->since[cell - w->first] |= bit;
+      w->touched[cell - w->first] = true;
+    }
+}
+
+/* Another one that changes a cell, perhaps to one of these values. */
+static void
+join_group (struct model *model, unsigned i, uint64_t values)
+{
+  struct cell *cell = &model->cells[i];
+
+  if (cell->in_flight++ == 0) {
+    cell->group = 0;
+    cell->succeeded = false;
+  }
+  cell->group |= values;
+  cell->lost |= values;
+  tell_watches (model, i, values);
+}
+
+static void
+leave_group (struct cell *cell, bool success)
+{
+  cell->succeeded |= success;
+  if (--cell->in_flight == 0)
+    cell->live = cell->group | (cell->succeeded ? 0 : cell->live);
+}
+
+/* A value that a cell of the model which this one follows may get. */
+static void
+follow (struct model *model, unsigned i, uint64_t bit)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
+
+  model->cells[i].group |= bit;
+  model->cells[i].lost |= bit;
+  tell_watches (model, i, bit);
 }
 
 void
@@ -91,15 +135,11 @@ model_begin (struct model *model, struct model_change *c)
   for (unsigned i = c->first; i < c->first + c->n; ++i) {
     struct cell *cell = &model->cells[i];
 
-    if (cell->in_flight++ == 0) {
-      cell->group = 0;
-      cell->succeeded = false;
-    }
-    if (c->durable)
+    if (c->durable && cell->in_flight > 0)
       c->watch.since[i - c->first] |= cell->group;
-    cell->group |= BIT (c->value);
-    cell->lost |= BIT (c->value);
-    tell_watches (model, i, BIT (c->value));
+    join_group (model, i, BIT (c->value));
+    if (model->follower)
+      follow (model->follower, i, BIT (c->value));
   }
 }
 
@@ -112,15 +152,10 @@ model_end (struct model *model, struct model_change *c, bool success)
     watch_end (&c->watch);
     if (success)
       only_since (model, &c->watch);
-    free (c->watch.since);
+    watch_free (&c->watch);
   }
-  for (unsigned i = c->first; i < c->first + c->n; ++i) {
-    struct cell *cell = &model->cells[i];
-
-    cell->succeeded |= success && !c->maybe;
-    if (--cell->in_flight == 0)
-      cell->live = cell->group | (cell->succeeded ? 0 : cell->live);
-  }
+  for (unsigned i = c->first; i < c->first + c->n; ++i)
+    leave_group (&model->cells[i], success && !c->maybe);
 }
 
 void
@@ -137,7 +172,7 @@ model_end_flush (struct model *model, struct watch *watch, bool success)
   watch_end (watch);
   if (success)
     only_since (model, watch);
-  free (watch->since);
+  watch_free (watch);
 }
 
 void
@@ -147,8 +182,10 @@ model_begin_read (struct model *model, struct watch *watch, unsigned first,
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
 
   watch_begin (model, watch, first, n);
-  for (unsigned i = 0; i < n; ++i)
+  for (unsigned i = 0; i < n; ++i) {
     watch->since[i] = live_values (&model->cells[first + i]);
+    watch->touched[i] = model->cells[first + i].in_flight > 0;
+  }
 }
 
 void
@@ -157,6 +194,39 @@ model_end_read (struct model *model, struct watch *watch)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
 
   watch_end (watch);
+}
+
+void
+model_saw (struct model *model, struct watch *watch, const uint8_t *values)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
+
+  watch_end (watch);
+  for (unsigned i = 0; i < watch->n; ++i)
+    if (!watch->touched[i] && values[i] <= BASE)
+      model->cells[watch->first + i].live &= BIT (values[i]);
+}
+
+void
+model_begin_follow (struct model *follower, struct model *model)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&follower->lock);
+
+  for (unsigned i = 0; i < model->nr; ++i)
+    join_group (follower, i, live_values (&model->cells[i]));
+  model->follower = follower;
+}
+
+void
+model_end_follow (struct model *follower, struct model *model, bool success)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&model->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&follower->lock);
+
+  model->follower = NULL;
+  for (unsigned i = 0; i < model->nr; ++i)
+    leave_group (&follower->cells[i], success);
 }
 
 uint64_t *

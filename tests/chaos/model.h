@@ -34,13 +34,16 @@ struct watch {
   struct watch *next, **link;
   unsigned first, n;
   uint64_t *since;              /* of each cell */
+  bool *touched;                /* somebody was changing it meanwhile */
 };
 
 struct model {
-  pthread_mutex_t lock;         /* protects the rest; taken inside a world's */
+  pthread_mutex_t lock;         /* protects the rest; taken inside a world's,
+                                   and inside that of the model it follows */
   unsigned nr;
   struct cell *cells;
   struct watch *watches;
+  struct model *follower;       /* or NULL */
 };
 
 extern void model_init (struct model *model, unsigned nr, uint64_t base);
@@ -65,10 +68,22 @@ extern void model_begin_flush (struct model *model, struct watch *watch);
 extern void model_end_flush (struct model *model, struct watch *watch,
                              bool success);
 
-/* A read, after which since is what it may have seen, to be freed. */
+/* A read, after which since is what it may have seen.  What one has seen
+ * (value of each cell, or NULL) is there for all, until it is changed.
+ */
 extern void model_begin_read (struct model *model, struct watch *watch,
                               unsigned first, unsigned n);
 extern void model_end_read (struct model *model, struct watch *watch);
+extern void model_saw (struct model *model, struct watch *watch,
+                       const uint8_t *values);
+extern void watch_free (struct watch *watch);
+
+/* All cells of follower become what those of model are at some moment from
+ * begin to end, or not, if that fails.
+ */
+extern void model_begin_follow (struct model *follower, struct model *model);
+extern void model_end_follow (struct model *follower, struct model *model,
+                              bool success);
 
 /* What cells may hold now, or after a power loss now; to be freed. */
 extern uint64_t *model_copy (struct model *model, bool lost);

@@ -311,6 +311,7 @@ configure (struct qed_run *run, const struct plan *plan)
   run->read_faults = (chance >> 11) % 4 ? 0 : 200;
   run->losses = (chance >> 13) % 2 ? 80 : 400;
   run->load.can_fail = run->change_faults || run->read_faults;
+  run->load.repeatable = true;
   run->world.forgetful = (chance >> 14) % 2;
 }
 

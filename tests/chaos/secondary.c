@@ -5,9 +5,9 @@
 
 /* Chaos of a replication's secondary: disk, active and hidden buffer (with
  * the note in it) each on a medium of its own, of which some fail; a primary
- * and a guest that write at the same time; its process is killed or its power
- * lost at any checkpoint's distance and each way to recover is taken
- * (replication.md, "Beyond QEMU").
+ * and a guest that write at the same time as checkpoints are made; its process
+ * is killed or its power lost at any checkpoint's distance and each way to
+ * recover is taken (replication.md, "Beyond QEMU").
  *
  * The buffers have names.  So opening a file is diverted: the file itself
  * only stands for the medium that has its inode number.
@@ -33,6 +33,7 @@ struct secondary_run {
   char *active_name, *hidden_name;
   uint64_t *checkpoint;         /* what the disk may have been there */
   unsigned change_faults, read_faults;
+  pthread_mutex_t one_checkpoint; /* at a time */
 
   struct node *disk;
   struct secondary *s;
@@ -314,12 +315,46 @@ shape_load (struct load *load)
     }, sizeof load->weights);
 }
 
-/* One in two steps is the primary's. */
+/* A checkpoint among the requests: the guest's disk becomes the primary's at
+ * one moment of it.  If it fails it may have been made.
+ */
+static void
+checkpoint_meanwhile (struct secondary_run *run)
+{
+  struct replication_refusal refusal;
+  struct watch watch;
+  bool good;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&run->one_checkpoint);
+  model_begin_read (&run->primary.model, &watch, 0, NR_CELLS);
+  model_begin_follow (&run->guest.model, &run->primary.model);
+  good = secondary_checkpoint (run->s, &refusal) == 0;
+  model_end_follow (&run->guest.model, &run->primary.model, good);
+  model_end_read (&run->primary.model, &watch);
+  CHECK (good || run->primary.can_fail);
+  for (unsigned i = 0; i < NR_CELLS; ++i)
+    run->checkpoint[i] = watch.since[i] | (good ? 0 : run->checkpoint[i]);
+  watch_free (&watch);
+}
+
+static bool
+is_checkpoint (const struct plan *plan, unsigned step)
+{
+  return plan_chance (plan, step, 10) % 12 == 0;
+}
+
+/* One in two requests is the primary's. */
 static void
 run_step (void *opaque, unsigned step)
 {
   struct secondary_run *run = opaque;
 
+  if (is_checkpoint (run->plan, step)) {
+    chaos_trace ("checkpoint, begins");
+    checkpoint_meanwhile (run);
+    chaos_trace ("checkpoint, ends");
+    return;
+  }
   load_run (plan_chance (run->plan, step, 9) % 2 ? &run->primary
             : &run->guest, step);
 }
@@ -338,6 +373,8 @@ configure (struct secondary_run *run, const struct plan *plan)
   run->world.of_media = 1 + (chance >> 4) % 7;
   run->primary.can_fail = run->guest.can_fail =
     run->change_faults || run->read_faults;
+  run->primary.repeatable = run->guest.repeatable = true;
+  pthread_mutex_init (&run->one_checkpoint, NULL);
   load_init (&run->primary, plan, BIT (0));
   load_init (&run->guest, plan, BIT (0));
   run->active_name = chaos_in_dir ("active.qed");
@@ -376,6 +413,7 @@ run_secondary (const struct plan *plan)
   free (run.checkpoint);
   free (run.active_name);
   free (run.hidden_name);
+  pthread_mutex_destroy (&run.one_checkpoint);
   model_destroy (&run.primary.model);
   model_destroy (&run.guest.model);
   world_destroy (&run.world);
@@ -390,6 +428,10 @@ describe_secondary (const struct plan *plan, unsigned step, char *buf,
 
   if (step % PHASE_STEPS == PHASE_OPS) {
     snprintf (buf, size, "%s", quiet_names[quiet_of (plan, step)]);
+    return;
+  }
+  if (is_checkpoint (plan, step)) {
+    snprintf (buf, size, "checkpoint");
     return;
   }
   load_describe_step (plan, step, shape_load, what, sizeof what);

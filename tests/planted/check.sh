@@ -20,8 +20,11 @@ if [ $# -eq 0 ]; then
   set -- "$here"/*.patch
 fi
 
-# A copy of the tree in which objects count as built.
-cp -a "$build" "$work/tree"
+# A copy of the tree in which objects count as built, without what other tests
+# have made in it.
+mkdir "$work/tree"
+tar -C "$build" --exclude=./.git --exclude=./fuzz-out --exclude=./sanitized-\* \
+    -cf - . | tar -C "$work/tree" -xf -
 cd "$work/tree" || exit 1
 
 for patch; do

@@ -8,6 +8,7 @@
 
 EXTRA_DIST += \
 	tests/planted/check.sh \
+	tests/planted/epoch-not-drained.patch \
 	tests/planted/hidden-copy-late.patch \
 	tests/planted/l2-before-data.patch \
 	tests/planted/lock-not-taken.patch \
