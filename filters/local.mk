@@ -4,7 +4,7 @@
 
 # Filters.  A folder filters/NAME holds nbdkit-NAME-filter, which `run` finds there by its name.
 
-if !SANITIZERS
+if MODULES
 filter_LTLIBRARIES += filters/blklogwrites/nbdkit-blklogwrites-filter.la
 endif
 filters_blklogwrites_nbdkit_blklogwrites_filter_la_CFLAGS = $(module_cflags)
@@ -23,7 +23,7 @@ filters_blklogwrites_nbdkit_blklogwrites_filter_la_SOURCES = \
 	filters/blklogwrites/ending.c \
 	filters/blklogwrites/ending.h
 
-if !SANITIZERS
+if MODULES
 filter_LTLIBRARIES += filters/replication/nbdkit-replication-filter.la
 endif
 filters_replication_nbdkit_replication_filter_la_CFLAGS = $(module_cflags)

@@ -5,7 +5,7 @@
 # Plugins.  A folder plugins/NAME holds
 # nbdkit-NAME-plugin, which `run` finds there by its name.
 
-if !SANITIZERS
+if MODULES
 plugin_LTLIBRARIES += plugins/qed/nbdkit-qed-plugin.la
 endif
 plugins_qed_nbdkit_qed_plugin_la_CFLAGS = $(module_cflags)
@@ -22,7 +22,7 @@ plugins_qed_nbdkit_qed_plugin_la_SOURCES = \
 	plugins/qed/server.h \
 	plugins/qed/qed.c
 
-if !SANITIZERS
+if MODULES
 plugin_LTLIBRARIES += plugins/logreplay/nbdkit-logreplay-plugin.la
 endif
 plugins_logreplay_nbdkit_logreplay_plugin_la_CFLAGS = $(module_cflags)

@@ -122,7 +122,17 @@ AM_CPPFLAGS += $(CMOCKA_CFLAGS)
 # Preloaded into servers by tests/lib/lossy.py.
 check_LTLIBRARIES += tests/unit/lossy.la
 tests_unit_lossy_la_SOURCES = tests/unit/lossy.c
+# Without sanitizers, because it is preloaded into any program.
+tests_unit_lossy_la_CFLAGS = -std=gnu11 -pthread $(WARNING_CFLAGS)
 tests_unit_lossy_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
+# Preloaded with a sanitizer's runtime by tests/sanitized.sh.
+if SANITIZERS
+check_LTLIBRARIES += tests/unit/keep.la
+endif
+tests_unit_keep_la_SOURCES = tests/unit/keep.c
+tests_unit_keep_la_CFLAGS = -std=gnu11 $(WARNING_CFLAGS)
+tests_unit_keep_la_LDFLAGS = \
+	-module -avoid-version -shared -rpath /nowhere
 # One of its tests is without memory.
 tests_unit_test_writelog_hold_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=realloc
 # In these the medium of a file takes its time (see LINKED_AS in next.h).
@@ -158,6 +168,7 @@ EXTRA_DIST += \
 	tests/house/sanitizers.sh \
 	tests/builds.sh \
 	tests/matrix.sh \
+	tests/sanitized.sh \
 	tests/smoke.sh \
 	tests/writelog/data/README \
 	tests/lib/byte_model.py \
@@ -263,6 +274,15 @@ damage: all tests/unit/test-control tests/unit/test-writelog-reader
 
 soak: all $(chaos_tests) $(fuzz_tests) tests/faults/shim.la
 	bash $(srcdir)/tests/soak.sh
+
+# The .bats files against modules and tools with sanitizers; all, or those of
+# SANITIZED_FILES.
+
+.PHONY: check-asan check-tsan
+check-asan: all
+	bash $(srcdir)/tests/sanitized.sh address,undefined $(SANITIZED_FILES)
+check-tsan: all
+	bash $(srcdir)/tests/sanitized.sh thread $(SANITIZED_FILES)
 
 # What is installed works, as far as a user can tell without QEMU.
 

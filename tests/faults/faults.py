@@ -284,10 +284,7 @@ STORIES = [
 
 
 VALGRIND = ("valgrind", "-q", "--error-exitcode=99", "--leak-check=full",
-            "--errors-for-leak-kinds=definite",
-            "--suppressions=" +
-            os.path.join(os.path.dirname(os.path.abspath(__file__)),
-                         "valgrind.supp"))
+            "--errors-for-leak-kinds=definite")
 
 
 def look_with_valgrind(story):

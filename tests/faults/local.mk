@@ -20,8 +20,7 @@ tests_faults_shim_la_CFLAGS = -std=gnu11 -pthread
 tests_faults_shim_la_CPPFLAGS = $(AM_CPPFLAGS)
 tests_faults_shim_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 tests_faults_shim_la_LIBADD = -ldl
-EXTRA_DIST += $(faults_tests) tests/faults/faults.py \
-	tests/faults/valgrind.supp
+EXTRA_DIST += $(faults_tests) tests/faults/faults.py
 
 .PHONY: faults check-valgrind
 faults: all tests/faults/shim.la

@@ -114,6 +114,19 @@ require_tool ()
   done
 }
 
+# is_sanitized: do the programs run with a sanitizer?
+is_sanitized ()
+{
+  [ -e "$builddir/build-aux/host/runtime" ]
+}
+
+# limit_memory KIB: of what this shell starts.  A sanitizer reserves terabytes
+# of addresses, so with one there is no limit.
+limit_memory ()
+{
+  is_sanitized || ulimit -v "$1"
+}
+
 # The shell of libnbd.
 nbdsh ()
 {

@@ -75,7 +75,7 @@ fill ()
     qemu-img info -U --output json over.qed
     # The image is opened, and its name is that of a descriptor.
     (
-      ulimit -v 1000000
+      limit_memory 1000000
       ulimit -t 10
       qemu-img info -U --output json -f qed /dev/fd/9 9<over.qed |
         jq '.format, .["virtual-size"], .["backing-filename"]'

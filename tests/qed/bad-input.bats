@@ -534,6 +534,6 @@ with open("disk.qed", "wb") as f:
         f.write(struct.pack("<Q", (i + 1) << 27))
     f.truncate((TABLES * PER + 2) << 27)
 END
-  (ulimit -v 250000
+  (limit_memory 250000
    run -3 qed-img check disk.qed)
 }

@@ -894,7 +894,7 @@ unknown flags$"
   zeroes base.img 4T
   replay --log r.log --replay disk.img
   (
-    ulimit -v 300000
+    limit_memory 300000
     logwrites verify r.log disk.img --base base.img
   )
   poke disk.img $((3 * 1024 * 1024 * MiB))
@@ -902,6 +902,15 @@ unknown flags$"
 }
 
 # ---- Hostile logs
+
+# within_limits ARGUMENT...: logwrites with these, in little memory and time.
+within_limits ()
+{
+  (
+    limit_memory 300000
+    exec timeout 20 logwrites "$@"
+  )
+}
 
 @test "a hostile log takes neither memory nor time" {
   zeroes hostile.log 8E 2>/dev/null || zeroes hostile.log 15T
@@ -921,8 +930,7 @@ END
                    "replay --log hostile.log --replay disk.img"; do
       case $command in info|list) command+=" hostile.log" ;; esac
       # shellcheck disable=SC2086
-      run -1 timeout 20 bash -c 'ulimit -v 300000; exec "$@"' \
-          bash logwrites $command
+      run -1 within_limits $command
       assert_line "logwrites: hostile.log: entry 0 at offset $size: nothing \
 has been written there"
     done

@@ -111,6 +111,9 @@ img_parse_cache (const char *kind, const char *mode)
   exit (EXIT_FAILURE);
 }
 
+/* The name that a command was given, until the program ends. */
+static char *image_file;
+
 const char *
 img_parse_image (const char *arg, struct img_common *common)
 {
@@ -121,7 +124,9 @@ img_parse_image (const char *arg, struct img_common *common)
   if (name.no_lock)
     common->no_lock = true;
   common->name_format = name.format;
-  return name.file;             /* until the program ends */
+  free (image_file);
+  image_file = name.file;
+  return image_file;
 }
 
 const char *

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The .bats files against modules and tools that are built with sanitizers:
+#
+#     sanitized.sh address,undefined|thread [FILE...]
+#
+# from the folder of the build, in which sanitized-LIST keeps the other build.
+# FILEs are .bats files, all but those of house/ (which are about the build)
+# if there are none.  nbdkit is uninstrumented and has the runtime preloaded.
+# Whatever a sanitizer reports, in a server or in a tool, is written to
+# sanitized-LIST/reports and is a failure, also where no test looks at what a
+# program says or how it ends.  Prints a line for each file and what failed,
+# and ends with exit status 1 if something did.
+#
+# "make check-asan", "make check-tsan"; SANITIZED_FILES names the files.
+
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+list=$1
+shift
+build=$PWD/sanitized-${list%%,*}
+reports=$build/reports
+failed=0 passed=0
+
+if [ $# -eq 0 ]; then
+  set -- "$here"/[!h]*/*.bats
+fi
+files=()
+for file; do
+  file=$(realpath "$file")
+  files+=("${file##*/tests/}")
+done
+
+# A copy of the sources, because those of a build in the source tree cannot be
+# built a second time elsewhere.
+rm -rf "$build/new" "$reports"
+mkdir -p "$build/tree" "$reports"
+
+copy_and_build ()
+{
+  make -s distdir distdir="$build/new" &&
+    chmod -R u+w "$build/new" &&
+    mkdir -p "$build/source" &&
+    cp -rpu "$build/new/." "$build/source/" &&
+    cd "$build/tree" &&
+    { [ Makefile -nt ../source/configure ] ||
+        ../source/configure --enable-sanitizers="$list" CFLAGS="-g -O1"; } &&
+    make -j2 all &&
+    make tests/unit/lossy.la tests/unit/keep.la tests/unit/control-server
+}
+
+if ! copy_and_build >"$build/log" 2>&1; then
+  tail -n 40 "$build/log"
+  exit 1
+fi
+
+# Leaks do not change the exit status, on which tests look; they are reported.
+common=log_path=$reports/report
+export ASAN_OPTIONS=$common:exitcode=0:abort_on_error=1
+export UBSAN_OPTIONS=$common:print_stacktrace=1
+export TSAN_OPTIONS=$common:exitcode=0:history_size=4
+export BESIDES_RUNTIME=$PWD/tests/unit/.libs/keep.so
+export BATS_TEST_TIMEOUT=3000
+
+# The thread sanitizer cannot work with highly randomised addresses.
+plain=()
+if setarch -R true 2>/dev/null; then
+  plain=(setarch -R)
+fi
+
+for file in "${files[@]}"; do
+  "${plain[@]}" ./run bats --formatter tap "$build/source/tests/$file" \
+    >"$build/out" 2>&1 </dev/null
+  good=$(grep -c '^ok' "$build/out")
+  bad=$(grep -c '^not ok' "$build/out")
+  passed=$((passed + good)) failed=$((failed + bad))
+  echo "$file: $good passed, $bad failed," \
+       "$(find "$reports" -type f | wc -l) reports in all"
+  if [ "$bad" -gt 0 ] || [ "$good" -eq 0 ]; then
+    cat "$build/out"
+    failed=$((failed + (bad == 0)))
+  fi
+done
+
+# nbdkit 1.32 forgets what belongs to connections that are open when it ends:
+# of reports about leaks alone those count in which something else leaks.  (A
+# suppression would take all that nbdkit's frames are above.)
+only_nbdkit_leaks ()
+{
+  grep -q 'ERROR: LeakSanitizer' "$1" &&
+    awk '/^Direct leak/ { getline; getline
+                          if ($0 !~ /\/nbdkit\+0x/) other = 1 }
+         /ERROR:/ && !/LeakSanitizer/ { other = 1 }
+         END { exit other }' "$1"
+}
+
+for report in "$reports"/*; do
+  if [ -e "$report" ] && ! only_nbdkit_leaks "$report"; then
+    echo "--- ${report##*/}"
+    cat "$report"
+    failed=$((failed + 1))
+  fi
+done
+echo "$passed tests passed, $failed failures and reports"
+[ "$failed" -eq 0 ]
