@@ -115,7 +115,7 @@ struct node {
   uint32_t zero_align;          /* power of two */
   uint32_t align;               /* offset and count of each request must
                                    be multiples of it (power of two,
-                                   mostly 1; see ../request/align.h) */
+                                   mostly 1; see node/align.h) */
   uint32_t preferred;           /* preferred request size, power of two */
   bool sync;                    /* each change is flushed */
   bool keeps_flush_error;       /* when a flush fails all later ones fail,

@@ -198,7 +198,7 @@ guard_close (struct node *n)
   return r;
 }
 
-/* What it lacks (discard) node.c answers by doing nothing. */
+/* What it lacks (discard) node/open.c answers by doing nothing. */
 static const struct node_ops guard_ops = {
   .type = "raw",
   .start = guard_start,

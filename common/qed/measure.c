@@ -4,8 +4,8 @@
  */
 
 /* How much storage an image would need: which L2 tables and data clusters
- * it would have.  What these take space_needed says, which the allocator
- * goes by too.
+ * it would have.  What these take space_needed says, which counts as
+ * space_reserve hands it out.
  */
 
 #include <config.h>

@@ -4,8 +4,8 @@
  */
 
 /* nbdkit-logreplay-plugin: serves the disk of a write log as it was at
- * any moment.  This is glue: parameters, and handing on each callback;
- * see common/writelog for what happens then.
+ * any moment.  Parameters, the list of exports, and handing on each
+ * callback; see common/writelog/moments for what happens then.
  *
  * The log is indexed once, in get_ready.  A connection has a node of its
  * own for the moment that its export name picks; all of them share the

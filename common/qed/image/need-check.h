@@ -3,8 +3,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The NEED_CHECK bit: who sets it, who clears it, and what is done when
- * updates of metadata pause.
+/* The NEED_CHECK bit: who sets it (emptying an image does so itself, in one
+ * write of the header), who clears it, and what is done when updates of
+ * metadata pause.
  */
 
 #ifndef BLOCKDRIVERS_QED_NEED_CHECK_H

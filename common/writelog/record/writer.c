@@ -27,8 +27,8 @@
  *   4. the log is flushed: it is on the medium.
  *
  * The order of 2 and 3 keeps promise 3 when the power fails: the medium
- * never holds a number of entries of which one is not there.  Nothing
- * else ever writes the super block.
+ * never holds a number of entries of which one is not there.  The
+ * first one is start.c's, before any entry; nothing else ever writes it.
  *
  * Where entries go, and the room that is promised, is room.c's; how one
  * is written store.c's.
@@ -91,9 +91,9 @@ struct writelog {
   struct room room;             /* its lock is taken before this one: */
 
   pthread_mutex_t lock;         /* protects what follows and the members
-                                   of written; a leaf lock, under
-                                   which nothing is written, so a query
-                                   never waits for the medium */
+                                   of written.  Nothing is written under it,
+                                   so a query never waits for the medium;
+                                   taken before those of events */
   uint64_t next;                /* number of the next place; changes under
                                    the room's lock as well */
   bool stopped;                 /* no entry gets a place any more */

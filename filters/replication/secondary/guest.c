@@ -149,8 +149,8 @@ change_by_parts (struct secondary *s, enum replication_stage stage,
   return 0;
 }
 
-/* The same for a vector of several buffers, which come from tests and
- * tools only.
+/* The same for a vector of several buffers, which nbdkit never sends: for
+ * unit tests.
  */
 static int
 change_vector (struct secondary *s, enum replication_stage stage,

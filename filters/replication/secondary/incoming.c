@@ -16,7 +16,7 @@
  * disk.  No request of one export waits for one of the other except while
  * a cluster is being copied: a guest that has read the disk looks whether
  * the hidden buffer has the cluster by then, and if it does reads that
- * instead (qed_still_backing).  So what it gets was on the disk before
+ * instead (backing_unchanged).  So what it gets was on the disk before
  * the primary's write was issued.
  *
  * Before it writes, a primary is admitted, and what its writes make of the
