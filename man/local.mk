@@ -18,10 +18,12 @@ EXTRA_DIST += $(manual_pages)
 CLEANFILES += $(man_MANS)
 DISTCLEANFILES += man/man1
 
+# pod2man indents nothing where one list ends another, which some say is odd.
 SUFFIXES = .pod .1
 .pod.1:
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && \
 	$(POD2MAN) --utf8 --section=1 --name="`basename $* | tr a-z A-Z`" \
 	    --center=nbdkit-blockdrivers \
 	    --release="nbdkit-blockdrivers $(VERSION)" $< $@-t && \
-	mv $@-t $@
+	$(SED) '/^\.RS 4$$/{N;/\n\.RE$$/d;}' $@-t >$@-s && \
+	rm -f $@-t && mv $@-s $@

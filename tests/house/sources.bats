@@ -174,6 +174,21 @@ make_variable ()
   every "$(written_files '*.pod')" page_says_who_it_is
 }
 
+@test "mandoc and man find nothing in the manual pages" {
+  require_tool mandoc
+  require_tool man
+  local page
+  for page in "$builddir"/man/*.1; do
+    # What is style only, as long lines, is pod2man's.
+    run mandoc -T lint -W warning "$page"
+    assert_success
+    assert_output ''
+    run bash -c 'MANROFFSEQ= man --warnings -l "$1" 2>&1 >/dev/null' . "$page"
+    assert_success
+    assert_output ''
+  done
+}
+
 @test "each plugin and each filter has a manual page, and so has each tool" {
   local name
   for name in $(modules plugins); do
