@@ -27,6 +27,41 @@ status_new (bool several)
   return s;
 }
 
+#if LIBNBD_HAVE_NBD_AIO_BLOCK_STATUS_64
+
+/* Called by libnbd. */
+static int
+status_received (void *vp, const char *context, uint64_t offset,
+                 nbd_extent *entries, size_t nr_entries, int *error)
+{
+  struct status *s = vp;
+
+  (void) context;               /* there is one only */
+  (void) error;
+  s->offset = offset;
+  s->nr = MIN (nr_entries, s->max);
+  for (size_t i = 0; i < s->nr; ++i) {
+    s->entries[i].length = entries[i].length;
+    s->entries[i].flags = entries[i].flags;
+  }
+  return 0;
+}
+
+int64_t
+status_ask (struct nbd_handle *nbd, struct status *s, uint64_t count,
+            uint64_t offset, nbd_completion_callback completion,
+            uint32_t flags)
+{
+  const nbd_extent64_callback received = {
+    .callback = status_received, .user_data = s,
+  };
+
+  return nbd_aio_block_status_64 (nbd, count, offset, received, completion,
+                                  flags);
+}
+
+#else
+
 /* Called by libnbd. */
 static int
 status_received (void *vp, const char *context, uint64_t offset,
@@ -45,12 +80,29 @@ status_received (void *vp, const char *context, uint64_t offset,
   return 0;
 }
 
-nbd_extent_callback
-status_callback (struct status *s)
+int64_t
+status_ask (struct nbd_handle *nbd, struct status *s, uint64_t count,
+            uint64_t offset, nbd_completion_callback completion,
+            uint32_t flags)
 {
-  return (nbd_extent_callback) {
+  const nbd_extent_callback received = {
     .callback = status_received, .user_data = s,
   };
+
+  return nbd_aio_block_status (nbd, count, offset, received, completion,
+                               flags);
+}
+
+#endif
+
+uint64_t
+longest_range (struct nbd_handle *nbd)
+{
+#if LIBNBD_HAVE_NBD_GET_EXTENDED_HEADERS_NEGOTIATED
+  if (nbd_get_extended_headers_negotiated (nbd) == 1)
+    return UINT64_C (1) << 62;
+#endif
+  return SHORT_RANGE;
 }
 
 bool

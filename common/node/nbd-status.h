@@ -22,7 +22,7 @@
 struct status {
   uint64_t offset;
   size_t nr, max;
-  struct { uint32_t length, flags; } entries[];
+  struct { uint64_t length, flags; } entries[];
 };
 
 /* Room for a reply, of several extents or one; NULL with errno.  free it
@@ -30,8 +30,18 @@ struct status {
  */
 extern struct status *status_new (bool several);
 
-/* The callback of the command, which fills it. */
-extern nbd_extent_callback status_callback (struct status *s);
+/* Issue the command that fills it: nbd_aio_block_status, of which later
+ * versions of libnbd have one with 64-bit lengths.
+ */
+extern int64_t status_ask (struct nbd_handle *nbd, struct status *s,
+                           uint64_t count, uint64_t offset,
+                           nbd_completion_callback completion, uint32_t flags);
+
+/* The longest command without data: a length has 32 bits, unless both the
+ * server and this libnbd know extended headers.
+ */
+#define SHORT_RANGE (UINT32_MAX - UINT32_C (65535))
+extern uint64_t longest_range (struct nbd_handle *nbd);
 
 /* Look an offset up.  Returns false if it is not there, or sets length
  * and adds flags.

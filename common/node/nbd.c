@@ -32,11 +32,8 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
-/* The longest commands, with data (libnbd's own limit is 64 MiB) and
- * without (a length has 32 bits).
- */
+/* The longest command with data (libnbd's own limit is 64 MiB). */
 #define MAX_DATA (32 * 1024 * 1024)
-#define MAX_RANGE (UINT32_MAX - 65535)
 
 /* Block status is asked for this far ahead. */
 #define STATUS_AHEAD (UINT64_C (64) * 1024 * 1024)
@@ -363,7 +360,7 @@ nbd_node_flush (struct node *node)
   return end_strict_request (&r);
 }
 
-/* A command without data, in pieces. */
+/* A command without data, in pieces of at most this length. */
 typedef int64_t (*range_command) (struct nbd_handle *nbd, uint64_t count,
                                   uint64_t offset,
                                   nbd_completion_callback completion,
@@ -376,6 +373,7 @@ try_range (struct request *r, struct nbd_node *n, const char *what,
 {
   if (begin_request (r, n, what, count, offset) == -1)
     return -1;
+  piece = MIN (piece, longest_range (r->conn->nbd));
   for (uint64_t done = 0, len; done < count; done += len) {
     len = MIN (count - done, piece);
     if (issued (r, command (r->conn->nbd, len, offset + done,
@@ -417,16 +415,16 @@ nbd_node_zero (struct node *node, uint64_t count, uint64_t offset,
    * piece decides for all.
    */
   if (flags & NODE_FAST) {
-    const uint64_t len = MIN (count, MAX_RANGE);
+    const uint64_t len = MIN (count, SHORT_RANGE);
 
-    if (send_range (n, "zero", nbd_aio_zero, MAX_RANGE, len, offset,
+    if (send_range (n, "zero", nbd_aio_zero, len, len, offset,
                     no_hole | LIBNBD_CMD_FLAG_FAST_ZERO) == -1)
       return -1;
     count -= len;
     offset += len;
   }
   return count == 0 ? 0
-    : send_range (n, "zero", nbd_aio_zero, MAX_RANGE, count, offset, no_hole);
+    : send_range (n, "zero", nbd_aio_zero, count, count, offset, no_hole);
 }
 
 static int
@@ -437,7 +435,7 @@ nbd_node_discard (struct node *node, uint64_t count, uint64_t offset)
 
   if (!n->can_trim || count == 0)
     return 0;
-  r = send_range (n, "discard", nbd_aio_trim, MAX_RANGE, count, offset, 0);
+  r = send_range (n, "discard", nbd_aio_trim, count, count, offset, 0);
   return r == -1 && errno == ENOTSUP ? 0 : r;
 }
 
@@ -459,10 +457,10 @@ try_status (struct request *r, struct nbd_node *n, uint64_t count,
 {
   if (begin_request (r, n, "block status", count, offset) == -1)
     return -1;
-  issued (r, nbd_aio_block_status (r->conn->nbd, count, offset,
-                                   status_callback (s), completion (r),
-                                   n->node.read_only ? 0 :
-                                   LIBNBD_CMD_FLAG_REQ_ONE));
+  count = MIN (count, longest_range (r->conn->nbd));
+  issued (r, status_ask (r->conn->nbd, s, round_down (count, n->node.align),
+                         offset, completion (r), n->node.read_only ? 0 :
+                         LIBNBD_CMD_FLAG_REQ_ONE));
   return end_strict_request (r);
 }
 
@@ -475,8 +473,6 @@ query_status (struct nbd_node *n, uint64_t count, uint64_t offset,
   int ret = 0;
 
   count = MIN (MAX (count, STATUS_AHEAD), node_size (&n->node) - offset);
-  count = round_down (MIN (count, MAX_RANGE), n->node.align);
-
   while (r.again)
     ret = try_status (&r, n, count, offset, s);
   if (ret == -1)

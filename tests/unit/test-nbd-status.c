@@ -7,6 +7,10 @@
 
 #include <config.h>
 
+#include <signal.h>
+
+#include <libnbd.h>
+
 #include "tests/unit/nbd-unit.h"
 
 /* A file with data here and there; the kernel is the judge of where. */
@@ -245,6 +249,85 @@ test_zero_says_whether_it_may_trim (void **state)
   assert_string_equal (seen, "--t--f");
 }
 
+/* Serve the file by qemu-nbd, whose later versions know lengths of 64 bits.
+ * Returns its process.
+ */
+static pid_t
+start_qemu_nbd (char *uri, size_t size)
+{
+  char command[512];
+  unsigned pid = 0;
+  FILE *fp;
+
+  snprintf (uri, size, "nbd+unix:///?socket=%s/qemu", dir);
+  snprintf (command, sizeof command, "qemu-nbd -f raw -t -e 4 -k %s/qemu "
+            "--discard=unmap --fork --pid-file=%s/pid %s", dir, dir, disk);
+  assert_int_equal (system (command), 0);
+  snprintf (command, sizeof command, "%s/pid", dir);
+  fp = fopen (command, "r");
+  assert_non_null (fp);
+  assert_int_equal (fscanf (fp, "%u", &pid), 1);
+  fclose (fp);
+  unlink (command);
+  return pid;
+}
+
+/* Do libnbd and the server agree on lengths of 64 bits? */
+static bool
+has_long_lengths (const char *uri)
+{
+  bool r = false;
+#if LIBNBD_HAVE_NBD_GET_EXTENDED_HEADERS_NEGOTIATED
+  struct nbd_handle *nbd = nbd_create ();
+
+  assert_non_null (nbd);
+  assert_int_equal (nbd_connect_uri (nbd, uri), 0);
+  r = nbd_get_extended_headers_negotiated (nbd) == 1;
+  nbd_close (nbd);
+#endif
+  return r;
+}
+
+/* Longer than 32 bits can say: in one piece where that can be said. */
+static void
+test_long_ranges (void **state)
+{
+  const struct node_open_options options = { .read_only = false };
+  const uint64_t size = 9 * GIB;
+  char uri[128], path[128];
+  struct extent e = { .length = 0 };
+  unsigned nr = 0;
+  struct node *n;
+  pid_t server;
+  bool at_once;
+
+  (void) state;
+  make_sparse_file (MIB);
+  assert_int_equal (truncate (disk, size), 0);
+  server = start_qemu_nbd (uri, sizeof uri);
+  at_once = has_long_lengths (uri);
+  n = nbd_node_open (uri, &options);
+  assert_non_null (n);
+  assert_int_equal (node_pwrite (n, "x", 1, 6 * GIB - 1), 0);
+  assert_int_equal (node_pwrite (n, "y", 1, 6 * GIB), 0);
+  assert_int_equal (node_discard (n, 4 * GIB + MIB, MIB), 0);
+  assert_int_equal (node_zero (n, 6 * GIB, 0, NODE_MAY_TRIM), 0);
+  for (uint64_t at = 0; at < 6 * GIB; at += e.length, nr++) {
+    assert_int_equal (node_extents (n, size - at, at, &e), 0);
+    assert_int_equal (e.flags & EXTENT_ZERO, EXTENT_ZERO);
+  }
+  assert_int_equal (nr, at_once ? 1 : 2);
+  assert_int_equal (node_pread (n, path, 1, 6 * GIB - 1), 0);
+  assert_int_equal (path[0], 0);
+  assert_int_equal (node_pread (n, path, 1, 6 * GIB), 0);
+  assert_int_equal (path[0], 'y');
+  assert_int_equal (node_close (n), 0);
+  assert_int_equal (nr_messages (), 0);
+  kill (server, SIGTERM);
+  snprintf (path, sizeof path, "%s/qemu", dir);
+  unlink (path);
+}
+
 int
 main (void)
 {
@@ -256,6 +339,7 @@ main (void)
     TEST (test_server_without_zero),
     TEST (test_fast_zero_is_refused),
     TEST (test_zero_says_whether_it_may_trim),
+    TEST (test_long_ranges),
   };
 
   return cmocka_run_group_tests_name ("nbd-status", tests, make_folder,
