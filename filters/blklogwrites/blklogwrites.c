@@ -20,6 +20,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -495,6 +496,14 @@ blklogwrites_flush (nbdkit_next *next, void *handle, uint32_t flags,
   return finish (record_flush (recorder, h->disk), err);
 }
 
+#if HAVE_STRUCT_NBDKIT_FILTER_DUMP_PLUGIN
+static void
+blklogwrites_dump_plugin (void)
+{
+  printf ("blklogwrites_version=%s\n", PACKAGE_VERSION);
+}
+#endif
+
 static struct nbdkit_filter filter = {
   .name = "blklogwrites",
   .longname = "nbdkit blklogwrites filter",
@@ -504,6 +513,9 @@ static struct nbdkit_filter filter = {
   .config = blklogwrites_config,
   .config_complete = blklogwrites_config_complete,
   .config_help = blklogwrites_config_help,
+#if HAVE_STRUCT_NBDKIT_FILTER_DUMP_PLUGIN
+  .dump_plugin = blklogwrites_dump_plugin,
+#endif
   .get_ready = blklogwrites_get_ready,
   .after_fork = blklogwrites_after_fork,
   .cleanup = blklogwrites_cleanup,

@@ -15,6 +15,7 @@
 
 #include <config.h>
 
+#include <stdio.h>
 #include <string.h>
 
 #include <nbdkit-filter.h>
@@ -256,6 +257,14 @@ replication_export_description (nbdkit_next *next, void *handle)
   return describe (&identity);
 }
 
+#if HAVE_STRUCT_NBDKIT_FILTER_DUMP_PLUGIN
+static void
+replication_dump_plugin (void)
+{
+  printf ("replication_version=%s\n", PACKAGE_VERSION);
+}
+#endif
+
 static struct nbdkit_filter filter = {
   .name = "replication",
   .longname = "nbdkit replication filter",
@@ -266,6 +275,9 @@ static struct nbdkit_filter filter = {
   .config = replication_config,
   .config_complete = replication_config_complete,
   .config_help = replication_config_help,
+#if HAVE_STRUCT_NBDKIT_FILTER_DUMP_PLUGIN
+  .dump_plugin = replication_dump_plugin,
+#endif
   .get_ready = replication_get_ready,
   .after_fork = replication_after_fork,
   .cleanup = replication_cleanup,

@@ -291,6 +291,41 @@ private_nbdkit ()
   assert_output --partial "$tmp/nbdkit (version 1.99.1) do not agree"
 }
 
+# configure_refuses MESSAGE ARGUMENT...: it says so, and fails.
+configure_refuses ()
+{
+  local message=$1
+  shift
+  run ../source/configure --cache-file=../cache "$@"
+  assert_failure
+  assert_output --partial "$message"
+}
+
+@test "configure says what is missing" {
+  copy_sources
+  mkdir build
+  cd build
+  configure_refuses "the function eventfd is missing: this is for Linux only" \
+                    ac_cv_func_eventfd=no
+  configure_refuses "the header sys/eventfd.h is missing" \
+                    ac_cv_header_sys_eventfd_h=no
+  configure_refuses "the header linux/fs.h is missing" \
+                    ac_cv_header_linux_fs_h=no
+  configure_refuses "F_OFD_SETLK is missing" ac_cv_have_decl_F_OFD_SETLK=no
+  configure_refuses "Linux (the host is freebsd13.2) is missing" \
+                    --build=x86_64-linux-gnu --host=x86_64-unknown-freebsd13.2
+  configure_refuses "pod2man (of perl) is needed" ac_cv_path_POD2MAN=no
+  configure_refuses "no off_t and time_t of 64 bits" CPPFLAGS=-Dtime_t=int
+  export PATH="$tmp/bin:$PATH"
+  local module
+  for module in jansson libnbd nbdkit; do
+    cd ..
+    hide "$module"
+    cd build
+    configure_refuses "Package requirements ($module >= "
+  done
+}
+
 @test "bootstrap build builds, and does nothing the second time" {
   copy_sources
   run source/bootstrap build

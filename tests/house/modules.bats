@@ -63,6 +63,32 @@ exports ()
   done
 }
 
+# Of a filter since nbdkit 1.42, which asks it.
+@test "a module says its version, and so does each tool" {
+  local version module name expected
+  version=$(sed -n 's/^VERSION = //p' "$builddir/Makefile")
+  for name in "$builddir"/tools/*/; do
+    name=$(basename "$name")
+    run "$name" --version
+    assert_success
+    assert_output --partial "$name version $version "
+  done
+  for name in qed logreplay; do
+    run nbdkit --dump-plugin "$name"
+    assert_line "version=$version"
+  done
+  for name in blklogwrites replication; do
+    expected=
+    if grep -q '^#define HAVE_STRUCT_NBDKIT_FILTER_DUMP_PLUGIN 1' \
+            "$builddir/config.h"; then
+      expected=${name}_version=$version
+    fi
+    run nbdkit --filter="$name" --dump-plugin memory
+    assert_success
+    assert_equal "$(grep "^${name}_version=" <<<"$output")" "$expected"
+  done
+}
+
 # signals FIELD: which are blocked or ignored in the server, but for the two
 # that the C library keeps for itself, from its first thread on.
 signals ()
