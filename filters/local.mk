@@ -40,6 +40,8 @@ filters_replication_nbdkit_replication_filter_la_SOURCES = \
 	$(export_sources) \
 	filters/replication/commands.c \
 	filters/replication/commands.h \
+	filters/replication/holding.c \
+	filters/replication/holding.h \
 	filters/replication/params.c \
 	filters/replication/params.h \
 	filters/replication/replication.c \

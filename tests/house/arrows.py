@@ -61,7 +61,7 @@ ORDER = {
     "filters/replication": (
         (None,),
         (["primary/"], ["secondary/"]),
-        ("replication", "params", "commands", "side", "requests"),
+        ("replication", "params", "commands", "holding", "side", "requests"),
     ),
 }
 
