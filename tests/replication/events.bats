@@ -43,3 +43,8 @@ story ()
 @test "blkctl --metrics keeps the rules of Prometheus' text" {
   story metrics
 }
+
+@test "blkctl --metrics knows what the servers tell, and nothing else" {
+  export srcdir
+  story every_family
+}

@@ -381,7 +381,52 @@ def metrics(desk):
     check(check_format(run.stdout), run.stdout)
 
 
-STORIES = [life, link, errors, deaf, log_error, watch, watch_ends, metrics]
+def families_of(*sockets):
+    run = subprocess.run(["blkctl", "--metrics", *sockets],
+                         capture_output=True, text=True, check=True)
+    check_format(run.stdout)
+    return set(re.findall(r"^# TYPE (\S+)", run.stdout, re.M))
+
+
+def every_family(desk):
+    """Each family that blkctl knows is told by a server in some state; so do
+    the members of a copy's event stand in its status.  The checkpoint is the
+    same by both."""
+    secondary = desk.secondary(start="true")
+    primary = desk.primary(secondary.uri, sync_rate="64K")
+    control = desk.path("log.ctl")
+    desk.add(Server(
+        desk.disk("d"), plugin="file", options=["--filter=blklogwrites"],
+        params=[f"log={desk.path('log')}", f"log-control={control}"]))
+    at_p = listen(primary)
+    primary.start("full")
+    primary.wait_for(lambda s: s["sync"]["running"] and s["sync"]["rate"] > 0,
+                     "copying")
+    found = families_of(primary.control_path, control)
+    sync = primary.query()["sync"]
+    told = data(at_p, "REPLICATION_SYNC", running=True)
+    check(set(told) <= set(sync) and told["total"] == sync["total"],
+          f"{told} {sync}")
+    subprocess.run(["blkctl", primary.control_path, secondary.control_path,
+                    "replication-checkpoint"], check=True,
+                   stdout=subprocess.DEVNULL)
+    found |= families_of(primary.control_path, secondary.control_path)
+    source = os.path.join(os.environ["srcdir"], "tools/blkctl/metrics.c")
+    with open(source, encoding="utf-8") as f:
+        known = set(re.findall(r'"(nbdkit_\w+)"', f.read()))
+    check(found == known, f"never told: {known - found}")
+
+    run = subprocess.run(
+        ["blkctl", "--metrics", primary.control_path,
+         secondary.control_path], capture_output=True, text=True, check=True)
+    ids = re.findall(r'^nbdkit_replication_checkpoint_info.*,id="(\w+)"} 1$',
+                     run.stdout, re.M)
+    check(len(ids) == 2 and set(ids) == {primary.query()["checkpoint-id"]},
+          run.stdout)
+
+
+STORIES = [life, link, errors, deaf, log_error, watch, watch_ends, metrics,
+           every_family]
 
 
 run_story(STORIES, Desk)

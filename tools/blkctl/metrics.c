@@ -47,7 +47,8 @@ static const struct family {
   enum source source;
   const char *object, *key;     /* the value, in an object if not NULL */
   const char *states;           /* "a|b": one sample for each, 1 for the one
-                                   that the value is */
+                                   that the value is.  "": one sample, 1,
+                                   with the value as the label "id" */
 } families[] = {
   { "nbdkit_replication_stage", "gauge",
     "The stage of the replication: 1 for the one that it is in.",
@@ -59,7 +60,7 @@ static const struct family {
     "The connection to the other side: 1 for the state that it is in.",
     REPLICATION, NULL, "link", "none|connecting|connected|refused|lost" },
   { "nbdkit_replication_error", "gauge",
-    "Whether something has failed since the start.",
+    "Whether something has failed that no checkpoint has put right since.",
     REPLICATION, NULL, "error" },
   { "nbdkit_replication_consistent", "gauge",
     "Whether the secondary's disk is the primary's of one moment.",
@@ -67,6 +68,15 @@ static const struct family {
   { "nbdkit_replication_checkpoints_total", "counter",
     "Checkpoints since the start of the replication.",
     REPLICATION, NULL, "checkpoints" },
+  { "nbdkit_replication_checkpoint_info", "gauge",
+    "The checkpoint that the disk is at: its identifier is a label.",
+    REPLICATION, NULL, "checkpoint-id", "" },
+  { "nbdkit_replication_checkpoint_timestamp_seconds", "gauge",
+    "When that was, in seconds since 1970.",
+    REPLICATION, NULL, "checkpoint-time" },
+  { "nbdkit_replication_last_heard_seconds", "gauge",
+    "How long ago the other side was heard of last.",
+    REPLICATION, NULL, "last-heard" },
   { "nbdkit_replication_dirty_bytes", "gauge",
     "What the remote lacks.",
     REPLICATION, NULL, "dirty-bytes" },
@@ -207,6 +217,17 @@ value_of (const struct family *f, const struct scraped *s)
   return json_object_get (object, f->key);
 }
 
+/* What is no number is a label. */
+static void
+print_info (const struct family *f, const struct scraped *s,
+            const char *value)
+{
+  print_labels (s, f->name);
+  fputs (",id=", stdout);
+  print_quoted (value);
+  puts ("} 1");
+}
+
 /* A sample for each state, whose name is a label. */
 static void
 print_states (const struct family *f, const struct scraped *s,
@@ -250,7 +271,9 @@ print_family (const struct family *f, const struct scraped *all, int nr)
     if (!begun)
       print_head (f->name, f->type, f->help);
     begun = true;
-    if (f->states)
+    if (f->states && f->states[0] == '\0')
+      print_info (f, &all[i], json_string_value (value));
+    else if (f->states)
       print_states (f, &all[i], json_string_value (value));
     else
       print_value (f, &all[i], value);
