@@ -10,7 +10,9 @@
 An order is a line of a table that is generated from
 
   stage    where a pair is when it happens
-  accident kill, end, stop (SIGSTOP, SIGCONT), partition, power
+  accident kill, end, stop (SIGSTOP, SIGCONT), partition (connections are
+           cut), drop (nothing gets through, and what was sent arrives when
+           it is over), power
   hit      the side to which it happens, or both, in this order; guests write
            meanwhile, and with "promote" an operator fails over when the
            primary is away
@@ -47,7 +49,10 @@ BLOCKS = SIZE // BLOCK
 
 STAGES = ("none", "behind", "copying", "running", "guest", "stopped",
           "failover", "promoted", "reset")
-ACCIDENTS = ("kill", "end", "stop", "partition", "power")
+ACCIDENTS = ("kill", "end", "stop", "partition", "drop", "power")
+
+# Seconds without a word after which a partner is lost, where that happens.
+TIMEOUT = 3
 HITS = ("p", "s", "ps", "sp", "p promote")
 
 
@@ -72,7 +77,7 @@ def table():
 
 class Network:
     """Between the primary and its remote: a socket that hands on to the one
-    where the secondary just is, or cuts and refuses."""
+    where the secondary just is, or cuts and refuses, or is silent."""
 
     def __init__(self, place):
         self.uri = f"nbd+unix:///?socket={place}"
@@ -80,6 +85,8 @@ class Network:
         self.lock = threading.Lock()
         self.pipes = []
         self.cut = False
+        self.flows = threading.Event()
+        self.flows.set()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(place)
         self.listener.listen(16)
@@ -91,29 +98,41 @@ class Network:
                 here, _ = self.listener.accept()
             except OSError:
                 return
-            there = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with self.lock:
-                try:
-                    if self.cut:
-                        raise OSError("cut")
-                    there.connect(self.target)
-                except OSError:
-                    here.close()
-                    there.close()
-                    continue
-                self.pipes.append((here, there))
-            for a, b in ((here, there), (there, here)):
-                threading.Thread(target=self.pump, args=(a, b),
-                                 daemon=True).start()
+            threading.Thread(target=self.connect, args=(here,),
+                             daemon=True).start()
 
-    @staticmethod
-    def pump(source, sink):
+    def connect(self, here):
+        self.flows.wait()
+        there = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self.lock:
+            try:
+                if self.cut:
+                    raise OSError("cut")
+                there.connect(self.target)
+            except OSError:
+                here.close()
+                there.close()
+                return
+            self.pipes.append((here, there))
+        for a, b in ((here, there), (there, here)):
+            threading.Thread(target=self.pump, args=(a, b),
+                             daemon=True).start()
+
+    def pump(self, source, sink):
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 20):
+                self.flows.wait()
                 sink.sendall(data)
+        self.flows.wait()       # the end of a connection is a packet, too
         for end in source, sink:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def drop(self, dropped):
+        if dropped:
+            self.flows.clear()
+        else:
+            self.flows.set()
 
     def partition(self, cut):
         with self.lock:
@@ -125,6 +144,7 @@ class Network:
 
     def close(self):
         self.partition(True)
+        self.drop(False)
         self.listener.close()
 
 
@@ -196,6 +216,8 @@ class Pair:
     # ---- Servers; always with the same command line
 
     def launch(self, side, **more):
+        if self.accident == "drop":
+            more["timeout"] = TIMEOUT
         with self.hosts[side].environment():
             if side == "p":
                 if self.bitmap:
@@ -284,11 +306,6 @@ class Pair:
             self.launch("p")
             self.guest_writes("p", 20)
             self.launch("s")
-            # A command line without a bitmap that says that the disks are
-            # equal is believed until both have met.
-            if not self.bitmap:
-                self.servers["p"].wait_for(
-                    lambda s: s["link"] == "connected", "connected")
             return
         self.launch("s")
         if self.stage == "none":
@@ -351,6 +368,9 @@ class Pair:
         if self.accident == "partition":
             self.network.partition(True)
             return
+        if self.accident == "drop":
+            self.network.drop(True)
+            return
         if self.accident == "stop":
             stand_still(server.process)
             self.stopped.add(side)
@@ -372,6 +392,8 @@ class Pair:
     def recover(self, side):
         if self.accident == "partition":
             self.network.partition(False)
+        elif self.accident == "drop":
+            self.network.drop(False)
         elif self.accident == "stop":
             self.servers[side].process.send_signal(18)
             self.stopped.discard(side)
