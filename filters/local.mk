@@ -55,14 +55,16 @@ filters_replication_nbdkit_replication_filter_la_SOURCES = \
 # What does not need nbdkit, so that unit tests can link it, too.
 noinst_LTLIBRARIES += filters/replication/libreplication.la
 filters_replication_libreplication_la_SOURCES = \
+	filters/replication/below.c \
+	filters/replication/below.h \
+	filters/replication/dirty.c \
+	filters/replication/dirty.h \
+	filters/replication/dirtyfile.c \
+	filters/replication/dirtyfile.h \
 	filters/replication/history.c \
 	filters/replication/history.h \
 	filters/replication/meeting.c \
 	filters/replication/meeting.h \
-	filters/replication/primary/dirty.c \
-	filters/replication/primary/dirty.h \
-	filters/replication/primary/dirtyfile.c \
-	filters/replication/primary/dirtyfile.h \
 	filters/replication/primary/forward-work.c \
 	filters/replication/primary/forward-work.h \
 	filters/replication/primary/forward.c \
@@ -93,6 +95,8 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/secondary/heard.c \
 	filters/replication/secondary/heard.h \
 	filters/replication/secondary/incoming.c \
+	filters/replication/secondary/map.c \
+	filters/replication/secondary/map.h \
 	filters/replication/secondary/note.c \
 	filters/replication/secondary/note.h \
 	filters/replication/secondary/recover.c \

@@ -84,6 +84,7 @@ bats_tests = \
 	tests/qed/read.bats \
 	tests/replication/control.bats \
 	tests/replication/events.bats \
+	tests/replication/fail-back.bats \
 	tests/replication/faults.bats \
 	tests/replication/heartbeat.bats \
 	tests/replication/history.bats \
@@ -202,6 +203,7 @@ EXTRA_DIST += \
 	tests/qed/try-image.py \
 	tests/replication/control.py \
 	tests/replication/events.py \
+	tests/replication/fail_back.py \
 	tests/replication/faults.py \
 	tests/replication/history.py \
 	tests/replication/joint.py \

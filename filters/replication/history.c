@@ -47,6 +47,13 @@ history_equal (const struct history *a, const struct history *b)
   return a->text[0] && strcmp (a->text, b->text) == 0;
 }
 
+bool
+pairing_equal (const struct pairing *a, const struct pairing *b)
+{
+  return history_equal (&a->primary, &b->primary) &&
+    history_equal (&a->remote, &b->remote);
+}
+
 static uint64_t
 time_now (void)
 {

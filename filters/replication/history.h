@@ -36,6 +36,16 @@ extern void history_set (struct history *h, const void *bytes);
 /* Is it known, and the same? */
 extern bool history_equal (const struct history *a, const struct history *b);
 
+/* A primary, and the history of the remote disk that its map is about: outside
+ * of the map its disk is equal to that one.  Both "" for none.
+ */
+struct pairing {
+  struct history primary, remote;
+};
+
+/* Are both known, and the same? */
+extern bool pairing_equal (const struct pairing *a, const struct pairing *b);
+
 /* A checkpoint: the same one has the same identifier on all disks that took
  * part in it.
  */

@@ -36,10 +36,12 @@ struct disk_identity {
   struct history before;        /* the disk is an earlier state of this
                                    history, to which it was rolled back, and
                                    nobody has written since; or "" */
+  struct pairing former;        /* the disk was this primary's, and nobody has
+                                   written since; or both "" */
 };
 
 /* The description of an export: text of at most MEETING_TEXT bytes. */
-#define MEETING_TEXT 256
+#define MEETING_TEXT 400
 extern void identity_describe (const struct disk_identity *id,
                                char text[MEETING_TEXT]);
 
@@ -58,27 +60,46 @@ extern void identity_read (struct disk_identity *id, const char *description);
 extern bool export_is (const char *name, const char *export,
                        struct history *primary, bool *synced);
 
+/* The map of a secondary that was a primary: a bit an area of DIRTY_AREA
+ * bytes, padded to words of 64 bits, little-endian (dirtyfile.h).
+ */
+#define EXPORT_MAP "?map"
+extern bool export_is_map (const char *name, const char *export);
+
 /* The URI with this behind the name of the export, to be freed.  NULL with
  * errno, without a message.
  */
 extern char *uri_with_suffix (const char *uri, const char *suffix);
 
+/* What a primary knows when it meets a remote. */
+struct known_remote {
+  bool changed;                 /* its own disk was changed, or replaced, by
+                                   others */
+  struct history history;       /* of the partner's disk, "" if it has met
+                                   none.  Only then the rest matters: */
+  struct pairing parted;        /* its own disk was failed over, away from
+                                   these, and its map is of what was changed
+                                   since; or both "" */
+  bool equal;                   /* somebody says that the disks are equal but
+                                   for the map */
+};
+
 enum meeting {
   MEETING_IN_STEP,              /* the remote lacks what the map says */
+  MEETING_PARTED,               /* and besides what its own map says */
   MEETING_FIRST,                /* as the operator says: the disks are equal */
   MEETING_OVERWRITE,            /* as the operator says: copy everything */
   MEETING_AGAIN,                /* copy everything: all that it has is ours */
+  MEETING_ALL,                  /* the same, as nobody knows what it lacks */
   MEETING_REFUSED
 };
 
 #define MEETING_WHY 200
 
-/* Meet a remote.  known is the history of the partner's disk that a primary
- * remembers, "" if it has met none.  full: a command has asked for it to be
- * overwritten.  why is filled in for MEETING_REFUSED: what is wrong, and the
- * way out.
+/* Meet a remote.  full: a command has asked for it to be overwritten.  why is
+ * filled in for MEETING_REFUSED: what is wrong, and the way out.
  */
-extern enum meeting meet_remote (const struct history *known,
+extern enum meeting meet_remote (const struct known_remote *known,
                                  const struct disk_identity *remote,
                                  bool full, char why[MEETING_WHY]);
 

@@ -40,7 +40,7 @@ static const struct parameter {
     offsetof (struct params, mode) },
   { "replication-remote", KIND_URI, MODE_PRIMARY, false,
     offsetof (struct params, remote) },
-  { "replication-bitmap", KIND_FILE, MODE_PRIMARY, false,
+  { "replication-bitmap", KIND_FILE, MODE_MISSING, false,
     offsetof (struct params, bitmap) },
   { "replication-active", KIND_FILE, MODE_SECONDARY, true,
     offsetof (struct params, active) },
@@ -258,7 +258,8 @@ params_check (struct params *params)
   }
   if (check_mode (params) == -1)
     return -1;
-  if (params->bitmap && params->remote == NULL) {
+  if (params->mode == MODE_PRIMARY && params->bitmap &&
+      params->remote == NULL) {
     nbdkit_error ("replication-bitmap needs replication-remote: without it "
                   "the primary only forwards, and there is nothing to "
                   "remember");

@@ -19,7 +19,8 @@ enum replication_mode { MODE_MISSING, MODE_PRIMARY, MODE_SECONDARY };
 /* Strings are NULL if not given.  Names of files are absolute. */
 struct params {
   enum replication_mode mode;
-  char *remote, *bitmap;        /* primary */
+  char *remote;                 /* primary */
+  char *bitmap;
   char *active, *hidden;        /* secondary */
   char *top_id, *export;        /* secondary; export is not NULL after
                                    params_check */

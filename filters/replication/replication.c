@@ -20,6 +20,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "filters/replication/below.h"
 #include "filters/replication/commands.h"
 #include "filters/replication/meeting.h"
 #include "module/module.h"
@@ -34,6 +35,7 @@ static struct side side;
 static struct events events = EVENTS_INITIALIZER;
 static struct commands *commands;
 static struct node *disk;       /* the layer below */
+static struct below below = { .fd = -1 }; /* and its file */
 
 /* End in the order that the parts need each other. */
 static void
@@ -46,6 +48,7 @@ end (void)
   else
     module_keep_all ();         /* it hangs until the process ends */
   disk = NULL;
+  below_close (&below);
 }
 
 static void
@@ -74,7 +77,7 @@ replication_config_complete (nbdkit_next_config_complete *next,
 #define replication_config_help                                             \
   "replication-mode=primary|secondary  (required) Which side this is.\n"    \
   "replication-remote=URI       Primary: the secondary's export.\n"         \
-  "replication-bitmap=FILE      Primary: keep the dirty map here.\n"        \
+  "replication-bitmap=FILE      Keep the map of what the other side lacks.\n" \
   "replication-active=FILE      (secondary) Buffer of the guest's writes.\n" \
   "replication-hidden=FILE      (secondary) Buffer of old content.\n"       \
   "replication-top-id=NAME      (secondary) Export for the guest.\n"        \
@@ -137,9 +140,10 @@ start_now (void)
 static int
 begin (nbdkit_backend *backend)
 {
+  below_watch (&below);
   disk = next_node_open (backend, server_thread_model, "disk");
-  if (disk == NULL || node_start (disk) == -1 ||
-      side_begin (&side, disk) == -1)
+  if (disk == NULL || below_find (&below) == -1 ||
+      node_start (disk) == -1 || side_begin (&side, disk, &below) == -1)
     return -1;
   if (params.start && start_now () == -1)
     return -1;
@@ -223,6 +227,8 @@ replication_open (nbdkit_next_open *next, nbdkit_context *context,
   }
   if (strcmp (exportname, params.top_id) == 0)
     return secondary_guest_node (side.secondary);
+  if (export_is_map (exportname, params.export))
+    return secondary_connect_map (side.secondary);
   if (export_is (exportname, params.export, &primary, &synced)) {
     if (synced && secondary_synced (side.secondary, &primary) == -1)
       return NULL;

@@ -24,7 +24,7 @@ side_open (struct side *side, const struct params *params,
   };
   const struct secondary_options secondary = {
     .active = params->active, .hidden = params->hidden,
-    .recover = params->recover, .events = events,
+    .bitmap = params->bitmap, .recover = params->recover, .events = events,
     .timeout = params->timeout ? params->timeout : REPLICATION_TIMEOUT,
   };
 
@@ -40,8 +40,12 @@ side_open (struct side *side, const struct params *params,
 }
 
 int
-side_begin (struct side *side, struct node *disk)
+side_begin (struct side *side, struct node *disk, const struct below *below)
 {
+  if (side->primary)
+    primary_set_below (side->primary, below);
+  else
+    secondary_set_below (side->secondary, below);
   return side->primary ? primary_begin (side->primary, disk)
                        : secondary_begin (side->secondary, disk);
 }

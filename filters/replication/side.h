@@ -28,7 +28,8 @@ struct side {
  */
 extern int side_open (struct side *side, const struct params *params,
                       struct events *events);
-extern int side_begin (struct side *side, struct node *disk);
+extern int side_begin (struct side *side, struct node *disk,
+                       const struct below *below);
 extern void side_interrupt (struct side *side, bool interrupted);
 extern void side_expect_failover (struct side *side);
 extern bool side_close (struct side *side);

@@ -89,6 +89,7 @@ status_json (const struct replication_status *s, const char *mode,
   set_moment (ret, &s->checkpoint);
   status_set_text (ret, "checkpoint-before", s->checkpoint_before.text);
   status_set_text (ret, "desc", s->desc);
+  status_set_text (ret, "last-error", s->last_error);
   status_set_text (ret, "link-desc", s->link_desc);
   status_set_text (ret, "history", s->history.text);
   status_set_text (ret, "partner-history", s->partner.text);

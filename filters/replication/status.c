@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Stages, the error that stays, and refusals. */
+/* Stages, the error that stays until it is over, and refusals. */
 
 #include <config.h>
 
@@ -23,7 +23,7 @@ replication_error_init (struct replication_error *error,
   error->events = events;
   pthread_mutex_init (&error->lock, NULL);
   error->set = false;
-  error->desc[0] = '\0';
+  error->desc[0] = error->last[0] = '\0';
 }
 
 void
@@ -38,6 +38,18 @@ replication_error_clear (struct replication_error *error)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
 
   error->set = false;
+  error->desc[0] = error->last[0] = '\0';
+}
+
+void
+replication_error_settle (struct replication_error *error)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&error->lock);
+
+  if (!error->set)
+    return;
+  error->set = false;
+  memcpy (error->last, error->desc, sizeof error->last);
   error->desc[0] = '\0';
 }
 
@@ -84,6 +96,7 @@ replication_error_get (struct replication_error *error,
 
   status->error = error->set;
   memcpy (status->desc, error->desc, sizeof status->desc);
+  memcpy (status->last_error, error->last, sizeof status->last_error);
 }
 
 /* So many at once. */

@@ -47,8 +47,11 @@ struct replication_progress {
 /* A snapshot, for query-replication. */
 struct replication_status {
   enum replication_stage stage;
-  bool error;                   /* stays until the next start */
+  bool error;                   /* stays until the next start, or until a
+                                   checkpoint shows that all is well */
   char desc[REPLICATION_DESC_LEN]; /* what happened, "" if nothing did */
+  char last_error[REPLICATION_DESC_LEN]; /* what has happened since the start
+                                   and is over, "" if nothing did */
   uint64_t checkpoints;         /* since the start */
   uint64_t active_clusters;     /* in the buffers (secondary) */
   uint64_t hidden_clusters;
@@ -83,6 +86,7 @@ struct replication_error {
                                    are raised */
   bool set;
   char desc[REPLICATION_DESC_LEN];
+  char last[REPLICATION_DESC_LEN]; /* that is over, or "" */
 };
 
 /* events (NULL for none) is borrowed. */
@@ -90,6 +94,9 @@ extern void replication_error_init (struct replication_error *error,
                                     struct events *events);
 extern void replication_error_destroy (struct replication_error *error);
 extern void replication_error_clear (struct replication_error *error);
+
+/* What has failed is over: both disks were equal since. */
+extern void replication_error_settle (struct replication_error *error);
 
 /* Remember this one unless there is one already. */
 extern void replication_error_set (struct replication_error *error,

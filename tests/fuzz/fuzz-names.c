@@ -70,8 +70,15 @@ try_exports (const char *name)
   WANT (again.kind == id.kind);
   WANT (strcmp (again.history.text, id.history.text) == 0);
   WANT (strcmp (again.partner.text, id.partner.text) == 0);
-  meet_remote (&id.history, &id, false, why);
-  meet_remote (&id.partner, &id, true, why);
+  WANT (strcmp (again.former.remote.text, id.former.remote.text) == 0);
+  for (int i = 0; i < 8; ++i) {
+    const struct known_remote known = {
+      .history = i & 1 ? id.history : id.partner,
+      .parted = i & 2 ? id.former : (struct pairing) { .primary.text = "" },
+    };
+
+    meet_remote (&known, &id, i & 4, why);
+  }
 }
 
 /* Plain numbers, which a simple reader understands as well. */

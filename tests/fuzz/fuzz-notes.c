@@ -10,7 +10,7 @@
 
 #include <config.h>
 
-#include "filters/replication/primary/dirtyfile.h"
+#include "filters/replication/dirtyfile.h"
 #include "filters/replication/secondary/secondary.h"
 #include "qed/qed.h"
 #include "tests/fuzz/fuzz.h"

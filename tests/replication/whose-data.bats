@@ -204,6 +204,172 @@ guest_has_its_data ()
   assert_same_disk primary.img disk.img
 }
 
+@test "another primary's copy, and a stranger's write, begin a new history" {
+  disks
+  local writer
+  for writer in primary stranger; do
+    rm -f ./*.qed map
+    start_at_place
+    start_primary "nbd+unix:///?socket=$tmp/place.sock" replication-bitmap=map
+    primary_pid=$pid
+    blkctl primary.ctl replication-start
+    qemu_io "$uri" "write -P 0x61 0 64k"
+    blkctl primary.ctl replication-checkpoint
+    stop_nbdkit "$primary_pid"
+    if [ "$writer" = primary ]; then
+      truncate -s 4M second.img
+      start_nbdkit --filter=replication file second.img \
+                   replication-mode=primary \
+                   replication-remote="nbd+unix:///?socket=$tmp/place.sock" \
+                   replication-control=second.ctl
+      blkctl second.ctl replication-start sync=full
+      blkctl second.ctl replication-checkpoint
+      stop_nbdkit "$pid"
+    else
+      qemu_io "$place" "write -P 0x62 1M 64k"
+    fi
+    # The first one knows the disk no more, bitmap or not.
+    start_primary "nbd+unix:///?socket=$tmp/place.sock" replication-bitmap=map
+    run blkctl primary.ctl replication-start
+    assert_failure
+    assert_output --partial "others have changed it"
+    blkctl primary.ctl replication-start sync=full
+    blkctl primary.ctl replication-checkpoint
+    assert_same_disk primary.img disk.img
+    stop_nbdkit "$pid"
+    stop_nbdkit "$secondary_pid"
+  done
+}
+
+@test "replication-start=true without a bitmap is no proof that disks are equal" {
+  disks
+  # It is started, written to, and started again before it meets anybody.
+  local remote="nbd+unix:///?socket=$tmp/place.sock" how
+  for how in KILL TERM; do
+    start_primary "$remote" replication-start=true
+    qemu_io "$uri" "write -P 0x62 1M 64k" flush
+    kill -s "$how" "$pid"
+    wait "$pid" || true
+  done
+  start_primary "$remote" replication-start=true
+  start_at_place replication-start=true
+  status_becomes primary.ctl link connected
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+}
+
+@test "nor that of a server that tells nothing, which is not overwritten" {
+  disks
+  start_nbdkit file disk.img
+  ln -sfn "$sock" place.sock
+  local remote="nbd+unix:///?socket=$tmp/place.sock"
+  start_primary "$remote" replication-start=true
+  assert_equal "$(status_of primary.ctl link)" refused
+  run status_of primary.ctl link-desc
+  assert_output --partial "replication-bitmap"
+  qemu_io "$uri" "write -P 0x62 1M 64k" flush
+  qemu_io "$place" "read -P 0 0 4M"
+  # Whoever says so is believed, and what was written since is copied.
+  blkctl primary.ctl replication-start
+  blkctl primary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+  stop_nbdkit "$pid"
+  # With a bitmap it is the one that was there when the bitmap was made.
+  start_primary "$remote" replication-start=true replication-bitmap=map
+  assert_equal "$(status_of primary.ctl link)" connected
+}
+
+@test "a primary's disk that was changed under its bitmap is not in step" {
+  disks
+  start_at_place
+  local remote="nbd+unix:///?socket=$tmp/place.sock" how
+  start_primary "$remote" replication-bitmap=map
+  blkctl primary.ctl replication-start
+  qemu_io "$uri" "write -P 0x61 0 64k"
+  blkctl primary.ctl replication-checkpoint
+  stop_nbdkit "$pid"
+  cp primary.img backup.img
+  for how in inplace another killed; do
+    start_primary "$remote" replication-bitmap=map
+    blkctl primary.ctl replication-start
+    qemu_io "$uri" "write -P 0x62 0 64k" flush
+    blkctl primary.ctl replication-checkpoint
+    case $how in
+      inplace)
+        stop_nbdkit "$pid"
+        cat backup.img >primary.img ;;
+      another)
+        stop_nbdkit "$pid"
+        cp -p primary.img other.img
+        mv other.img primary.img ;;
+      killed)
+        kill -KILL "$pid"
+        wait "$pid" || true
+        cp backup.img other.img
+        mv other.img primary.img ;;
+    esac
+    # Twice: it is not forgotten.
+    start_primary "$remote" replication-bitmap=map
+    run blkctl primary.ctl replication-start
+    assert_failure
+    assert_output --partial "changed, or replaced"
+    stop_nbdkit "$pid"
+    start_primary "$remote" replication-bitmap=map replication-start=true
+    assert_equal "$(status_of primary.ctl link)" refused
+    qemu_io disk.img "read -P 0x62 0 64k"
+    blkctl primary.ctl replication-start sync=full
+    blkctl primary.ctl replication-checkpoint
+    assert_same_disk primary.img disk.img
+    stop_nbdkit "$pid"
+  done
+  # Nobody has touched it now.
+  start_primary "$remote" replication-bitmap=map
+  blkctl primary.ctl replication-start
+  blkctl primary.ctl replication-checkpoint
+}
+
+@test "one server replicates a disk at a time" {
+  disks
+  start_at_place
+  run ! timeout -k 5 60 nbdkit -f -U second.sock --filter=replication \
+      file disk.img replication-mode=secondary replication-active=a2.qed \
+      replication-hidden=h2.qed replication-top-id=guest
+  assert_output --partial "another server replicates this disk"
+  run ! timeout -k 5 60 nbdkit -f -U third.sock --filter=replication \
+      file disk.img replication-mode=primary replication-remote="$place"
+  assert_output --partial "another server replicates this disk"
+  # It is free when that one ends, however it does.
+  kill -KILL "$secondary_pid"
+  start_at_place
+  blkctl secondary.ctl replication-start
+}
+
+@test "an error is over when a checkpoint shows that all is well" {
+  start_pair
+  assert_equal "$(status_of primary.ctl last-error)" null
+  kill -KILL "$secondary_pid"
+  wait "$secondary_pid" || true
+  qemu_io "$primary_uri" "write -P 0x62 0 64k"
+  status_becomes primary.ctl error true
+  # What was rolled back is copied again.
+  start_at_place replication-recover=rollback replication-start=true
+  status_becomes primary.ctl link connected
+  assert_equal "$(status_of primary.ctl error)" true
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  assert_equal "$(status_of primary.ctl error)" false
+  assert_equal "$(status_of primary.ctl desc)" null
+  run status_of primary.ctl last-error
+  assert_output --partial "remote"
+  run blkctl primary.ctl query-xen-replication-status
+  assert_output --partial '"error": false'
+  # It is told until the next start.
+  blkctl primary.ctl replication-checkpoint
+  assert [ "$(status_of primary.ctl last-error)" != null ]
+  blkctl primary.ctl replication-stop
+  blkctl primary.ctl replication-start
+  assert_equal "$(status_of primary.ctl last-error)" null
+}
+
 @test "a secondary takes one primary at a time" {
   start_pair
   cp primary.img second.img

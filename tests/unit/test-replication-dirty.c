@@ -17,7 +17,7 @@
 #include <stdbool.h>
 #include <unistd.h>
 
-#include "filters/replication/primary/dirty.h"
+#include "filters/replication/dirty.h"
 #include "utils/rounding.h"
 #include "tests/lib/next.h"
 #include "tests/unit/unit.h"

@@ -21,6 +21,7 @@
 #include "filters/replication/primary/sync.h"
 #include "filters/replication/report.h"
 #include "node/align.h"
+#include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
 #include "utils/message.h"
@@ -183,18 +184,94 @@ link_mark_all (struct mirror *m)
                            strerror (errno));
 }
 
+/* The areas that a word of the remote's map names. */
+static int
+add_word (struct mirror *m, uint64_t index, uint64_t word)
+{
+  const uint64_t size = node_size (m->disk);
+  int r = 0;
+
+  for (; word; word &= word - 1) {
+    const uint64_t offset =
+      (index * 64 + __builtin_ctzll (word)) * DIRTY_AREA;
+
+    if (offset < size)
+      r |= dirty_mark (m->dirty, offset, MIN (size - offset,
+                                              (uint64_t) DIRTY_AREA));
+  }
+  return r;
+}
+
+/* Add what the remote's own map says, from when it was a primary: what it has
+ * written that is not here.
+ */
+static int
+read_their_map (struct mirror *m, struct node *map, char cause[CAUSE_LEN])
+{
+  const uint64_t nr_areas = div_round_up (node_size (m->disk), DIRTY_AREA);
+  const uint64_t nr = div_round_up (nr_areas, 64);
+  uint8_t buf[4096];
+  int r = 0;
+
+  if (node_size (map) != nr * 8) {
+    snprintf (cause, CAUSE_LEN, "the remote's map has %" PRIu64 " bytes, and "
+              "not %" PRIu64, node_size (map), nr * 8);
+    return -1;
+  }
+  for (uint64_t i = 0; i < nr; i += sizeof buf / 8) {
+    const size_t n = MIN (nr - i, (uint64_t) sizeof buf / 8);
+
+    if (node_pread (map, buf, n * 8, i * 8) == -1) {
+      snprintf (cause, CAUSE_LEN, "reading the remote's map: %s",
+                strerror (errno));
+      return -1;
+    }
+    for (size_t j = 0; j < n; ++j)
+      r |= add_word (m, i + j, get_le64 (buf + j * 8));
+  }
+  if (r)
+    replication_error_set (m->error, "writing the bitmap: %s",
+                           strerror (errno));
+  return 0;
+}
+
+static int
+take_their_map (struct mirror *m, char cause[CAUSE_LEN])
+{
+  const struct node_open_options options = {
+    .read_only = true, .timeout = m->timeout, .cancel = m->cancel,
+    .cause = cause, .cause_size = CAUSE_LEN,
+  };
+  struct node *map;
+  int r;
+
+  snprintf (cause, CAUSE_LEN, "the remote's map: %s", strerror (ENOMEM));
+  map = align_open (m->map_uri, &options);
+  if (map == NULL)
+    return -1;
+  r = read_their_map (m, map, cause);
+  node_close (map);
+  return r;
+}
+
 /* What of the disk the remote lacks.  That everything is dirty is noted before
  * the map is about this one, so that it does not get lost if we are killed in
  * between.
  */
-static void
+static int
 begin_map (struct mirror *m, enum meeting meeting,
-           const struct disk_identity *remote)
+           const struct disk_identity *remote, char cause[CAUSE_LEN])
 {
   if (meeting == MEETING_IN_STEP)
-    return;
-  if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN)
+    return 0;
+  if (meeting == MEETING_PARTED && take_their_map (m, cause) == -1)
+    return -1;
+  if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN ||
+      meeting == MEETING_ALL)
     link_mark_all (m);
+  if (meeting == MEETING_ALL)
+    msg_warning ("%s: nobody knows what the remote's disk lacks: all of it is "
+                 "copied", m->uri);
   if (meeting == MEETING_AGAIN) {
     msg_warning ("%s: the remote's disk was rolled back to an earlier state; "
                  "all of it is copied again", m->uri);
@@ -204,6 +281,19 @@ begin_map (struct mirror *m, enum meeting meeting,
   if (dirty_set_history (m->dirty, &remote->history) == -1)
     replication_error_set (m->error, "writing the bitmap: %s",
                            strerror (errno));
+  return 0;
+}
+
+/* What is known of the remote. */
+static void
+recall (struct mirror *m, struct known_remote *known)
+{
+  dirty_get_history (m->dirty, &known->history);
+  dirty_get_parted (m->dirty, &known->parted);
+  known->changed = dirty_disk_was_changed (m->dirty);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
+  known->equal = m->equal;
 }
 
 /* Open the remote and meet it: first without a word, then, if it is a
@@ -214,7 +304,7 @@ static struct node *
 open_and_meet (struct mirror *m, bool all_dirty, char cause[CAUSE_LEN],
                bool *refused, bool *identified)
 {
-  struct history known;
+  struct known_remote known;
   struct disk_identity remote;
   enum meeting meeting;
 
@@ -228,18 +318,16 @@ open_and_meet (struct mirror *m, bool all_dirty, char cause[CAUSE_LEN],
     /* It was noted when we connected; others have not written. */
     if (history_equal (&remote.partner, &m->self))
       remote.partner.text[0] = '\0';
-    dirty_get_history (m->dirty, &known);
+    recall (m, &known);
     meeting = meet_remote (&known, &remote, all_dirty, cause);
     if (meeting != MEETING_REFUSED &&
-        (*identified || remote.kind != DISK_SECONDARY)) {
-      begin_map (m, meeting, &remote);
+        (*identified || remote.kind != DISK_SECONDARY) &&
+        begin_map (m, meeting, &remote, cause) == 0)
       return n;
-    }
     node_close (n);
-    if (meeting == MEETING_REFUSED) {
-      *refused = true;
+    *refused = meeting == MEETING_REFUSED;
+    if (*refused || *identified)
       return NULL;
-    }
     *identified = true;
   }
 }
@@ -282,6 +370,7 @@ try_to_connect (struct mirror *m)
   m->refused = false;
   m->identified = identified;
   m->met = true;
+  m->equal = true;
   m->made_dirty = all_dirty;
   m->remote = n;
   m->broken = node_is_lost (n, NULL, 0);

@@ -78,6 +78,7 @@ struct mirror {
   struct history self;          /* who we are */
   char *own_uri, *synced_uri;   /* the same for a remote that wants to know
                                    who we are */
+  char *map_uri;                /* its map, if it was a primary */
   unsigned timeout;
   uint64_t sync_rate;           /* bytes a second, 0: no limit */
   struct node *disk;
@@ -106,6 +107,8 @@ struct mirror {
                                    answer */
   bool all_dirty;               /* when we are, everything will be dirty */
   bool made_dirty;              /* everything was, when we last were */
+  bool equal;                   /* but for the map, somebody says of a remote
+                                   that was not met; and of one that was */
   bool ending;
   unsigned interrupted;         /* so many want nobody to wait */
   struct node *remote;          /* set and unset by the link only */

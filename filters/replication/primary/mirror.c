@@ -110,6 +110,7 @@ free_uris (struct mirror *m)
   free (m->uri);
   free (m->own_uri);
   free (m->synced_uri);
+  free (m->map_uri);
 }
 
 static int
@@ -121,7 +122,8 @@ make_own_uris (struct mirror *m, const struct history *self)
   m->own_uri = uri_with_suffix (m->uri, suffix);
   strcat (suffix, EXPORT_SYNCED);
   m->synced_uri = uri_with_suffix (m->uri, suffix);
-  return m->own_uri && m->synced_uri ? 0 : -1;
+  m->map_uri = uri_with_suffix (m->uri, EXPORT_MAP);
+  return m->own_uri && m->synced_uri && m->map_uri ? 0 : -1;
 }
 
 struct mirror *
@@ -143,6 +145,7 @@ mirror_open (const struct mirror_options *options)
   m->error = options->error;
   m->events = options->events;
   m->self = *options->self;
+  m->equal = options->equal;
   m->reported = link_name (m);
   if (make_own_uris (m, options->self) == -1) {
     msg_error ("%s: %m", options->uri);
@@ -228,8 +231,8 @@ refuse_interrupted (const struct mirror *m,
  * an older one.
  */
 static int
-wait_for_connection (struct mirror *m, bool all_dirty, bool *made_dirty,
-                     struct replication_refusal *refusal)
+wait_for_connection (struct mirror *m, bool all_dirty, bool equal,
+                     bool *made_dirty, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
   const uint64_t failures = m->failures;
@@ -237,6 +240,7 @@ wait_for_connection (struct mirror *m, bool all_dirty, bool *made_dirty,
 
   m->wanted = true;
   m->all_dirty = all_dirty;
+  m->equal |= equal;
   m->made_dirty = false;
   hurry (m);
   while (m->remote == NULL && m->failures == failures && !m->interrupted)
@@ -253,12 +257,12 @@ wait_for_connection (struct mirror *m, bool all_dirty, bool *made_dirty,
 }
 
 int
-mirror_connect (struct mirror *m, bool all_dirty,
+mirror_connect (struct mirror *m, bool all_dirty, bool equal,
                 struct replication_refusal *refusal)
 {
   bool made_dirty;
 
-  if (wait_for_connection (m, all_dirty, &made_dirty, refusal) == -1)
+  if (wait_for_connection (m, all_dirty, equal, &made_dirty, refusal) == -1)
     return -1;
   if (all_dirty && !made_dirty) {
     link_mark_all (m);

@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #include "request/claim.h"
-#include "filters/replication/primary/dirty.h"
+#include "filters/replication/dirty.h"
 #include "node/node.h"
 #include "filters/replication/status.h"
 
@@ -35,6 +35,8 @@ struct mirror_options {
                                    writes, taken exclusively to copy */
   struct replication_error *error; /* where failures are recorded */
   const struct history *self;   /* who the primary is; copied */
+  bool equal;                   /* from the start on dirty has all that a
+                                   remote lacks that it has not met */
   struct events *events;        /* or NULL */
 };
 
@@ -49,9 +51,10 @@ extern void mirror_close (struct mirror *m);
 /* Connect, and from then on stay connected and copy.  If that fails, also
  * because the meeting (meeting.h) was refused, nothing has changed.
  * all_dirty: the remote is to be overwritten, whatever its history;
- * everything is dirty then.
+ * everything is dirty then.  equal: a command says that the disks are equal,
+ * but for what is dirty.
  */
-extern int mirror_connect (struct mirror *m, bool all_dirty,
+extern int mirror_connect (struct mirror *m, bool all_dirty, bool equal,
                            struct replication_refusal *refusal);
 
 /* The end of this: send no more, wait for the answers to what was sent, so

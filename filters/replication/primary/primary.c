@@ -33,7 +33,7 @@
 
 #include "request/claim.h"
 #include "utils/cleanup.h"
-#include "filters/replication/primary/dirty.h"
+#include "filters/replication/dirty.h"
 #include "request/drain.h"
 #include "filters/replication/primary/forward.h"
 #include "utils/message.h"
@@ -129,7 +129,7 @@ begin_mirror (struct primary *p)
     .uri = p->remote, .timeout = p->timeout, .sync_rate = p->sync_rate,
     .disk = p->disk,
     .dirty = &p->dirty, .claims = &p->claims, .error = &p->error,
-    .self = &p->self, .events = p->events,
+    .self = &p->self, .equal = p->file != NULL, .events = p->events,
   };
 
   if (dirty_init (&p->dirty, node_size (p->disk), p->file) == -1 ||
@@ -137,6 +137,13 @@ begin_mirror (struct primary *p)
     return -1;
   p->mirror = mirror_open (&options);
   return p->mirror ? 0 : -1;
+}
+
+void
+primary_set_below (struct primary *p, const struct below *below)
+{
+  if (p->file)
+    dirty_file_set_below (p->file, below);
 }
 
 int
@@ -268,14 +275,16 @@ primary_close (struct primary *p)
  * begins now.  If it fails all is as before.
  */
 static int
-connect_remote (struct primary *p, bool full_sync,
+connect_remote (struct primary *p, bool full_sync, bool command,
                 struct replication_refusal *refusal)
 {
   struct replication_status before;
 
   replication_error_get (&p->error, &before);
   replication_error_clear (&p->error);
-  if (p->remote == NULL || mirror_connect (p->mirror, full_sync, refusal) == 0)
+  if (p->remote == NULL ||
+      mirror_connect (p->mirror, full_sync, command && !full_sync, refusal)
+      == 0)
     return 0;
   if (before.error)
     replication_error_replace (&p->error, "%s", before.desc);
@@ -303,10 +312,12 @@ track (struct primary *p, bool tracking)
 }
 
 /* Leave NONE, or DONE after a stop.  The copying begins with the connection,
- * so what is written is noted before there is one.
+ * so what is written is noted before there is one.  A command says that the
+ * disks are equal; a server that is started with the same command line as ever
+ * does not know what was written before.
  */
 static int
-start (struct primary *p, bool full_sync,
+start (struct primary *p, bool full_sync, bool command,
        struct replication_refusal *refusal)
 {
   const bool tracking = atomic_load (&p->tracking);
@@ -317,7 +328,7 @@ start (struct primary *p, bool full_sync,
                                "from");
   if (p->remote)
     track (p, true);
-  if (connect_remote (p, full_sync, refusal) == -1) {
+  if (connect_remote (p, full_sync, command, refusal) == -1) {
     track (p, tracking);
     return -1;
   }
@@ -347,10 +358,26 @@ start_again (struct primary *p, bool full_sync,
     return replication_refuse (refusal, "the way to the secondary was given "
                                "up (%s): it needs a new start of the server",
                                strerror (errno));
-  if (start (p, full_sync, refusal) == -1)
+  if (start (p, full_sync, true, refusal) == -1)
     return -1;
   p->failed_over = false;
   return 0;
+}
+
+/* A primary that has no connection, though it is running, is told what to do
+ * with its remote.  That the disks are equal can be said of one that it has
+ * not met.
+ */
+static bool
+may_be_told (struct primary *p, bool full_sync)
+{
+  struct history known;
+
+  if (stage_of (p) != REPLICATION_RUNNING || !p->mirror ||
+      mirror_is_connected (p->mirror))
+    return false;
+  dirty_get_history (&p->dirty, &known);
+  return full_sync || known.text[0] == '\0';
 }
 
 int
@@ -361,20 +388,20 @@ primary_start (struct primary *p, bool full_sync,
 
   if (p->prepared)
     return refuse_prepared (refusal);
-  if (stage_of (p) == REPLICATION_RUNNING && full_sync && p->mirror &&
-      !mirror_is_connected (p->mirror))
-    return connect_remote (p, true, refusal);
+  if (may_be_told (p, full_sync))
+    return connect_remote (p, full_sync, true, refusal);
   if (check (p, COMMAND_START, refusal) == -1)
     return -1;
   return stage_of (p) == REPLICATION_DONE
-    ? start_again (p, full_sync, refusal) : start (p, full_sync, refusal);
+    ? start_again (p, full_sync, refusal)
+    : start (p, full_sync, true, refusal);
 }
 
 int
 primary_launch (struct primary *p, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&p->command_lock);
-  const int r = start (p, false, refusal);
+  const int r = start (p, false, false, refusal);
 
   if (r == -1 && p->mirror) {
     track (p, true);
@@ -423,8 +450,12 @@ hold_mirror (struct primary *p, struct replication_refusal *refusal)
     return -1;
   drain_begin (&p->drain);
   if (mirror_complete (p->mirror, refusal) == 0 &&
-      mirror_tell_synced (p->mirror, refusal) == 0)
+      mirror_tell_synced (p->mirror, refusal) == 0) {
+    /* Whatever the remote lacked, it has it now. */
+    if (!dirty_has_failed (&p->dirty))
+      replication_error_settle (&p->error);
     return 0;
+  }
   drain_end (&p->drain);
   return -1;
 }

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "filters/replication/below.h"
 #include "node/node.h"
 #include "filters/replication/status.h"
 
@@ -43,6 +44,11 @@ struct primary_options {
  * bitmap's file).  Strings are copied.  NULL with errno after a message.
  */
 extern struct primary *primary_open (const struct primary_options *options);
+
+/* In which file the disk is, borrowed until primary_close; before
+ * primary_begin.
+ */
+extern void primary_set_below (struct primary *p, const struct below *below);
 
 /* Begin to serve disk (borrowed until primary_close; started, requests
  * from any thread): threads, the connection to the remote.  Once, after

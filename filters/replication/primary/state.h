@@ -13,7 +13,7 @@
 #include <stdbool.h>
 
 #include "filters/replication/history.h"
-#include "filters/replication/primary/dirty.h"
+#include "filters/replication/dirty.h"
 #include "filters/replication/primary/forward.h"
 #include "filters/replication/primary/mirror.h"
 #include "filters/replication/status.h"

@@ -131,9 +131,22 @@ commit (struct secondary *s, const struct moment *m)
   return -1;
 }
 
+/* The primary has said that the disk is as its own, after whatever failed. */
+static bool
+is_well (struct secondary *s)
+{
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  return text.partner.text[0] && !atomic_load (&s->changed) &&
+    !atomic_load (&s->note.unknown);
+}
+
 static void
 count_checkpoint (struct secondary *s)
 {
+  if (is_well (s))
+    replication_error_settle (&s->error);
   checkpoint_end_consistency (s);
   atomic_fetch_add (&s->checkpoints, 1);
 }

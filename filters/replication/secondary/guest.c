@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "filters/replication/secondary/guest.h"
+#include "filters/replication/secondary/map.h"
 #include "filters/replication/secondary/request.h"
 #include "utils/cleanup.h"
 #include "utils/rounding.h"
@@ -176,7 +177,8 @@ change_vector (struct secondary *s, enum replication_stage stage,
 /* From now on the disk after a stop is the guest's, which whoever knows it
  * must not overwrite: the history is a new one before the first write.  If
  * that cannot be noted the write goes on, but no flush succeeds before it is:
- * after a restart a primary would trust the old one.
+ * after a restart a primary would trust the old one.  The same holds for the
+ * map of what the disk lacked as a primary's.
  */
 static void
 take_disk (struct secondary *s)
@@ -193,6 +195,8 @@ take_disk (struct secondary *s)
   secondary_outdate_primaries (s);
   if (note_put (&s->note, s->hidden, &change) == -1)
     secondary_note_error (s, "writing to the hidden buffer");
+  if (map_forget (s) == -1)
+    secondary_note_error (s, "writing the bitmap");
   atomic_store (&s->has_moment, false);
   atomic_store (&s->own_history, true);
 }
@@ -213,6 +217,7 @@ guest_change (struct node *n, const struct change *c)
     break;
   case REPLICATION_FAILOVER:
   case REPLICATION_FAILOVER_FAILED:
+    map_mark (s, c);
     if (c->kind == ZERO && (c->flags & NODE_FAST))
       errno = ENOTSUP;          /* two places are not fast */
     else
@@ -220,6 +225,7 @@ guest_change (struct node *n, const struct change *c)
     break;
   case REPLICATION_DONE:
     take_disk (s);
+    map_mark (s, c);
     r = change_apply (s->disk, c);
     break;
   }
@@ -253,6 +259,8 @@ guest_flush (struct node *n)
     r = node_flush (s->disk);
   if (r == 0 && stage == REPLICATION_DONE)
     r = note_settle (&s->note, s->hidden);
+  if (r == 0 && stage != REPLICATION_NONE && stage != REPLICATION_RUNNING)
+    r = map_settle (s);
   request_leave (s);
   return r;
 }

@@ -33,6 +33,7 @@
 
 #include "filters/replication/report.h"
 #include "filters/replication/secondary/heard.h"
+#include "filters/replication/secondary/map.h"
 #include "filters/replication/secondary/request.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -91,6 +92,23 @@ forget_moment (struct secondary *s)
   return 0;
 }
 
+/* One that does not say who it is writes to the disk of one that did: whatever
+ * that one knows of the disk is not so any more.  Once for each connection.
+ */
+static int
+note_stranger (struct export *e)
+{
+  struct secondary *s = e->s;
+  const struct note_change change = { .new_history = true };
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  if (text.partner.text[0] == '\0' ||
+      atomic_load (&e->told) != REPLICATION_FAILOVER)
+    return 0;
+  return note_put (&s->note, s->hidden, &change);
+}
+
 /* Note what the writes of a primary that says who it is make of the disk: it
  * is this one's, and where the guest would see them (not in RUNNING) a mixture
  * from the first to the last of a copy.  Called with meet_lock.
@@ -108,7 +126,7 @@ note_writes (struct export *e, enum replication_stage stage)
   if (ends_moment (s, stage) && forget_moment (s) == -1)
     return -1;
   if (e->primary.text[0] == '\0')
-    return 0;
+    return note_stranger (e);
   note_get (&s->note, &text);
   if ((strcmp (text.partner.text, e->primary.text) != 0 ||
        text.before.text[0] ||
@@ -121,18 +139,21 @@ note_writes (struct export *e, enum replication_stage stage)
 
 /* Note who has connected: it may die before it has written, and lack what its
  * guest wrote when it is started again without a bitmap.  With "before" it
- * first has to learn of the rollback.  Called with meet_lock.
+ * first has to learn of the rollback.  In place of another one it begins a
+ * history, which that one does not know.  Called with meet_lock.
  */
 static int
 note_primary (struct export *e)
 {
   struct secondary *s = e->s;
-  const struct note_change change = { .partner = &e->primary };
+  struct note_change change = { .partner = &e->primary };
   struct note_text text;
 
   note_get (&s->note, &text);
-  if ((text.flags & NOTE_PROMOTED) || text.before.text[0] ||
+  change.new_history = text.partner.text[0];
+  if ((text.flags & NOTE_PROMOTED) ||
       strcmp (text.partner.text, e->primary.text) == 0 ||
+      (text.before.text[0] && !change.new_history) ||
       note_put (&s->note, s->hidden, &change) == 0)
     return 0;
   secondary_note_error (s, "writing to the hidden buffer");
@@ -150,7 +171,7 @@ meet (struct export *e, enum replication_stage stage)
   int r;
 
   if (atomic_load (&e->admitted) && !atomic_load (&s->note.unknown) &&
-      !ends_moment (s, stage) &&
+      !ends_moment (s, stage) && map_is_forgotten (s) &&
       (e->primary.text[0] == '\0' ||
        (atomic_load (&s->changed) && atomic_load (&e->told) == stage)))
     return 0;
@@ -159,6 +180,8 @@ meet (struct export *e, enum replication_stage stage)
   r = admit (e);
   if (r == 0)
     r = note_settle (&s->note, s->hidden);
+  if (r == 0)
+    r = map_forget (s);
   if (r == 0)
     r = note_writes (e, stage);
   if (r == 0)
@@ -378,11 +401,19 @@ secondary_connect (struct secondary *s, const struct history *primary)
   return NULL;
 }
 
+struct node *
+secondary_connect_map (struct secondary *s)
+{
+  return map_node_open (s);
+}
+
 void
 secondary_disconnect (struct secondary *s, struct node *n)
 {
   struct export *e = export_of (n);
 
+  if (map_node_free (n))
+    return;
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
     leave (e);

@@ -40,6 +40,10 @@ enum buffers_state {
  */
 #define NOTE_INCONSISTENT 2u
 
+/* Each run since the first that is noted so has kept the map beside (map.h).
+ */
+#define NOTE_MAPPED 4u
+
 struct note_text {
   enum buffers_state state;
   unsigned flags;

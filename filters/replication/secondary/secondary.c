@@ -29,6 +29,7 @@
 #include "filters/replication/secondary/commit.h"
 #include "filters/replication/secondary/guest.h"
 #include "filters/replication/secondary/heard.h"
+#include "filters/replication/secondary/map.h"
 #include "filters/replication/secondary/recover.h"
 #include "filters/replication/secondary/state.h"
 
@@ -39,6 +40,7 @@ free_secondary (struct secondary *s)
 {
   const int err = errno;
 
+  map_end (s);
   node_close (s->active);
   node_close (s->hidden);
   drain_destroy (&s->requests);
@@ -82,16 +84,26 @@ secondary_open (const struct secondary_options *options)
     free_secondary (s);
     return NULL;
   }
-  if (buffers_open (s) == -1 || secondary_check_buffers (s) == -1) {
+  if (buffers_open (s) == -1 || secondary_check_buffers (s) == -1 ||
+      map_open (s, options->bitmap) == -1) {
     free_secondary (s);
     return NULL;
   }
   return s;
 }
 
+void
+secondary_set_below (struct secondary *s, const struct below *below)
+{
+  if (s->map_file)
+    dirty_file_set_below (s->map_file, below);
+}
+
 int
 secondary_begin (struct secondary *s, struct node *disk)
 {
+  const bool fresh = s->note.text.history.text[0] == '\0';
+
   if (disk->read_only) {
     errno = EROFS;
     msg_error ("replication: the secondary disk is read-only");
@@ -103,7 +115,7 @@ secondary_begin (struct secondary *s, struct node *disk)
   s->unit = MAX (qed_buffer_cluster_size (s->active),
                  qed_buffer_cluster_size (s->hidden));
   guest_init (s);
-  if (secondary_do_recover (s) == -1)
+  if (secondary_do_recover (s) == -1 || map_begin (s, fresh) == -1)
     return -1;
   atomic_store (&s->changed, note_flags (&s->note) & NOTE_INCONSISTENT);
   atomic_store (&s->has_moment, s->note.text.made.id.text[0]);
@@ -180,6 +192,15 @@ secondary_start (struct secondary *s, struct replication_refusal *refusal)
     ? start_again (s, refusal) : enter_running (s, refusal);
 }
 
+/* A map of what has changed since the failover is of no use to anybody; one of
+ * what the disk lacked as a primary's since then stays right.
+ */
+static int
+reset_map (struct secondary *s)
+{
+  return atomic_load (&s->map_says) == MAP_FORMER ? 0 : map_forget (s);
+}
+
 int
 secondary_reset (struct secondary *s, struct replication_refusal *refusal)
 {
@@ -194,7 +215,9 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
   if (!secondary_is_promoted (s))
     return stages_check (ANSWER_NOT_PROMOTED, &s->error, refusal);
   drain_begin (&s->requests);
-  r = note_put (&s->note, s->hidden, &change);
+  r = reset_map (s);
+  if (r == 0)
+    r = note_put (&s->note, s->hidden, &change);
   if (r == 0) {
     secondary_outdate_primaries (s);
     atomic_store (&s->changed, false);
@@ -236,7 +259,12 @@ keep_all (struct secondary *s)
     .clear_flags = s->failover_flags ^ NOTE_INCONSISTENT,
     .new_history = true, .made = &s->failover_at
   };
+  struct note_text text;
+  struct pairing pair;
 
+  note_get (&s->note, &text);
+  pair = (struct pairing) { text.partner, text.history };
+  map_part (s, &pair);
   return node_flush (s->disk) == -1 || buffers_sync_names (s) == -1 ||
     qed_buffer_keep (s->hidden) == -1 ||
     qed_buffer_keep (s->active) == -1 ? -1
@@ -419,6 +447,7 @@ secondary_identity (struct secondary *s, struct disk_identity *identity)
     .kind = text.flags & NOTE_PROMOTED ? DISK_PROMOTED : DISK_SECONDARY,
     .history = text.history, .partner = text.partner, .before = text.before,
   };
+  map_get_former (s, &identity->former);
 }
 
 /* ---- Closing */

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "filters/replication/below.h"
 #include "filters/replication/history.h"
 #include "filters/replication/meeting.h"
 #include "node/node.h"
@@ -29,6 +30,7 @@ enum secondary_recover {
 
 struct secondary_options {
   const char *active, *hidden;  /* the buffers' files */
+  const char *bitmap;           /* file for the map, or NULL */
   enum secondary_recover recover;
   unsigned timeout;             /* milliseconds after which a primary that says
                                    who it is, and so asks when it is idle, is
@@ -44,6 +46,12 @@ struct secondary_options {
  */
 extern struct secondary *
 secondary_open (const struct secondary_options *options);
+
+/* In which file the disk is, borrowed until secondary_close; before
+ * secondary_begin.
+ */
+extern void secondary_set_below (struct secondary *s,
+                                 const struct below *below);
 
 /* Begin to serve disk (borrowed until secondary_close; started, requests
  * from any thread): check sizes, make missing buffers, recover (which
@@ -77,6 +85,11 @@ extern struct node *secondary_guest_node (struct secondary *s);
 extern struct node *secondary_connect (struct secondary *s,
                                        const struct history *primary);
 extern void secondary_disconnect (struct secondary *s, struct node *n);
+
+/* The map of what the disk lacked when it was a primary's, as EXPORT_MAP
+ * serves it; the same.
+ */
+extern struct node *secondary_connect_map (struct secondary *s);
 
 /* This primary, which is connected, says that what it has written so far
  * makes the disk equal to its own.  -1 with errno after a message.

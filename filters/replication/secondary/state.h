@@ -11,6 +11,7 @@
  *   commit.c     copying buffers into the disk; failover
  *   incoming.c   the primary's export: requests by stage
  *   heard.c      when the primary was heard of last
+ *   map.c        what the disk lacked as a primary's, and has since a failover
  *   guest.c      that of the guest
  *   request.c    what their requests have in common
  *   note.c       what the hidden buffer's header says of all that
@@ -38,6 +39,7 @@
 #include "request/claim.h"
 #include "request/drain.h"
 #include "request/job.h"
+#include "filters/replication/dirty.h"
 #include "filters/replication/history.h"
 #include "filters/replication/stages.h"
 #include "filters/replication/secondary/note.h"
@@ -64,6 +66,12 @@ struct export {
  * ignored.
  */
 enum prepared { NOT_PREPARED, PREPARED, COMMITTED, PREPARED_NOTHING };
+
+/* The map's file: that all is dirty, and nothing else; perhaps something that
+ * is not so; what the disk lacked as a primary's; what has changed since the
+ * failover.
+ */
+enum map_says { MAP_NOTHING, MAP_UNKNOWN, MAP_FORMER, MAP_PARTED };
 
 struct secondary {
   char *active_name, *hidden_name;
@@ -99,6 +107,11 @@ struct secondary {
 
   struct note note;
   bool same_boot;               /* as it was found */
+
+  struct dirty_file *map_file;  /* or NULL */
+  struct dirty map;             /* in it, from begin on: */
+  bool has_map;
+  _Atomic enum map_says map_says;
 
   pthread_mutex_t meet_lock;    /* protects the rest */
   _Atomic unsigned nr_primaries; /* connections that are admitted, */

@@ -5,7 +5,8 @@
 
 /* What a remote disk lacks of a local one: a map of dirty blocks, kept
  * by areas, with an optional file (dirtyfile.h) that survives the
- * process.  Specification: replication.md, "Beyond QEMU".
+ * process.  A secondary has one, too, from its failover on, and copies
+ * nothing.  Specification: replication.md, "Beyond QEMU".
  *
  * Notes on the design
  *
@@ -34,7 +35,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "filters/replication/primary/dirtyfile.h"
+#include "filters/replication/dirtyfile.h"
 
 #define DIRTY_BLOCK 4096
 #define DIRTY_ALL 0xffff        /* all blocks of an area */
@@ -66,6 +67,7 @@ struct dirty {
   uint64_t nr_unsure;           /* areas */
   uint64_t next;                /* area where to look for dirty ones */
   struct history history;       /* of the remote disk, "" if not known */
+  struct pairing parted;        /* from which the disk has; or both "" */
 };
 
 /* Make a clean map, or the one that is in the file, which stays the
@@ -90,6 +92,31 @@ extern int dirty_get_self (struct dirty *d, struct history *self);
 extern void dirty_get_history (struct dirty *d, struct history *history);
 extern int dirty_set_history (struct dirty *d,
                               const struct history *history);
+
+/* The pair from which the disk has parted, if it was failed over and the map
+ * has not been about another one since; both "" if not.
+ */
+extern void dirty_get_parted (struct dirty *d, struct pairing *parted);
+
+/* For one with a file that copies nothing.  Everything is dirty from now on,
+ * and the map about no disk; or: the map is what the words say (borrowed, as
+ * many as dirty_nr_words), and the disk parts from this pair.  Durable.  After
+ * -1 with errno the file may say one or the other, or that all is dirty.
+ */
+extern int dirty_forget (struct dirty *d);
+extern int dirty_part (struct dirty *d, const uint64_t *words,
+                       const struct pairing *parted);
+
+/* See dirty_file_disk_was_changed; false without a file. */
+extern bool dirty_disk_was_changed (struct dirty *d);
+
+/* Does the file lack something; and does it not say so? */
+extern bool dirty_has_failed (struct dirty *d);
+extern bool dirty_is_wrong (struct dirty *d);
+
+/* What the file says: a bit an area, in so many words. */
+extern size_t dirty_nr_words (const struct dirty *d);
+extern void dirty_get_words (struct dirty *d, uint64_t *words);
 
 /* Take up to max dirty areas that are not busy, in ascending order from
  * where the last call ended, and make them busy.  Returns their number.

@@ -17,7 +17,7 @@
 #include "utils/byteorder.h"
 #include "utils/cleanup.h"
 #include "utils/iszero.h"
-#include "filters/replication/primary/dirtyfile.h"
+#include "filters/replication/dirtyfile.h"
 #include "utils/message.h"
 #include "node/node.h"
 #include "utils/rounding.h"
@@ -25,20 +25,25 @@
 #define MAGIC "BDDIRTY"
 #define FORMAT_VERSION 1
 #define IN_USE 1
+#define CHANGED 2
 #define HEADER_SIZE 4096
 #define HISTORY 68
 #define SELF 100
+#define PARTED 132
+#define STAMP 200
 
 /* Words are converted and moved in pieces of this many. */
 #define PIECE UINT64_C (512)
 
 struct dirty_file {
   struct node *node;
+  const struct below *below;    /* or NULL */
   uint8_t header[HEADER_SIZE];
   bool unwritten;               /* the header is zeroes: of a file whose making
                                    was interrupted, or of something else */
   bool begun;                   /* header is in the file */
-  bool failed;                  /* the file lacks something */
+  bool failed;                  /* the file lacks something, */
+  bool distrusted;              /* and says so */
 };
 
 static uint64_t
@@ -177,14 +182,54 @@ dirty_file_get_self (const struct dirty_file *f, struct history *self)
   history_set (self, f->header + SELF);
 }
 
-/* The host went down while the file was in use. */
+void
+dirty_file_set_below (struct dirty_file *f, const struct below *below)
+{
+  f->below = below;
+}
+
+bool
+dirty_file_disk_was_changed (const struct dirty_file *f)
+{
+  return get_le32 (f->header + 24) & CHANGED;
+}
+
+/* What is not known on one of both sides says nothing. */
+static bool
+is_another_disk (const struct dirty_file *f)
+{
+  const uint8_t *h = f->header + STAMP;
+  struct below_stamp now = { .inode = 0 };
+
+  if (f->below)
+    below_stamp (f->below, false, &now);
+  return now.inode && get_le64 (h) &&
+    (get_le64 (h) != now.inode ||
+     (get_le64 (h + 8) && (get_le64 (h + 8) != now.seconds ||
+                           get_le64 (h + 16) != now.nanoseconds)));
+}
+
+/* at_end: the disk does not change any more. */
+static void
+put_stamp (struct dirty_file *f, bool at_end)
+{
+  uint8_t *h = f->header + STAMP;
+  struct below_stamp now = { .inode = 0 };
+
+  if (f->below)
+    below_stamp (f->below, at_end, &now);
+  put_le64 (h, now.inode);
+  put_le64 (h + 8, at_end ? now.seconds : 0);
+  put_le64 (h + 16, at_end ? now.nanoseconds : 0);
+}
+
+/* The map says less than is so. */
 static int
-distrust (struct dirty_file *f, uint64_t size, uint64_t *map)
+distrust (struct dirty_file *f, uint64_t size, uint64_t *map, const char *why)
 {
   const uint64_t n = nr_words (size);
 
-  msg_warning ("%s: the host went down while the bitmap was in use, so all "
-               "areas count as dirty", f->node->name);
+  msg_warning ("%s: %s, so all areas count as dirty", f->node->name, why);
   memset (map, 0xff, n * 8);
   return dirty_file_write (f, map, 0, n - 1);
 }
@@ -219,7 +264,9 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
   else if (get_le64 (h + 16) != size) {
     errno = EINVAL;
     msg_error ("%s: the bitmap is for a disk of %" PRIu64 " bytes, and this "
-               "one has %" PRIu64, f->node->name, get_le64 (h + 16), size);
+               "one has %" PRIu64 "; if the disk was resized remove the "
+               "bitmap, and let replication-start sync=full copy the disk",
+               f->node->name, get_le64 (h + 16), size);
     return -1;
   }
   else if (read_map (f, size, map) == -1)
@@ -227,12 +274,21 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
 
   if (size > 0 && (get_le32 (h + 24) & IN_USE) &&
       (boot[0] == '\0' || memcmp (boot, h + 32, BOOT_ID_LEN) != 0) &&
-      (distrust (f, size, map) == -1 || node_flush (f->node) == -1))
+      (distrust (f, size, map, "the host went down while the bitmap was in "
+                 "use") == -1 || node_flush (f->node) == -1))
     return -1;
+  if (size > 0 && is_another_disk (f)) {
+    if (distrust (f, size, map, "the disk was changed, or replaced, while the "
+                  "bitmap was not in use") == -1 ||
+        node_flush (f->node) == -1)
+      return -1;
+    put_le32 (h + 24, get_le32 (h + 24) | CHANGED);
+  }
 
   if (make_self (f) == -1)
     return -1;
   put_le32 (h + 24, get_le32 (h + 24) | IN_USE);
+  put_stamp (f, false);
   memcpy (h + 32, boot, BOOT_ID_LEN);
   if (node_pwrite (f->node, h, HEADER_SIZE, 0) == -1 ||
       node_flush (f->node) == -1)
@@ -242,6 +298,13 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
   return 0;
 }
 
+int
+dirty_file_distrust (struct dirty_file *f)
+{
+  memset (f->header + 32, 0, BOOT_ID_LEN);
+  return node_pwrite (f->node, f->header, HEADER_SIZE, 0);
+}
+
 /* The file lacks something, so let the next user distrust it. */
 static void
 spoil (struct dirty_file *f)
@@ -249,9 +312,14 @@ spoil (struct dirty_file *f)
   const int err = errno;
 
   f->failed = true;
-  memset (f->header + 32, 0, BOOT_ID_LEN);
-  node_pwrite (f->node, f->header, HEADER_SIZE, 0);
+  f->distrusted = dirty_file_distrust (f) == 0;
   errno = err;
+}
+
+bool
+dirty_file_is_wrong (const struct dirty_file *f)
+{
+  return f->failed && !f->distrusted;
 }
 
 void
@@ -260,13 +328,32 @@ dirty_file_get_history (const struct dirty_file *f, struct history *history)
   history_set (history, f->header + HISTORY);
 }
 
-int
-dirty_file_put_history (struct dirty_file *f, const struct history *history)
+void
+dirty_file_get_parted (const struct dirty_file *f, struct pairing *parted)
 {
-  memcpy (f->header + HISTORY, history->text, HISTORY_LEN);
+  history_set (&parted->primary, f->header + PARTED);
+  history_set (&parted->remote, f->header + PARTED + HISTORY_LEN);
+}
+
+int
+dirty_file_put_partner (struct dirty_file *f, const struct history *history,
+                        const struct pairing *parted)
+{
+  static const struct history none;
+  static const struct pairing neither;
+  const struct pairing *const p = parted ? parted : &neither;
+
+  memcpy (f->header + HISTORY, (history ? history : &none)->text, HISTORY_LEN);
+  memcpy (f->header + PARTED, p->primary.text, HISTORY_LEN);
+  memcpy (f->header + PARTED + HISTORY_LEN, p->remote.text, HISTORY_LEN);
+  put_le32 (f->header + 24, get_le32 (f->header + 24) & ~CHANGED);
+  if (!f->failed)
+    boot_id_read (f->header + 32);
   if (node_pwrite (f->node, f->header, HEADER_SIZE, 0) == 0 &&
-      node_flush (f->node) == 0)
+      node_flush (f->node) == 0) {
+    f->distrusted = f->failed;
     return 0;
+  }
   spoil (f);
   return -1;
 }
@@ -297,6 +384,7 @@ dirty_file_end (struct dirty_file *f)
 
   if (f->begun && !f->failed) {
     put_le32 (f->header + 24, get_le32 (f->header + 24) & ~IN_USE);
+    put_stamp (f, true);
     /* The map is on the medium before anybody reads that it is. */
     if (node_flush (f->node) == -1 ||
         node_pwrite (f->node, f->header, HEADER_SIZE, 0) == -1 ||

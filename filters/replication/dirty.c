@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "utils/cleanup.h"
-#include "filters/replication/primary/dirty.h"
+#include "filters/replication/dirty.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
@@ -104,6 +104,7 @@ dirty_init (struct dirty *d, uint64_t size, struct dirty_file *file)
     return -1;
   memcpy (d->file_map, d->in_file, nr_words (d) * sizeof *d->file_map);
   dirty_file_get_history (file, &d->history);
+  dirty_file_get_parted (file, &d->parted);
   for (uint64_t area = 0; area < d->nr_areas; ++area)
     if (has (d->in_file, area))
       add_blocks (d, area, all_blocks (d, area));
@@ -237,6 +238,7 @@ dirty_set_history (struct dirty *d, const struct history *history)
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
     d->history = *history;
+    d->parted = (struct pairing) { .primary.text = "" };
   }
   if (d->file == NULL)
     return 0;
@@ -244,7 +246,97 @@ dirty_set_history (struct dirty *d, const struct history *history)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
   if (d->file_failed)
     return 0;
-  return note_file (d, dirty_file_put_history (d->file, history));
+  return note_file (d, dirty_file_put_partner (d->file, history, NULL));
+}
+
+void
+dirty_get_parted (struct dirty *d, struct pairing *parted)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  *parted = d->parted;
+}
+
+bool
+dirty_disk_was_changed (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+
+  return d->file && dirty_file_disk_was_changed (d->file);
+}
+
+bool
+dirty_has_failed (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+
+  return d->file_failed;
+}
+
+bool
+dirty_is_wrong (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+
+  return dirty_file_is_wrong (d->file);
+}
+
+size_t
+dirty_nr_words (const struct dirty *d)
+{
+  return nr_words (d);
+}
+
+void
+dirty_get_words (struct dirty *d, uint64_t *words)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+
+  memcpy (words, d->in_file, nr_words (d) * sizeof *words);
+}
+
+/* Give the file another map: these words (NULL: all bits), about another disk.
+ * Whoever dies meanwhile leaves one of which all counts as dirty.
+ */
+static int
+replace (struct dirty *d, const uint64_t *words, const struct pairing *parted)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+  const uint64_t n = nr_words (d);
+  int r;
+
+  for (uint64_t w = 0; w < n; ++w)
+    d->file_map[w] = words ? words[w] : bits_of (w, 0, d->nr_areas - 1);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+    d->history.text[0] = '\0';
+    d->parted = parted ? *parted : (struct pairing) { .primary.text = "" };
+  }
+  r = dirty_file_distrust (d->file);
+  if (r == 0 && n > 0)
+    r = dirty_file_write (d->file, d->file_map, 0, n - 1);
+  if (r == 0)
+    r = dirty_file_put_partner (d->file, NULL, parted);
+  note_file (d, r);
+
+  const int err = errno;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+  memcpy (d->in_file, d->file_map, n * sizeof *d->in_file);
+  errno = err;
+  return r;
+}
+
+int
+dirty_forget (struct dirty *d)
+{
+  return replace (d, NULL, NULL);
+}
+
+int
+dirty_part (struct dirty *d, const uint64_t *words,
+            const struct pairing *parted)
+{
+  return replace (d, words, parted);
 }
 
 /* The next area from this one on that is dirty and not busy, or the
