@@ -214,6 +214,17 @@ make_variable ()
   done
 }
 
+@test "packages, and what each version brings, are of the tree's version" {
+  local version packaging=$srcdir/build-aux/packaging
+  version=$(sed -n 's/^VERSION = //p' "$builddir/Makefile")
+  run head -n 1 "$packaging/debian/changelog"
+  assert_output --partial "nbdkit-blockdrivers ($version-"
+  run sed -n 's/^Version: *//p' "$packaging/nbdkit-blockdrivers.spec"
+  assert_output "$version"
+  run sed -n '/^What each version brings/,/^Licence/p' "$srcdir/README"
+  assert_line --regexp "^    ${version//./\\.}  [^ ]"
+}
+
 # A program that was committed by mistake is of one machine, and make may
 # take it for its own.
 @test "git ignores the programs that are built" {
