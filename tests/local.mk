@@ -67,6 +67,7 @@ bats_tests = \
 	tests/qed-img/convert.bats \
 	tests/qed-img/data.bats \
 	tests/qed-img/fixed-size.bats \
+	tests/qed-img/growth.bats \
 	tests/qed-img/kill.bats \
 	tests/qed-img/qed-img.bats \
 	tests/qed/bad-input.bats \
@@ -192,6 +193,7 @@ EXTRA_DIST += \
 	tests/lib/replication_server.py \
 	tests/lib/spoiled_image.py \
 	tests/lib/writelog_format.py \
+	tests/qed-img/growth.py \
 	tests/qed-img/kill.py \
 	tests/qed-img/repair-kill.py \
 	tests/qed/crash.py \

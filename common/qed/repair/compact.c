@@ -14,17 +14,20 @@
  * it leaves is unused.  So a crash leaves leaks, as before.
  *
  * Tables go first, since they need as many clusters in a row as they
- * have.  If one finds no such run, a region is cleared for it: the
- * shortest one before the goal whose tables would leave room for one
- * more if they stood close together.  What is in it moves to the end of
- * the file, and comes back in the next round.  Each such region brings
- * one more table before the goal, so this ends.  There always is one:
- * all of the file before the goal is, at the worst.
+ * have.  If they find no such runs, regions are cleared for them: pieces
+ * of the file before the goal whose tables would leave room for one more
+ * if they stood close together.  What is in them moves to the end of the
+ * file, and comes back in the next round.  Each such region brings one
+ * more table before the goal, so this ends.  There always is one: all of
+ * the file before the goal is, at the worst.
  *
  * Data clusters fill what remains, which then is just enough.
  *
  * Each round begins with reading all tables, so it does not matter what
- * an earlier one, or a crash, has left.
+ * an earlier one, or a crash, has left.  So a round must do a part of the
+ * work that grows with the image, or the time would grow with the square
+ * of it; but not all of it at once, since until the next round the file
+ * is longer, and the disk may be nearly full.
  */
 
 #include <config.h>
@@ -40,8 +43,12 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
-/* Data clusters that one round moves. */
-#define MAX_DATA 65536
+/* Data clusters that one round moves: so many, or a 64th of the file. */
+#define LEAST_DATA ((uint64_t) 65536)
+#define DATA_SHARE 64
+
+/* What one round may clear, and the file may grow by: a part of it. */
+#define CLEAR_SHARE 8
 
 #define COPY_PIECE ((uint64_t) 1024 * 1024)
 
@@ -55,6 +62,11 @@ struct unit {
   uint64_t offset, to;          /* in the file, bytes */
 };
 
+/* A piece of the file, in clusters. */
+struct region {
+  uint64_t first, length;
+};
+
 struct compact {
   struct qed *s;
   struct scan scan;             /* of this round */
@@ -62,7 +74,8 @@ struct compact {
 
   /* What is to be collected, and has been. */
   bool tables, data;
-  uint64_t first, end;          /* clusters of the file */
+  const struct region *regions; /* in order; units that are partly there */
+  size_t nr_regions;
   struct unit *units;
   size_t nr, room;
   bool out_of_memory;
@@ -82,6 +95,29 @@ first_of (const struct compact *c, const struct unit *u)
 
 /* ---- Finding what is where */
 
+static bool
+is_in_regions (const struct compact *c, uint64_t first, uint64_t length)
+{
+  size_t low = 0, high = c->nr_regions;
+
+  /* The first region that ends behind it. */
+  while (low < high) {
+    const size_t i = low + (high - low) / 2;
+
+    if (c->regions[i].first + c->regions[i].length > first)
+      high = i;
+    else
+      low = i + 1;
+  }
+  return low < c->nr_regions && c->regions[low].first < first + length;
+}
+
+static bool
+is_enough (const struct compact *c)
+{
+  return !c->tables && c->nr >= MAX (LEAST_DATA, c->goal / DATA_SHARE);
+}
+
 static void
 compact_collect (void *opaque, uint64_t l1_index, uint64_t l2_index,
                  uint64_t offset)
@@ -91,10 +127,8 @@ compact_collect (void *opaque, uint64_t l1_index, uint64_t l2_index,
     .l1_index = l1_index, .l2_index = l2_index, .offset = offset
   };
 
-  if ((l2_index == SCAN_TABLE ? !c->tables : !c->data) ||
-      first_of (c, &u) >= c->end ||
-      first_of (c, &u) + clusters_of (c, &u) <= c->first ||
-      (!c->tables && c->nr == MAX_DATA))
+  if ((l2_index == SCAN_TABLE ? !c->tables : !c->data) || is_enough (c) ||
+      !is_in_regions (c, first_of (c, &u), clusters_of (c, &u)))
     return;
   if (c->nr == c->room) {
     const size_t room = c->room ? c->room * 2 : 64;
@@ -118,18 +152,20 @@ by_offset (const void *a, const void *b)
   return u->offset < v->offset ? -1 : u->offset > v->offset;
 }
 
-/* Collect tables, data or both that have clusters in first..end. */
+/* Collect tables, data or both that have clusters in one of the regions,
+ * which are in order.
+ */
 static int
 find_units (struct compact *c, bool tables, bool data,
-            uint64_t first, uint64_t end)
+            const struct region *regions, size_t nr_regions)
 {
   struct scan scan = { .unit = compact_collect, .opaque = c };
   int r;
 
   c->tables = tables;
   c->data = data;
-  c->first = first;
-  c->end = end;
+  c->regions = regions;
+  c->nr_regions = nr_regions;
   c->nr = 0;
   compact_collect (c, IN_HEADER, SCAN_TABLE, c->s->header.l1_table_offset);
   r = scan_image (c->s, &scan);
@@ -290,52 +326,102 @@ move_down (struct compact *c, size_t *moved)
   return *moved ? move_units (c) : 0;
 }
 
-/* Find the region to clear for one more table, as *first and the result
- * in clusters; 0 if there is none.  All tables have been collected, in
- * order.
+/* ---- Regions */
+
+/* Find pieces to clear for at most max tables, one more for each, into
+ * regions; returns how many.  All tables have been collected, in order.
+ *
+ * The gaps before and between tables are added up until they make room
+ * for one.  If that is done as soon as possible nothing of any gap is
+ * lost, so there is a region for each table that has to come before the
+ * goal.  A short one begins as late as possible instead, which may be too
+ * few of them.
  */
-static uint64_t
-find_region (const struct compact *c, uint64_t *first)
+static size_t
+find_regions (const struct compact *c, bool want_short, size_t max,
+              struct region *regions)
 {
   const uint64_t table = c->s->header.table_size;
-  uint64_t start = c->s->header.header_size, best = 0;
-  size_t j = 0;
+  uint64_t start = c->s->header.header_size, sum = 0, end;
+  size_t nr = 0, i = 0;         /* the first table behind start */
 
-  /* From behind each table, as many as it takes, i being the first of
-   * them: the room between them grows with each, and shrinks with i.
-   */
-  for (size_t i = 0; i <= c->nr; ++i) {
-    for (j = MAX (i, j);; ++j) {
-      uint64_t end = j < c->nr ? first_of (c, &c->units[j]) : c->goal;
-      const uint64_t needed = (j - i + 1) * table;
+  for (size_t j = 0; nr < max; ++j) {
+    const uint64_t behind = j == 0 ? start
+      : first_of (c, &c->units[j - 1]) + table;
 
-      /* One that reaches behind the goal has to move in any case. */
-      if (j < c->nr && end + table > c->goal)
-        end = c->goal;
-      if (start + needed <= end) {
-        if (best == 0 || needed < best) {
-          best = needed;
-          *first = start;
-        }
+    /* One that reaches behind the goal has to move in any case. */
+    end = j < c->nr ? first_of (c, &c->units[j]) : c->goal;
+    if (end + table > c->goal)
+      end = c->goal;
+    sum += end - MIN (MAX (behind, start), end);
+
+    for (; want_short && i < j; ++i) {
+      const uint64_t gap = first_of (c, &c->units[i]) - start;
+
+      if (sum - gap < table)
         break;
-      }
-      if (end == c->goal)
-        return best;
-    }
-    if (i < c->nr)
+      sum -= gap;
       start = first_of (c, &c->units[i]) + table;
+    }
+    for (; sum >= table && nr < max; sum -= table) {
+      regions[nr] = (struct region) {
+        .first = start, .length = (j - i + 1) * table
+      };
+      start += regions[nr++].length;
+      i = j;
+    }
+    if (end == c->goal)
+      break;
   }
-  return best;
+  return nr;
 }
 
-/* Move what is in a region to the end of the file. */
 static int
-clear_region (struct compact *c, uint64_t first, uint64_t length)
+by_length (const void *a, const void *b)
+{
+  const struct region *r = a, *s = b;
+
+  return r->length < s->length ? -1 : r->length > s->length;
+}
+
+static int
+by_first (const void *a, const void *b)
+{
+  const struct region *r = a, *s = b;
+
+  return r->first < s->first ? -1 : r->first > s->first;
+}
+
+/* The shortest regions for so many tables, as many as may be cleared at
+ * once; returns how many, in order.
+ */
+static size_t
+choose_regions (const struct compact *c, size_t wanted,
+                struct region *regions)
+{
+  uint64_t length = 0;
+  size_t n = find_regions (c, true, c->nr + wanted, regions), i;
+
+  if (n < wanted)
+    n = find_regions (c, false, c->nr + wanted, regions);
+  qsort (regions, n, sizeof *regions, by_length);
+  for (i = 0; i < MIN (n, wanted); ++i) {
+    length += regions[i].length;
+    if (i > 0 && length > c->goal / CLEAR_SHARE)
+      break;
+  }
+  qsort (regions, i, sizeof *regions, by_first);
+  return i;
+}
+
+/* Move what is in regions to the end of the file. */
+static int
+clear_regions (struct compact *c, const struct region *regions, size_t nr)
 {
   struct qed *s = c->s;
   uint64_t end = round_up (node_size (s->file), s->cluster_size);
 
-  if (find_units (c, true, true, first, first + length) == -1)
+  if (find_units (c, true, true, regions, nr) == -1)
     return -1;
   for (size_t i = 0; i < c->nr; ++i) {
     c->units[i].to = end;
@@ -349,36 +435,46 @@ clear_region (struct compact *c, uint64_t first, uint64_t length)
 /* ---- Rounds */
 
 static int
-make_room_for_table (struct compact *c)
+make_room_for_tables (struct compact *c, size_t wanted)
 {
-  uint64_t first = 0, length;
+  static const struct region all = { .first = 0, .length = UINT64_MAX };
+  CLEANUP_FREE struct region *regions = NULL;
+  size_t n;
 
-  if (find_units (c, true, false, 0, UINT64_MAX) == -1)
+  if (find_units (c, true, false, &all, 1) == -1)
     return -1;
-  length = find_region (c, &first);
-  if (length == 0) {
+  regions = calloc (c->nr + wanted, sizeof *regions);
+  if (regions == NULL) {
+    msg_error ("%s: repair: %m", c->s->node.name);
+    return -1;
+  }
+  n = choose_regions (c, wanted, regions);
+  if (n == 0) {
     errno = ENOSPC;
     msg_error ("%s: repair: no room for a table", c->s->node.name);
     return -1;
   }
-  return clear_region (c, first, length);
+  return clear_regions (c, regions, n);
 }
 
 /* Move something; *more is false if there is nothing left to do. */
 static int
 do_round (struct compact *c, bool *more)
 {
+  const struct region behind = {
+    .first = c->goal, .length = UINT64_MAX - c->goal
+  };
   size_t moved;
 
   *more = true;
-  if (find_units (c, true, false, c->goal, UINT64_MAX) == -1)
+  if (find_units (c, true, false, &behind, 1) == -1)
     return -1;
   if (c->nr > 0) {
     if (move_down (c, &moved) == -1)
       return -1;
-    return moved > 0 ? 0 : make_room_for_table (c);
+    return moved > 0 ? 0 : make_room_for_tables (c, c->nr);
   }
-  if (find_units (c, false, true, c->goal, UINT64_MAX) == -1 ||
+  if (find_units (c, false, true, &behind, 1) == -1 ||
       move_down (c, &moved) == -1)
     return -1;
   *more = moved > 0;

@@ -50,6 +50,8 @@ struct entry_repair {
 
   struct scan scan;
   struct bitmap data_in;        /* clusters of tables that data lies in */
+  uint64_t *sorted_l1;          /* nr_l1, once one of them is suspect */
+  struct bitmap no_tables;      /* clusters where no lost table begins */
   struct finding *findings;     /* of L2 entries, in order */
   size_t nr;
   bool out_of_memory;
@@ -185,6 +187,13 @@ is_lost_table (struct entry_repair *er, uint64_t offset, bool *good)
   *good = is_leaked (er, offset, bytes);
   if (buf == NULL)
     return entries_out_of_memory (er);
+  if (*good && !s->file->fixed_size) {
+    uint64_t hole;
+
+    if (node_zeroes (s->file, bytes, offset, &hole) == -1)
+      return -1;
+    *good = hole < bytes;
+  }
   for (uint64_t done = 0; r == 0 && *good && done < bytes; done += PIECE) {
     const uint64_t length = MIN (bytes - done, PIECE);
 
@@ -202,24 +211,81 @@ is_lost_table (struct entry_repair *er, uint64_t offset, bool *good)
   return r;
 }
 
-/* May this L1 entry be wrong?  If two are equal, nobody can tell which
- * of them is.
- */
+static int
+compare_entries (const void *a, const void *b)
+{
+  const uint64_t *x = a, *y = b;
+
+  return *x < *y ? -1 : *x > *y;
+}
+
+/* The L1 entries as they were before any was repaired. */
+static int
+sort_l1 (struct entry_repair *er)
+{
+  const struct qed *s = er->s;
+
+  if (er->sorted_l1)
+    return 0;
+  er->sorted_l1 = calloc (s->nr_l1, sizeof *er->sorted_l1);
+  if (er->sorted_l1 == NULL)
+    return entries_out_of_memory (er);
+  for (uint64_t i = 0; i < s->nr_l1; ++i)
+    er->sorted_l1[i] = atomic_load (&s->l1[i]);
+  qsort (er->sorted_l1, s->nr_l1, sizeof *er->sorted_l1, compare_entries);
+  return 0;
+}
+
+/* Is there a second L1 entry with this value? */
 static bool
-is_suspect (const struct entry_repair *er, uint64_t index)
+is_twice (const struct entry_repair *er, uint64_t table)
+{
+  const uint64_t *l1 = er->sorted_l1, *end = l1 + er->s->nr_l1;
+  const uint64_t *e = bsearch (&table, l1, er->s->nr_l1, sizeof *l1,
+                               compare_entries);
+
+  return e && ((e > l1 && e[-1] == table) || (e + 1 < end && e[1] == table));
+}
+
+/* May this L1 entry be wrong?  If two are equal, nobody can tell which
+ * of them is.  One that was repaired has become that of a leaked table,
+ * which no other one has.
+ */
+static int
+is_suspect (struct entry_repair *er, uint64_t index, bool *suspect)
 {
   const struct qed *s = er->s;
   const uint64_t table = atomic_load (&s->l1[index]);
-  bool suspect = bitmap_has (&er->scan.bad_l1, index);
 
-  if (table == 0)
-    return false;
-  for (uint64_t i = 0; i < s->header.table_size && !suspect; ++i)
-    suspect = bitmap_has (&er->data_in, (table >> s->cluster_bits) + i);
-  for (uint64_t i = 0; i < s->nr_l1 && suspect; ++i)
-    if (i != index && atomic_load (&s->l1[i]) == table)
-      suspect = false;
-  return suspect;
+  *suspect = table != 0 && bitmap_has (&er->scan.bad_l1, index);
+  for (uint64_t i = 0; table != 0 && !*suspect && i < s->header.table_size;
+       ++i)
+    *suspect = bitmap_has (&er->data_in, (table >> s->cluster_bits) + i);
+  if (!*suspect)
+    return 0;
+  if (sort_l1 (er) == -1)
+    return -1;
+  *suspect = !is_twice (er, table);
+  return 0;
+}
+
+/* The same, but what is none is read once only: all of many entries may
+ * differ in one bit from it.  None becomes one, since fewer and fewer
+ * clusters are leaked.
+ */
+static int
+is_lost_table_still (struct entry_repair *er, uint64_t offset, bool *good)
+{
+  const uint64_t cluster = offset >> er->s->cluster_bits;
+
+  *good = false;
+  if (bitmap_has (&er->no_tables, cluster))
+    return 0;
+  if (is_lost_table (er, offset, good) == -1)
+    return -1;
+  if (!*good && bitmap_add (&er->no_tables, cluster) == -1)
+    return entries_out_of_memory (er);
+  return 0;
 }
 
 /* The one lost table that an L1 entry may have meant, or 0. */
@@ -234,7 +300,7 @@ find_table (struct entry_repair *er, uint64_t entry, uint64_t *table)
     if (offset < qed_header_bytes (&er->s->header) ||
         !is_leaked (er, offset, qed_table_bytes (&er->s->header)))
       continue;
-    if (is_lost_table (er, offset, &good) == -1)
+    if (is_lost_table_still (er, offset, &good) == -1)
       return -1;
     if (good && *table) {
       *table = 0;
@@ -307,8 +373,11 @@ repair_table (struct entry_repair *er, uint64_t index)
 static int
 repair_tables (struct entry_repair *er)
 {
+  bool suspect;
+
   for (uint64_t i = 0; i < er->s->nr_l1; ++i)
-    if (is_suspect (er, i) && repair_table (er, i) == -1)
+    if (is_suspect (er, i, &suspect) == -1 ||
+        (suspect && repair_table (er, i) == -1))
       return -1;
   return 0;
 }
@@ -408,7 +477,9 @@ repair_entries (struct qed *s,
   r = repair_all (&er);
   *fixed = er.fixed;
   free (er.findings);
+  free (er.sorted_l1);
   scan_free (&er.scan);
   bitmap_free (&er.data_in);
+  bitmap_free (&er.no_tables);
   return r;
 }
