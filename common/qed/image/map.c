@@ -107,6 +107,42 @@ look_up (struct qed *s, uint64_t cluster, uint64_t *entry, uint64_t *covers)
   return cache_lookup (s, cluster, table, entry);
 }
 
+/* A range of the file that is known to be a hole. */
+struct hole {
+  uint64_t start, end;
+};
+
+/* How many clusters, from one on that begins a slice, are unallocated since
+ * that part of their table is a hole in the file?  0 if that is not known.
+ * A hole that was found is remembered for the tables behind this one, so it
+ * must not be filled meanwhile.
+ */
+static uint64_t
+clusters_in_hole (struct qed *s, uint64_t cluster, struct hole *hole)
+{
+  const uint64_t l1_index = cluster >> s->table_bits;
+  const uint64_t index = cluster & (s->table_entries - 1);
+  const uint64_t table =
+    atomic_load_explicit (&s->l1[l1_index], memory_order_acquire);
+  const uint64_t offset = table + index * QED_ENTRY_LEN;
+  uint64_t length;
+
+  if (!s->file->read_only || s->file->fixed_size ||
+      index % SLICE_ENTRIES != 0 || table == 0 || !image_table_ok (s, table) ||
+      (s->damage && bitmap_has (&s->damage->l1, l1_index)))
+    return 0;
+  if (offset < hole->start || offset >= hole->end) {
+    if (node_zeroes (s->file, node_size (s->file) - offset, offset, &length)
+        == -1)
+      return 0;
+    hole->start = offset;
+    hole->end = offset + length;
+  }
+  length = MIN (hole->end - offset,
+                (s->table_entries - index) * QED_ENTRY_LEN);
+  return length / SLICE_LEN * SLICE_ENTRIES;
+}
+
 static enum map_kind
 kind_of (uint64_t entry)
 {
@@ -119,6 +155,7 @@ qed_map (struct qed *s, uint64_t count, uint64_t offset, struct mapping *m)
 {
   const uint64_t in_cluster = offset & (s->cluster_size - 1);
   uint64_t cluster = offset >> s->cluster_bits;
+  struct hole hole = { 0, 0 };
   uint64_t entry, covers;
 
   if (look_up (s, cluster, &entry, &covers) == -1)
@@ -138,6 +175,11 @@ qed_map (struct qed *s, uint64_t count, uint64_t offset, struct mapping *m)
 
     const uint64_t expected = entry;
 
+    if (m->kind == MAP_UNALLOCATED &&
+        (covers = clusters_in_hole (s, cluster, &hole)) > 0) {
+      m->length += covers << s->cluster_bits;
+      continue;
+    }
     /* What is damaged here is met again, as the first, if it matters. */
     if (((cluster & (s->table_entries - 1)) == 0 && s->damage) ||
         look_up (s, cluster, &entry, &covers) == -1 ||
