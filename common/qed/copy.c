@@ -35,8 +35,13 @@ struct copy {
   struct node *from, *to;
 
   pthread_mutex_t lock;         /* protects turn; no I/O under it */
-  pthread_cond_t turn_changed;
   uint64_t turn;                /* number of the piece that may write */
+
+  /* Where a piece waits, by its number modulo this.  Pieces are handed out
+   * in order, and end in order, so no two that are at work share one: when
+   * a turn ends, the one whose turn it is wakes up, and nobody else.
+   */
+  pthread_cond_t is_next[PARALLEL_MAX_THREADS];
 };
 
 /* ---- What is to be copied */
@@ -144,7 +149,7 @@ wait_for_turn (struct copy *c, uint64_t number)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   while (c->turn != number)
-    pthread_cond_wait (&c->turn_changed, &c->lock);
+    pthread_cond_wait (&c->is_next[number % PARALLEL_MAX_THREADS], &c->lock);
 }
 
 static void
@@ -152,7 +157,7 @@ end_turn (struct copy *c)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&c->lock);
   c->turn++;
-  pthread_cond_broadcast (&c->turn_changed);
+  pthread_cond_signal (&c->is_next[c->turn % PARALLEL_MAX_THREADS]);
 }
 
 /* Also what could not be read has its turn, for those behind it. */
@@ -194,10 +199,12 @@ qed_copy (struct node *from, struct node *to,
   if (node_start (from) == -1 || node_start (to) == -1)
     return -1;
   pthread_mutex_init (&c.lock, NULL);
-  pthread_cond_init (&c.turn_changed, NULL);
+  for (unsigned i = 0; i < PARALLEL_MAX_THREADS; ++i)
+    pthread_cond_init (&c.is_next[i], NULL);
   r = parallel_run (&p);
   err = errno;
-  pthread_cond_destroy (&c.turn_changed);
+  for (unsigned i = 0; i < PARALLEL_MAX_THREADS; ++i)
+    pthread_cond_destroy (&c.is_next[i]);
   pthread_mutex_destroy (&c.lock);
   errno = err;
   return r;
