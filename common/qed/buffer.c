@@ -57,7 +57,7 @@
 /* Clusters of new buffers are small, since the first write to a cluster
  * copies all of it, and tables are long.
  */
-#define BUFFER_CLUSTER_SIZE 16384
+#define BUFFER_CLUSTER_SIZE 4096
 #define BUFFER_TABLE_SIZE 16
 
 /* Holes are made in pieces of this many bytes. */

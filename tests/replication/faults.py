@@ -49,7 +49,7 @@ UNIT = 512
 UNITS = 4096 + 33
 SIZE = UNITS * UNIT
 DEPTH = 24
-CLUSTER = 16384
+CLUSTER = 4096
 PRIMARY = [(("primary", "write"), 25), (("primary", "zero"), 4),
            (("primary", "trim"), 2), (("primary", "read"), 4),
            (("primary", "flush"), 1)]

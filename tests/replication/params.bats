@@ -494,7 +494,7 @@ refused_in_front ()
 damage ()
 {
   printf '\377%.0s' {1..8} |
-    dd of="$1" bs=1 seek=16384 conv=notrunc status=none
+    dd of="$1" bs=1 seek=4096 conv=notrunc status=none
 }
 
 @test "buffers that were left are told of before nbdkit is in the background" {

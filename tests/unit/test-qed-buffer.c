@@ -23,7 +23,7 @@
 #include "tests/unit/unit.h"
 
 #define SIZE (UINT64_C (8) * 1024 * 1024)
-#define CLUSTER UINT64_C (16384)
+#define CLUSTER UINT64_C (4096)
 #define NAME "buffer.qed"
 
 /* ---- A buffer over a node in memory */
