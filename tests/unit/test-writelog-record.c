@@ -46,6 +46,8 @@ struct disk {
   bool trims;                   /* or does a trim leave data behind? */
   bool can_extents;
   bool fails;                   /* writes may fail half-way */
+  atomic_uint asked;            /* for its extents */
+  atomic_uint read;             /* bytes */
   _Atomic uint8_t bytes[DISK_SIZE];
 };
 
@@ -60,6 +62,7 @@ disk_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
   struct disk *disk = (struct disk *) n;
 
+  disk->read += count;
   for (size_t i = 0; i < count; ++i)
     ((uint8_t *) buf)[i] = disk->bytes[offset + i];
   return 0;
@@ -116,6 +119,7 @@ disk_extents (struct node *n, uint64_t count, uint64_t offset,
   const bool zero = disk->bytes[offset] == 0;
 
   CHECK (count > 0);
+  disk->asked++;
   *ret = (struct extent) {
     .length = count, .where = n, .offset = offset, .flags = EXTENT_MAPPED,
   };
@@ -296,6 +300,44 @@ test_failing_disk (void **state)
   record_random (512, RECORD_DURABILITY, true, false, true);
 }
 
+/* ---- Trims */
+
+/* What is short, or has data at its beginning, is read; where data end, and
+ * that takes some file systems as long as to read all of them, is asked
+ * once at most.
+ */
+static void
+test_trims_ask_little (void **state)
+{
+  CLEANUP_FREE char *path = in_dir ("log");
+  struct writelog *log = new_log (path, 512);
+  struct recorder *rec = recorder_new (log, RECORD_COMPLETION);
+  struct disk *disk = new_disk (false, true, false);
+  struct node *d = &disk->node;
+
+  CHECK (rec);
+  assert_int_equal (record_trim (rec, d, DISK_SIZE, 0, 0), 0);
+  assert_int_equal (disk->asked, 1);
+  assert_true (disk->read <= DISK_SIZE / 2);
+  disk->asked = disk->read = 0;
+  assert_int_equal (record_trim (rec, d, 4096, 8192, 0), 0);
+  assert_int_equal (disk->asked, 0);
+  assert_int_equal (disk->read, 4096);
+
+  CHECK (change (disk, NULL, DISK_SIZE, 0) == 0);
+  for (uint64_t i = 0; i < DISK_SIZE; ++i)
+    disk->bytes[i] = 1;
+  disk->asked = disk->read = 0;
+  assert_int_equal (record_trim (rec, d, DISK_SIZE, 0, 0), 0);
+  assert_int_equal (record_trim (rec, d, 4096, 8192, 0), 0);
+  assert_int_equal (disk->asked, 0);
+
+  CHECK (recorder_close (rec) == 0);
+  CHECK (writelog_close (log) == 0);
+  check_replay (path, disk);
+  free (disk);
+}
+
 /* ---- A log that gets full */
 
 struct full {
@@ -466,6 +508,7 @@ main (void)
     cmocka_unit_test (test_completion),
     cmocka_unit_test (test_durability),
     cmocka_unit_test (test_failing_disk),
+    cmocka_unit_test (test_trims_ask_little),
     cmocka_unit_test (test_full_log),
     cmocka_unit_test (test_little_memory),
   };

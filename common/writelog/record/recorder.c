@@ -49,6 +49,12 @@
  */
 #define READ_BACK ((uint64_t) 256 * 1024)
 
+/* Before it is asked where it has data, its first bytes are looked at, so
+ * many or a sector: to find the end of data can take a file system longer
+ * than to read them, and of a short range they say it all.
+ */
+#define LOOK ((uint64_t) 16 * 1024)
+
 /* In the order of durability longer writes make several entries, since
  * each is read back into memory as a whole; and zeroes from this length
  * on are logged apart from what the sectors at their ends have, to be
@@ -189,20 +195,6 @@ known_zeroes (struct recorder *rec, struct node *disk,
   }
 }
 
-/* Look at the sectors from start on, at most to end.  Sets how many bytes
- * of them are known to be zero, or else buf has what is in them.
- */
-static int
-look_at (struct recorder *rec, struct node *disk, uint8_t *buf,
-         uint64_t start, uint64_t end, uint64_t *len, bool *zero)
-{
-  known_zeroes (rec, disk, start, end, len, zero);
-  if (*zero)
-    return 0;
-  *len = MIN (*len, MAX (READ_BACK, rec->sector_size));
-  return node_pread_padded (disk, buf, *len, start);
-}
-
 /* Log zeroes, if there are any. */
 static int
 log_zeroes (struct recorder *rec, uint64_t start, uint64_t end,
@@ -230,7 +222,38 @@ struct content {
   struct recorder *rec;
   uint64_t flags, zero_flags;   /* of entries for data and for zeroes */
   uint64_t zero_start;          /* from here on all were zero; bytes */
+  uint64_t data_end;            /* up to here the disk has said data */
 };
+
+/* Look at the sectors from start on, at most to end.  Sets how many bytes
+ * of them are known to be zero, or else buf has what is in them.
+ */
+static int
+look_at (struct content *c, struct node *disk, uint8_t *buf,
+         uint64_t start, uint64_t end, uint64_t *len, bool *zero)
+{
+  const uint64_t sector = c->rec->sector_size;
+  const uint64_t look = MIN (end - start, MAX (LOOK, sector));
+
+  *zero = false;
+  *len = MIN (end - start, MAX (READ_BACK, sector));
+  if (start >= c->data_end) {
+    if (node_pread_padded (disk, buf, look, start) == -1)
+      return -1;
+    if (look == end - start) {
+      *len = look;
+      return 0;
+    }
+    if (is_zero (buf, look)) {
+      known_zeroes (c->rec, disk, start, end, len, zero);
+      if (*zero)
+        return 0;
+      c->data_end = start + *len;
+      *len = MIN (*len, MAX (READ_BACK, sector));
+    }
+  }
+  return node_pread_padded (disk, buf, *len, start);
+}
 
 /* The length of the run of sectors at the beginning of buf that are all
  * zero, or are all not.  Zeroes that make no discards are not told apart:
@@ -290,7 +313,7 @@ log_content (struct recorder *rec, struct node *disk,
     return -1;
   }
   for (at = w.start; at < w.end; at += len)
-    if (look_at (rec, disk, buf, at, w.end, &len, &zero) == -1 ||
+    if (look_at (&c, disk, buf, at, w.end, &len, &zero) == -1 ||
         (!zero && log_read_back (&c, buf, at, at + len) == -1))
       return -1;
   return log_zeroes (rec, c.zero_start, w.end, zero_flags);
