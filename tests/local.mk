@@ -319,7 +319,8 @@ benches = \
 	tests/bench/overlay.sh \
 	tests/bench/qed-img.sh \
 	tests/bench/qed.sh \
-	tests/bench/replication.sh
+	tests/bench/replication.sh \
+	tests/bench/tables.sh
 bench: all
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
