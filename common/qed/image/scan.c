@@ -23,10 +23,18 @@
 
 #include "qed/image/scan.h"
 #include "utils/cleanup.h"
+#include "utils/iszero.h"
 #include "utils/message.h"
 #include "utils/rounding.h"
 
+/* Tables are read in pieces of this length.  Most are mostly holes, so behind
+ * one, where more may follow, less is read first.
+ */
 #define PIECE ((uint64_t) 256 * 1024)
+#define FIRST_PIECE ((uint64_t) 4 * 1024)
+
+/* Entries that are looked at together for being empty. */
+#define GROUP 64
 
 /* Of fixed storage, tables from this length on. */
 #define LONG_TABLE ((uint64_t) 1024 * 1024)
@@ -86,11 +94,20 @@ visit_piece (struct qed *s, struct scan *scan, const uint8_t *buf,
              uint64_t length, uint64_t first, visitor visit,
              uint64_t context)
 {
-  for (uint64_t i = 0; i < length / QED_ENTRY_LEN; ++i) {
+  const uint64_t n = length / QED_ENTRY_LEN;
+  uint64_t i = 0;
+
+  while (i < n) {
     const uint64_t entry = qed_entry_get (buf, i);
 
+    if (i % GROUP == 0 && n - i >= GROUP &&
+        is_zero (buf + i * QED_ENTRY_LEN, GROUP * QED_ENTRY_LEN)) {
+      i += GROUP;
+      continue;
+    }
     if (entry != 0 && visit (s, scan, context, first + i, entry) == -1)
       return -1;
+    i++;
   }
   return 0;
 }
@@ -125,15 +142,18 @@ visit_table (struct qed *s, struct scan *scan, uint8_t **buf, uint64_t table,
              visitor visit, uint64_t context)
 {
   const uint64_t bytes = qed_table_bytes (&s->header);
-  const uint64_t piece = MIN (bytes, PIECE);
-  uint64_t done = 0, length;
+  const uint64_t first = s->file->fixed_size ? PIECE : FIRST_PIECE;
+  uint64_t done = 0, length, piece = first;
 
   for (; done < bytes; done += length) {
     length = hole_length (s, scan, bytes - done, table + done);
-    if (length > 0)
+    if (length > 0) {
+      piece = first;
       continue;
+    }
     length = MIN (bytes - done, piece);
-    if (*buf == NULL && (*buf = malloc (piece)) == NULL) {
+    piece = MIN (2 * piece, PIECE);
+    if (*buf == NULL && (*buf = malloc (MIN (bytes, PIECE))) == NULL) {
       msg_error ("%s: reading a table: %m", s->node.name);
       return -1;
     }

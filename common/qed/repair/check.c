@@ -500,15 +500,15 @@ do_phase (struct repair *rep, int phase, struct scan *scan, uint64_t *fixed)
 static int
 fix_all (struct repair *rep, struct scan *scan, uint64_t *fixed)
 {
-  struct qed *s = rep->s;
-
   if (rep->thorough &&
-      (journal_new (s, &rep->journal) == -1 ||
-       repair_entries (s, rep->report, rep->opaque, fixed) == -1))
+      (journal_new (rep->s, &rep->journal) == -1 ||
+       repair_entries (rep->s, rep->report, rep->opaque, fixed) == -1))
     return -1;
   if (do_phase (rep, MAKE_COPIES, scan, fixed) == -1)
     return -1;
-  return do_phase (rep, CLEAR, scan, fixed);
+  /* Nothing has changed since the last scan. */
+  return scan->result.corruptions + scan->result.check_errors == 0 ? 0
+    : do_phase (rep, CLEAR, scan, fixed);
 }
 
 /* Holes can be as long as somebody likes. */
