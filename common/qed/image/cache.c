@@ -164,6 +164,22 @@ cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
   return 0;
 }
 
+uint64_t
+cache_run (struct qed *s, uint64_t cluster, uint64_t entry)
+{
+  const uint64_t number = cluster >> SLICE_BITS;
+  const unsigned first = cluster & (SLICE_ENTRIES - 1);
+  struct slice *set = set_of (s->cache, number);
+  unsigned i = first;
+  uint64_t value;
+
+  for (unsigned way = 0; way < s->cache->nr_ways; ++way)
+    while (i < SLICE_ENTRIES && peek (&set[way], number + 1, i, &value) &&
+           value == entry)
+      i++;
+  return MAX (i - first, 1U);
+}
+
 /* The slice with this key, loaded, being loaded or to be.  Under
  * cache->lock.
  */

@@ -56,6 +56,11 @@ extern void cache_forget (struct qed *s);
 extern int cache_lookup (struct qed *s, uint64_t cluster,
                          uint64_t table_offset, uint64_t *entry);
 
+/* How many entries from that of this cluster on, which was just looked up,
+ * are the same?  At least 1; counted up to the end of its slice at most.
+ */
+extern uint64_t cache_run (struct qed *s, uint64_t cluster, uint64_t entry);
+
 /* The slice that holds this entry, in memory until cache_unpin.  NULL
  * with errno after a message.  A thread that holds a pin must not wait
  * for another one.

@@ -186,6 +186,8 @@ qed_map (struct qed *s, uint64_t count, uint64_t offset, struct mapping *m)
         entry != expected ||
         (m->kind == MAP_DATA && !data_ok (s, entry)))
       break;
+    if (m->kind != MAP_DATA && covers == 1)
+      covers = cache_run (s, cluster, entry);
     m->length += covers << s->cluster_bits;
   }
   if (m->length > count)
