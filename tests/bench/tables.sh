@@ -52,7 +52,7 @@ take ()
   shift
   begin=$(date +%s%N)
   "$@" >/dev/null || [ $? -eq 3 ]
-  results[$key]+=" $((($(date +%s%N) - begin) / 1000)) "
+  results[$key]+=" $((($(date +%s%N) - begin) / 1000))"
 }
 
 # open_both KEY IMAGE READ-ONLY
