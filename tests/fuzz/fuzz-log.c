@@ -4,8 +4,9 @@
  */
 
 /* Fuzzing write logs: any file is read, indexed, and its moments are opened.
- * A moment holds what replaying the entries one after the other gives, and a
- * log that is continued holds what it held and what was added.
+ * A moment holds what replaying the entries one after the other gives, each
+ * state that explore would try can be opened by its name, and a log that is
+ * continued holds what it held and what was added.
  */
 
 #include <config.h>
@@ -15,6 +16,7 @@
 #include "node/node.h"
 #include "tests/fuzz/fuzz.h"
 #include "utils/rounding.h"
+#include "writelog/explore/plan.h"
 #include "writelog/moments/moment.h"
 #include "writelog/moments/state.h"
 #include "writelog/reader.h"
@@ -117,6 +119,40 @@ check_states (const struct writelog_index *index, uint64_t nr,
   read_moment (index, name, seen);
 }
 
+/* Of the states of explore a few are opened: what a name says is the state. */
+static void
+check_plan (const struct writelog_index *index, uint64_t nr,
+            struct script *script)
+{
+  static uint8_t seen[WINDOW], replayed[WINDOW];
+  struct plan_wish wish = {
+    .seeds = fuzz_byte (script) % 4, .to = MIN (nr, MAX_ENTRIES),
+    .limit = 1 + fuzz_byte (script) % 16, .zero_base = fuzz_byte (script) % 2,
+    .tear = TEAR_SECTOR,
+  };
+  struct plan plan;
+
+  for (unsigned i = 0; i < PLAN_KINDS; ++i)
+    wish.kinds[i] = fuzz_byte (script) % 2;
+  WANT (plan_make (&plan, index, &wish) == 0);
+  WANT (plan.nr <= wish.limit && plan.nr <= plan.distinct);
+  WANT (plan.distinct <= plan.found);
+  for (size_t i = 0; i < plan.nr && i < 4; ++i) {
+    CLEANUP_FREE char *name = plan_name (&plan, &plan.states[i]);
+
+    WANT (name && plan.states[i].entries <= wish.to);
+    if (strlen (name) > 4096)
+      continue;
+    memset (seen, 0xa5, WINDOW);
+    read_moment (index, name, seen);
+    if (plan_is_prefix (&plan.states[i])) {
+      WANT (replay (plan.states[i].entries, replayed) == (int64_t) nr);
+      WANT (memcmp (seen, replayed, WINDOW) == 0);
+    }
+  }
+  plan_free (&plan);
+}
+
 static void
 look (struct script *script)
 {
@@ -137,6 +173,7 @@ look (struct script *script)
   writelog_index_totals (index, &totals);
   WANT (totals.entries == (uint64_t) nr);
   check_states (index, nr, script);
+  check_plan (index, nr, script);
   writelog_index_close (index);
 }
 

@@ -11,6 +11,7 @@
 #include <config.h>
 
 #include "filters/replication/dirtyfile.h"
+#include "filters/replication/secondary/note.h"
 #include "filters/replication/secondary/secondary.h"
 #include "qed/qed.h"
 #include "tests/fuzz/fuzz.h"
@@ -66,6 +67,48 @@ put_note (const uint8_t *data, size_t size)
   WANT (node_close (n) == 0);
 }
 
+static bool
+same_text (const struct note_text *a, const struct note_text *b)
+{
+  return a->state == b->state && a->flags == b->flags &&
+    strcmp (a->history.text, b->history.text) == 0 &&
+    strcmp (a->partner.text, b->partner.text) == 0 &&
+    strcmp (a->before.text, b->before.text) == 0 &&
+    strcmp (a->made.id.text, b->made.id.text) == 0 &&
+    strcmp (a->prepared.id.text, b->prepared.id.text) == 0 &&
+    strcmp (a->earlier.text, b->earlier.text) == 0;
+}
+
+/* What the note says after a change is read back. */
+static void
+read_back (const uint8_t *data, size_t size)
+{
+  struct node *hidden = qed_buffer_open ("hidden.qed");
+  struct note note, again;
+  bool same_boot;
+
+  WANT (hidden);
+  note_init (&note);
+  note_init (&again);
+  if (note_read (&note, hidden, &same_boot) == 0) {
+    struct moment made;
+    const struct note_change change = {
+      .set_flags = size % 4, .clear_flags = ~size % 4,
+      .new_history = size > 30 && data[30] % 2, .made = &made,
+      .weak = size > 31 && data[31] % 2,
+    };
+
+    WANT (moment_make (&made) == 0);
+    WANT (note_put (&note, hidden, &change) == 0);
+    WANT (note_flags (&note) == size % 4);
+    WANT (note_read (&again, hidden, &same_boot) == 0 && same_boot);
+    WANT (same_text (&note.text, &again.text));
+  }
+  note_destroy (&again);
+  note_destroy (&note);
+  node_close (hidden);
+}
+
 static void
 try_note (const uint8_t *data, size_t size, enum secondary_recover recover)
 {
@@ -87,6 +130,8 @@ try_note (const uint8_t *data, size_t size, enum secondary_recover recover)
   }
   secondary_close (s);
   node_close (&disk->node);
+  put_note (data, size);
+  read_back (data, size);
 }
 
 int
