@@ -42,7 +42,9 @@ control_send_output (struct control_client *client)
     if (r == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
       return;
     if (r == -1) {
+      /* It may still have sent commands, but waits for no answer. */
       client->output_failed = true;
+      shutdown (client->fd, SHUT_WR);
       break;
     }
     client->last_sent = clock_ms ();

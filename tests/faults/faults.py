@@ -18,7 +18,9 @@ one that succeeds has done its work, whatever failed below.
 
 FAULTS_STEP=N tries only every N-th call, from another one each time FAULTS_AT
 is.  With --valgrind no call fails, but memcheck looks at each tool's command
-for wrong accesses and leaks.  Exit status 1, after a line for each fault, if there was one; also if a
+for wrong accesses and leaks.
+
+Exit status 1, after a line for each fault, if there was one; also if a
 call that was counted did not come again, or a kind of a story never did.
 """
 
@@ -39,9 +41,11 @@ ERRORS = {
     "fcntl": (errno.EIO, errno.EAGAIN),
     "send": (errno.EPIPE, errno.EINTR, 0),
     "recv": (errno.ECONNRESET, errno.EINTR, 0),
+    "accept4": (errno.EMFILE, errno.EINTR),
 }
 LATE = ("pwrite", "pwritev", "fallocate", "ftruncate", "fdatasync", "fsync")
 TIMEOUT = 30
+TIMED_OUT = 124                 # says timeout(1), in the script of a server
 
 # What messages may name besides the files of a story.
 OTHER_NAMES = ("new.log",)
@@ -87,19 +91,26 @@ class Story:
     """One command: before it, files are made; after it, files are judged."""
 
     def __init__(self, name, argv, files, judged=(), program=None,
-                 is_server=False):
+                 is_server=False, after=None, names=(), varies=False):
         self.name = name
         self.argv = argv
         self.files = files
         self.judged = judged
         self.program = program or argv[0]
         self.is_server = is_server
+        self.after = after      # a command that succeeds then, whatever failed
+        self.is_pair = "--filter=replication" in argv
+        self.varies = varies or is_server # how often it makes a call
+        self.names = names      # what messages may name besides files
 
     def prepare(self):
         """Files as they are before the command."""
         for name in os.listdir("."):
-            if not os.path.isdir(name):
-                os.unlink(name)
+            if name != "stock":
+                if os.path.isdir(name):
+                    shutil.rmtree(name)
+                else:
+                    os.unlink(name)
         for name in self.files:
             if os.path.exists(os.path.join("stock", name)):
                 shutil.copy(os.path.join("stock", name), name)
@@ -120,6 +131,15 @@ class Story:
     def contents(self):
         """What the files hold that it changes."""
         return [content(name) for name in self.judged]
+
+
+def count_calls(lines):
+    """Of each kind, as the shim reports them."""
+    counts = {}
+    for line in lines:
+        kind, nr = line.split()
+        counts[kind] = max(counts.get(kind, 0), int(nr))
+    return counts
 
 
 class Campaign:
@@ -144,16 +164,18 @@ class Campaign:
         assert self.clean and self.clean.returncode == 0, (story.name,
                                                            self.clean)
         self.new = story.contents()
-        counts = {}
-        for line in lines:
-            kind, nr = line.split()
-            counts[kind] = max(counts.get(kind, 0), int(nr))
+        counts = count_calls(lines)
+        # Of what threads do each time a bit more or less is left out.
+        for _ in range(2 if story.varies else 0):
+            again = count_calls(story.play(self.shim, kind="")[1])
+            counts = {k: min(n, again.get(k, 0)) for k, n in counts.items()}
         return counts
 
     def judge_failure(self, what, kind, result):
         """The command says that it failed."""
         text = result.stderr.decode(errors="replace")
-        names = [*self.story.files, *self.story.judged, *OTHER_NAMES]
+        names = [*self.story.files, *self.story.judged, *self.story.names,
+                 *OTHER_NAMES]
         if not text.strip():
             self.complain(what, "it fails without a word")
         elif kind not in MEMORY and not any(n in text for n in names):
@@ -168,7 +190,9 @@ class Campaign:
 
     def judge(self, what, kind, result):
         """After a run with a fault."""
-        if result is None:
+        hangs = self.story.is_pair and result and \
+            result.returncode == TIMED_OUT
+        if result is None or hangs:
             self.complain(what, "it hangs")
         elif result.returncode < 0 or result.returncode >= 128:
             self.complain(what, f"it crashes: {result.returncode}: "
@@ -181,26 +205,53 @@ class Campaign:
             self.complain(what, "it succeeds with another output")
         elif self.story.contents() != self.new:
             self.complain(what, "it succeeds without having done its work")
+        if self.story.after:
+            self.look_afterwards(what)
+
+    def look_afterwards(self, what):
+        """What the story leaves can be gone on from, and is one of the
+        contents that there were on the way."""
+        result = run(self.story.after)
+        if result is None or result.returncode != 0:
+            text = result.stderr.decode(errors="replace") if result else ""
+            self.complain(what, f"no way to go on: {text[-300:]}")
+        else:
+            values = disk_values("second.raw")
+            good = values == FAILED_OVER if os.path.exists("accepted") \
+                else values in WAYPOINTS
+            if not good:
+                self.complain(what, f"the disk has {values}")
 
     def run(self):
         """All of them."""
         counts = self.measure()
         if not counts:
             self.complain("all", "it makes no call that could fail")
-        for kind, nr in counts.items():
-            for call in range(1 + AT % STEP, nr + 1, STEP):
-                self.sites += 1
-                for err in ERRORS.get(kind, (errno.EIO,)):
-                    for late in (0, 1)[:1 + (kind in LATE and err != 0)]:
-                        what = f"{kind} {call} of {nr}, errno {err}" + \
-                            (", done all the same" if late else "")
-                        result, lines = self.story.play(
-                            self.shim, kind=kind, nr=call, errno=err,
-                            late=late)
-                        self.runs += 1
-                        if result is not None and "fired" not in lines:
-                            self.complain(what, "this call was not reached")
-                        self.judge(what, kind, result)
+        sites = [(kind, call, nr) for kind, nr in counts.items()
+                 for call in range(1 + AT % STEP, nr + 1, STEP)]
+        # A run of these takes a second.
+        if self.story.is_pair and STEP > 1:
+            sites = sites[AT % STEP::STEP]
+        for site in sites:
+            self.sites += 1
+            for err in ERRORS.get(site[0], (errno.EIO,)):
+                self.try_site(*site, err, 0)
+                if site[0] in LATE and err != 0:
+                    self.try_site(*site, err, 1)
+
+    def try_site(self, kind, call, nr, err, late):
+        """Let this call fail."""
+        what = f"{kind} {call} of {nr}, errno {err}" + \
+            (", done all the same" if late else "")
+        for _ in range(3 if self.story.varies else 1):
+            result, lines = self.story.play(self.shim, kind=kind, nr=call,
+                                            errno=err, late=late)
+            self.runs += 1
+            if result is None or "fired" in lines:
+                break
+        if result is not None and "fired" not in lines:
+            self.complain(what, "this call was not reached")
+        self.judge(what, kind, result)
 
 
 def make_stock():
@@ -228,6 +279,12 @@ def make_stock():
          "-c 'write -P 2 4k 4k' -c 'discard 0 4k' $uri")
     with open("zero.raw", "wb") as file:
         file.truncate(65536)
+    shutil.copy("zero.raw", "remote.raw")
+    shutil.copy("zero.raw", "second.raw")
+    for name, story in (("secondary", SECONDARY_STORY),
+                        ("primary", PRIMARY_STORY)):
+        with open(f"{name}.sh", "w", encoding="ascii") as file:
+            file.write(story)
     os.chdir("..")
 
 
@@ -238,6 +295,69 @@ EXEMPT = {
 
 SERVED = "timeout 5 qemu-io -f raw -c 'write -P 9 0 6k' -c 'write -P 8 40k 2k' " \
          "-c flush $uri >/dev/null"
+
+
+def disk_values(name):
+    """The first byte of each KiB from 0 on, of four."""
+    with open(name, "rb") as file:
+        return tuple(file.read(4096)[::1024])
+
+
+# A secondary: a primary writes 1, a checkpoint, 2, and its guest 3; then the
+# disk is what the guest sees.
+SECONDARY = ["nbdkit", "-U", "-", "--filter=replication", "file", "second.raw",
+             "replication-mode=secondary", "replication-active=active.qed",
+             "replication-hidden=hidden.qed", "replication-top-id=guest"]
+FAILED_OVER = (1, 1, 3, 3)
+# Without a failover a clean end is a stop, after which the disk is the
+# primary's.  A failover was accepted if the file of this name exists.
+WAYPOINTS = ((0, 0, 0, 0), (1, 1, 1, 0), (1, 2, 1, 0), FAILED_OVER)
+# A client has a time limit of its own: where the server ends at once, nbdkit,
+# which waits for the end of --run, listens on and takes nobody.
+SECONDARY_STORY = """
+set -e
+put ()
+{
+  timeout 5 qemu-io -f raw -c "$1" "$2" >io 2>&1 || return 1
+  ! grep -q failed io
+}
+guest="nbd+unix:///guest?socket=$unixsocket"
+blkctl ./ctl replication-start
+put 'write -P 1 0 3k' "$uri"
+blkctl ./ctl replication-checkpoint
+put 'write -P 2 1k 1k' "$uri"
+put 'write -P 3 2k 2k' "$guest"
+put 'read -P 1 0 2k' "$guest"
+blkctl ./ctl replication-stop failover=true
+: >accepted
+while blkctl ./ctl query-replication | grep -q '"failover"'; do
+  sleep 0.01
+done
+put 'read -P 3 2k 2k' "$guest"
+"""
+
+# A primary whose remote comes, and goes on where the bitmap says.
+PRIMARY_STORY = """
+put ()
+{
+  timeout 5 qemu-io -f raw -c "$1" "$uri" >io 2>&1 || return 1
+  ! grep -q failed io
+}
+trap 'kill $(cat remote.pid)' EXIT
+nbdkit -U remote.sock -P remote.pid file remote.raw
+set -e
+put 'write -P 1 0 3k'
+blkctl ./ctl replication-start
+put 'write -P 2 1k 1k'
+put 'write -z 2k 1k'
+blkctl ./ctl replication-checkpoint
+cmp zero.raw remote.raw
+put 'write -P 3 2k 2k'
+blkctl ./ctl replication-stop
+cmp zero.raw remote.raw
+"""
+
+PLAY = "uri=$uri unixsocket=$unixsocket timeout 20 bash stock/{}.sh"
 
 
 def server(name, judged, *arguments):
@@ -280,6 +400,27 @@ STORIES = [
            "--filter=blklogwrites", "file", "disk.raw", "log=new.log"),
     server("logreplay-plugin", ("disk.log",), "--filter=cow", "logreplay",
            "disk.log"),
+    Story("log-explore", ["logwrites", "explore", "--jobs=1", "--limit=3",
+                          "--size=64K", "disk.log", "--", "true"],
+          ("disk.log",), names=("/tmp", "could not be tried"), varies=True),
+    Story("blkctl", ["nbdkit", "-U", "-", "--filter=blklogwrites", "file",
+                     "disk.raw", "log=new.log", "log-control=ctl", "--run",
+                     "blkctl ./ctl log-mark name=here && blkctl ./ctl "
+                     "query-commands >commands"],
+          ("disk.raw",), ("disk.raw",), "blkctl", True, names=("ctl",)),
+    Story("secondary", [*SECONDARY, "replication-control=ctl", "--run",
+                        PLAY.format("secondary")],
+          ("second.raw",), ("second.raw",), "nbdkit-replication", True,
+          [*SECONDARY, "replication-recover=rollback", "--run", "true"],
+          ("active.qed", "hidden.qed", "replication", "ctl")),
+    Story("primary", ["nbdkit", "-U", "-", "--filter=replication", "file",
+                      "zero.raw", "replication-mode=primary",
+                      "replication-remote=nbd+unix:///?socket=remote.sock",
+                      "replication-bitmap=map", "replication-control=ctl",
+                      "--run", PLAY.format("primary")],
+          ("zero.raw", "remote.raw"), ("zero.raw", "remote.raw"),
+          "nbdkit-replication", True,
+          names=("map", "remote", "replication", "ctl")),
 ]
 
 

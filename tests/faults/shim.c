@@ -12,7 +12,7 @@
  *   FAULT_ERRNO    a number; 0 for a count that is too short
  *   FAULT_LATE     1: it does its work all the same
  *   FAULT_REPORT   a file that has, at the end, a line "KIND CALLS" for each
- *                  kind, and "fired" if the call was made to fail
+ *                  kind, and at once "fired" if a call is made to fail
  */
 
 #include <config.h>
@@ -38,7 +38,8 @@
   X (pread) X (pwrite) X (pwritev) X (fsync) X (fdatasync)              \
   X (fallocate) X (ftruncate) X (fcntl) X (openat) X (stat) X (lseek)   \
   X (mmap) X (malloc) X (calloc) X (realloc) X (strdup)                 \
-  X (pthread_create) X (socket) X (connect) X (send) X (recv)
+  X (pthread_create) X (socket) X (connect) X (send) X (recv)            \
+  X (bind) X (listen) X (accept4)
 
 #define ENUM(name) KIND_##name,
 enum kind { KINDS (ENUM) NR_KINDS };
@@ -46,7 +47,6 @@ enum kind { KINDS (ENUM) NR_KINDS };
 static const char *const names[] = { KINDS (NAME) };
 
 static atomic_ulong calls[NR_KINDS];
-static atomic_bool fired;
 static bool ready;
 static const char *object, *report;
 static int wanted_kind = -1, wanted_errno;
@@ -100,9 +100,20 @@ end (void)
                 (unsigned long) calls[i]);
       (void) !write (fd, line, strlen (line));
     }
-  if (fired)
-    (void) !write (fd, "fired\n", 6);
   close (fd);
+}
+
+/* Who is killed afterwards does not come to its end. */
+static void
+report_fired (void)
+{
+  const int fd = report ? open64 (report, O_WRONLY | O_CREAT | O_APPEND, 0600)
+    : -1;
+
+  if (fd >= 0) {
+    (void) !write (fd, "fired\n", 6);
+    close (fd);
+  }
 }
 
 /* Does this call fail? */
@@ -114,7 +125,7 @@ fails (enum kind kind, const void *caller)
   if (atomic_fetch_add (&calls[kind], 1) + 1 != wanted_nr ||
       (int) kind != wanted_kind)
     return false;
-  atomic_store (&fired, true);
+  report_fired ();
   return true;
 }
 
@@ -339,4 +350,25 @@ recv (int fd, void *buf, size_t count, int flags)
 {
   CALL (recv, NEXT (recv) (fd, buf, count, flags),
         NEXT (recv) (fd, buf, (count + 1) / 2, flags));
+}
+
+int
+bind (int fd, const struct sockaddr *address, socklen_t len)
+{
+  CALL (bind, NEXT (bind) (fd, address, len),
+        NEXT (bind) (fd, address, len));
+}
+
+int
+listen (int fd, int backlog)
+{
+  CALL (listen, NEXT (listen) (fd, backlog),
+        NEXT (listen) (fd, backlog));
+}
+
+int
+accept4 (int fd, struct sockaddr *address, socklen_t *len, int flags)
+{
+  CALL (accept4, NEXT (accept4) (fd, address, len, flags),
+        NEXT (accept4) (fd, address, len, flags));
 }
