@@ -24,16 +24,21 @@ libraries=$(pkg-config --cflags --libs libnbd jansson)
 # What the library of the tree is made of.
 sources=$(cd "$tree" && ls common/{utils,request,node,control}/*.c \
   common/qed/*.c common/qed/*/*.c common/writelog/*.c \
-  common/writelog/{record,moments}/*.c &&
+  common/writelog/{record,moments,explore}/*.c &&
   sed -n '/^filters_replication_libreplication_la_SOURCES/,/[^\\]$/p' \
       filters/local.mk | grep -o '[^[:space:]]*\.c\>')
+
+# An object of before a header has changed may know other structs.
+newest=$(cd "$tree" && find "$build/config.h" common filters tests -name '*.h' \
+           -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 
 # shellcheck disable=SC2086 # lists of words
 compile ()
 {
   local object
   object=$OUT/objects/$(tr / _ <<<"${1%.c}").o
-  if [ ! "$object" -nt "$tree/$1" ]; then
+  if [ ! "$object" -nt "$tree/$1" ] ||
+     [ ! "$object" -nt "$(cd "$tree" && realpath "$newest")" ]; then
     $cc $flags -std=gnu11 -DHAVE_CONFIG_H -w $includes $libraries \
         -c "$tree/$1" -o "$object"
   fi

@@ -10,7 +10,12 @@ set -eu
 
 tree=$(cd "$(dirname "$0")/../.." && pwd)
 out=${OUT:-$PWD/fuzz-out}
-targets=("$out"/fuzz-*[!p])
+targets=()
+for target in "$out"/fuzz-*; do
+  if [[ -x $target && $target != *.* ]]; then
+    targets+=("$target")
+  fi
+done
 share=$(( ${FUZZ_SECONDS:-600} / ${#targets[@]} ))
 failed=0
 
