@@ -217,6 +217,7 @@ EXTRA_DIST += \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
 	tests/soak.sh \
+	tests/surroundings.sh \
 	tests/tap.sh \
 	tests/testing.pod \
 	tests/unit/folder.h \
@@ -274,7 +275,8 @@ damage: all tests/unit/test-control tests/unit/test-writelog-reader
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-1000000} \
 	    tests/unit/test-writelog-reader
 
-# Chaos, fuzz and faults side by side for SOAK_MINUTES, with new seeds.
+# Chaos, fuzz, faults and odd surroundings side by side for SOAK_MINUTES, with
+# new seeds.
 
 soak: all $(chaos_tests) $(fuzz_tests) tests/faults/shim.la
 	bash $(srcdir)/tests/soak.sh

@@ -3,9 +3,10 @@
 # Copyright the nbdkit-blockdrivers authors
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Chaos of each subject, fuzz targets on damaged corpora, and failing calls,
-# side by side with new seeds for SOAK_MINUTES (60): a line a minute, and a
-# table at the end.  "make soak", from the folder of the build.
+# Chaos of each subject, fuzz targets on damaged corpora, failing calls, and
+# odd surroundings of servers (tests/surroundings.sh), side by side with new
+# seeds for SOAK_MINUTES (60): a line a minute, and a table at the end.
+# "make soak", from the folder of the build.
 
 set -u
 
@@ -35,6 +36,10 @@ done
      >>"$work/faults" 2>&1 || exit 1
  done) &
 
+(while [ "$(left)" -gt 0 ]; do
+   ./run bash "$here/surroundings.sh" >>"$work/surroundings" 2>&1 || exit 1
+ done) &
+
 summary ()
 {
   for subject in qed log secondary; do
@@ -45,9 +50,11 @@ summary ()
   printf '%-16s %s calls\n' faults \
     "$(awk '/calls failed, in/ { n += $2 } END { print n + 0 }' \
          "$work/faults")"
+  printf '%-16s %s servers\n' surroundings \
+    "$(grep -c '^ok' "$work/surroundings")"
 }
 
-touch "$work/fuzz" "$work/faults"
+touch "$work/fuzz" "$work/faults" "$work/surroundings"
 while [ "$(left)" -gt 0 ] && [ -n "$(jobs -rp)" ]; do
   sleep 60
   echo "$((minutes - $(left) / 60)) min: $(summary | tr -s ' \n' ' ')"
