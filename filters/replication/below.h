@@ -40,7 +40,8 @@ struct below_stamp {
   uint64_t seconds, nanoseconds; /* 0: not known */
 };
 
-/* last: nobody changes it any more, and the time is to survive a power loss. */
+/* last: nobody changes it any more, and the time is to survive a power loss.
+ */
 extern void below_stamp (const struct below *b, bool last,
                          struct below_stamp *stamp);
 
