@@ -41,6 +41,7 @@ EXTRA_DIST += \
 	tests/fuzz/corpus/control/deep \
 	tests/fuzz/corpus/control/session \
 	tests/fuzz/corpus/log/completion.log \
+	tests/fuzz/corpus/log/discard.log \
 	tests/fuzz/corpus/log/durability.log \
 	tests/fuzz/corpus/log/kernel-part.log \
 	tests/fuzz/corpus/log/qemu.log \

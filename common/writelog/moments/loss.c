@@ -472,6 +472,28 @@ moment_has (const struct writelog_index *index,
     sector < moment->lost[i].start;
 }
 
+/* Up to where is it the same for the sectors of an entry from this one on, of
+ * which some are lost?  That may be a discard of many millions.
+ */
+static uint64_t
+same_until (const struct writelog_moment *moment, uint64_t entry,
+            uint64_t sector, uint64_t end)
+{
+  const struct lost_piece *p;
+  size_t i;
+
+  if (moment->seeded) {
+    const uint64_t left = moment->unit - sector % moment->unit;
+
+    return left < end - sector ? sector + left : end;
+  }
+  i = find_lost (moment, entry, sector);
+  if (i == moment->nr_lost || moment->lost[i].entry != entry)
+    return end;
+  p = &moment->lost[i];
+  return MIN (end, sector < p->start ? p->start : p->end);
+}
+
 int
 writelog_moment_losses (const struct writelog_index *index,
                         const struct writelog_moment *moment,
@@ -493,10 +515,12 @@ writelog_moment_losses (const struct writelog_index *index,
     default:
       break;
     }
-    for (uint64_t s = start; s < end; ++s)
+    for (uint64_t s = start, next; s < end; s = next) {
+      next = same_until (moment, e, s, end);
       if (!moment_has (index, moment, e, s) &&
-          add (&set, e, s, s + 1) == -1)
+          add (&set, e, s, next) == -1)
         goto error;
+    }
     set.nr = join (set.lost, set.nr);
   }
   *lost = set.lost;
