@@ -3,15 +3,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Media that fail, lie and lose power under many threads, against models.
-# The suite runs a few fixed seeds; for longer with new ones:
+# The suite runs a few fixed seeds; for longer with new ones, and 5,000 power
+# losses of a pair:
 #
 #     make chaos CHAOS_SECONDS=600
+#     make chaos-pair
 
-chaos_tests = tests/chaos/chaos
+chaos_tests = tests/chaos/chaos tests/chaos/pair
 check_PROGRAMS += $(chaos_tests)
 tests_chaos_chaos_SOURCES = \
 	tests/chaos/chaos.c \
 	tests/chaos/chaos.h \
+	tests/chaos/divert.c \
+	tests/chaos/divert.h \
 	tests/chaos/load.c \
 	tests/chaos/load.h \
 	tests/chaos/log.c \
@@ -24,7 +28,24 @@ tests_chaos_chaos_SOURCES = \
 # Names of files lead to media.
 tests_chaos_chaos_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
 	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read
+tests_chaos_pair_SOURCES = \
+	tests/chaos/chaos.h \
+	tests/chaos/divert.c \
+	tests/chaos/divert.h \
+	tests/chaos/medium.c \
+	tests/chaos/medium.h \
+	tests/chaos/model.h \
+	tests/chaos/pair-world.c \
+	tests/chaos/pair.c \
+	tests/chaos/pair.h
+# The remote's URI leads to the secondary in the same process.
+tests_chaos_pair_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
+	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read \
+	-Wl,--wrap=node_open
 
-.PHONY: chaos
+.PHONY: chaos chaos-pair
 chaos: all $(chaos_tests)
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} tests/chaos/chaos
+
+chaos-pair: tests/chaos/pair
+	tests/chaos/pair --states=5000

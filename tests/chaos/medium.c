@@ -182,8 +182,6 @@ medium_set (struct medium *m, const struct content *c)
 
 /* ---- What goes wrong */
 
-enum fault { FAULT_NONE, FAULT_BEFORE, FAULT_AFTER, FAULT_IN_PART };
-
 static const char *const fault_names[] = {
   "", ", failed", ", done and failed", ", done in part and failed"
 };
@@ -195,7 +193,7 @@ next_chance (struct medium *m)
   return chaos_mix (m->world->seed ^ m->nr << 20, chaos_op, op_calls++);
 }
 
-static enum fault
+static enum medium_fault
 choose_fault (struct medium *m, unsigned one_in, uint64_t *chance)
 {
   struct world *w = m->world;
@@ -208,6 +206,17 @@ choose_fault (struct medium *m, unsigned one_in, uint64_t *chance)
     return FAULT_NONE;
   atomic_fetch_add (&chaos_figures->faults, 1);
   return FAULT_BEFORE + (*chance >> 32) % 3;
+}
+
+static enum medium_fault
+choose_change_fault (struct medium *m, uint64_t *chance)
+{
+  struct world *w = m->world;
+
+  if (w == NULL || w->fault_of == NULL)
+    return choose_fault (m, w ? w->change_faults : 0, chance);
+  *chance = 0;
+  return w->fault_of (w, m);
 }
 
 static pthread_mutex_t *
@@ -258,13 +267,13 @@ medium_change (struct node *n, const struct change *c)
   struct medium *m = node->medium;
   void *snapshot = NULL;
   uint64_t chance;
-  enum fault fault;
+  enum medium_fault fault;
 
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (lock_of (m));
     if (is_dead (node))
       return 0;
-    fault = choose_fault (m, m->world ? m->world->change_faults : 0, &chance);
+    fault = choose_change_fault (m, &chance);
     if (fault == FAULT_IN_PART)
       c->run (m, c, (chance >> 40) % 256);
     else if (fault != FAULT_BEFORE)

@@ -49,6 +49,8 @@ struct medium {
   bool has_forgotten;           /* what a failed flush covered */
 };
 
+enum medium_fault { FAULT_NONE, FAULT_BEFORE, FAULT_AFTER, FAULT_IN_PART };
+
 struct world {
   pthread_mutex_t lock;         /* protects all media, and: */
   struct medium *media[MAX_MEDIA];
@@ -62,6 +64,10 @@ struct world {
    */
   unsigned change_faults, read_faults, losses;
   unsigned of_media;            /* a bit for each medium that may fail */
+  /* In place of these numbers, unless NULL: does this change fail, under the
+   * lock?
+   */
+  enum medium_fault (*fault_of) (struct world *w, const struct medium *m);
   bool forgetful;               /* failed flushes drop what they covered */
 
   /* Power is lost now, while the others run on: copy what is needed, under

@@ -8,19 +8,13 @@
  * and a guest that write at the same time as checkpoints are made; its process
  * is killed or its power lost at any checkpoint's distance and each way to
  * recover is taken (replication.md, "Beyond QEMU").
- *
- * The buffers have names.  So opening a file is diverted: the file itself
- * only stands for the medium that has its inode number.
  */
 
 #include <config.h>
 
-#include <sys/stat.h>
-
 #include "filters/replication/secondary/secondary.h"
-#include "node/file.h"
+#include "tests/chaos/divert.h"
 #include "tests/chaos/load.h"
-#include "utils/bootid.h"
 
 #define NR_CELLS 160
 #define DISK_SIZE (NR_CELLS * CELL)
@@ -39,64 +33,6 @@ struct secondary_run {
   struct secondary *s;
   struct replication_refusal refusal;
 };
-
-/* ---- Files that are media */
-
-static struct world *diverted;  /* NULL: none are */
-static unsigned boots;
-
-extern struct node *__real_file_node_open (
-  const char *name, const struct node_open_options *options);
-extern struct node *__wrap_file_node_open (
-  const char *name, const struct node_open_options *options);
-extern struct node *__real_node_create_file (const char *name, bool no_lock);
-extern struct node *__wrap_node_create_file (const char *name, bool no_lock);
-extern void __wrap_boot_id_read (void *id);
-
-static struct medium *
-medium_of_inode (ino_t ino)
-{
-  struct medium *m;
-
-  for (unsigned i = 0; i < diverted->nr_media; ++i)
-    if (diverted->media[i]->ino == ino)
-      return diverted->media[i];
-  m = medium_new (diverted, "buffer", &(struct content) { .size = 0 }, false);
-  m->ino = ino;
-  return m;
-}
-
-static struct node *
-divert (struct node *real)
-{
-  dev_t dev;
-  ino_t ino;
-
-  if (real == NULL || diverted == NULL)
-    return real;
-  CHECK (node_identity (real, &dev, &ino));
-  return medium_open_over (medium_of_inode (ino), real);
-}
-
-struct node *
-__wrap_file_node_open (const char *name,
-                       const struct node_open_options *options)
-{
-  return divert (__real_file_node_open (name, options));
-}
-
-struct node *
-__wrap_node_create_file (const char *name, bool no_lock)
-{
-  return divert (__real_node_create_file (name, no_lock));
-}
-
-/* Another one after each power loss. */
-void
-__wrap_boot_id_read (void *id)
-{
-  memset (id, 'a' + boots % 26, BOOT_ID_LEN);
-}
 
 /* ---- The secondary */
 
@@ -220,7 +156,7 @@ lose_power (struct secondary_run *run, uint64_t chance)
 {
   CLEANUP_FREE uint64_t *lost = model_copy (&run->primary.model, true);
 
-  boots++;
+  divert_boot ();
   world_lose_power (&run->world, chance);
   close_secondary (run);
   if (chance % 2 && open_secondary (run, RECOVER_FAIL))
@@ -252,7 +188,7 @@ fail_over (struct secondary_run *run, uint64_t chance)
     stage (run);
   calm (run, true);
   if (chance % 2) {
-    boots++;
+    divert_boot ();
     world_lose_power (&run->world, chance);
     atomic_fetch_add (&chaos_figures->losses, 1);
     atomic_fetch_add (&chaos_figures->states, 1);
@@ -391,7 +327,7 @@ run_secondary (const struct plan *plan)
   struct secondary_run run = { .s = NULL };
 
   world_init (&run.world, plan->seed);
-  diverted = &run.world;
+  divert_to (&run.world);
   configure (&run, plan);
   CHECK (open_secondary (&run, RECOVER_FAIL));
   guest_sees_disk (&run);
@@ -417,7 +353,7 @@ run_secondary (const struct plan *plan)
   model_destroy (&run.primary.model);
   model_destroy (&run.guest.model);
   world_destroy (&run.world);
-  diverted = NULL;
+  divert_to (NULL);
 }
 
 static void

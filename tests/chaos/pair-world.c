@@ -1,0 +1,272 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* See pair.h. */
+
+#include <config.h>
+
+#include <dirent.h>
+#include <errno.h>
+
+#include "tests/chaos/chaos.h"
+#include "tests/chaos/divert.h"
+#include "tests/chaos/pair.h"
+#include "utils/rounding.h"
+
+struct account *account;
+
+/* ---- The machine */
+
+static struct world world;
+struct medium *disks[2];
+char dir[] = "/tmp/pair-XXXXXX";
+struct secondary *secondary;
+
+enum kind kind;
+uint64_t at, seed;
+static bool armed;
+
+void
+keep_media (bool lose)
+{
+  account->nr_media = world.nr_media;
+  for (unsigned i = 0; i < world.nr_media; ++i) {
+    struct kept *k = &account->media[i];
+    struct content c = lose ? medium_lose (world.media[i], seed)
+      : medium_now (world.media[i]);
+
+    CHECK (c.len <= MEDIUM_BYTES);
+    k->ino = world.media[i]->ino;
+    k->len = c.len;
+    k->size = c.size;
+    memcpy (k->data, c.data, c.len);
+    free (c.data);
+  }
+}
+
+/* After each change, under the world's lock. */
+static void *
+maybe_die (struct world *w)
+{
+  (void) w;
+  if (armed && kind == POWER && account->changes == at) {
+    keep_media (true);
+    _exit (KILLED);
+  }
+  return NULL;
+}
+
+/* The same before it. */
+static enum medium_fault
+count_change (struct world *w, const struct medium *m)
+{
+  (void) w;
+  (void) m;
+  if (!armed)
+    return FAULT_NONE;
+  account->changes++;
+  if (kind == POWER || at == 0 || account->changes < at ||
+      (account->changes > at && kind < ALWAYS_BEFORE))
+    return FAULT_NONE;
+  return kind == ONCE_BEFORE || kind == ALWAYS_BEFORE
+    ? FAULT_BEFORE : FAULT_AFTER;
+}
+
+void
+arm (bool on)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&world.lock);
+  armed = on;
+}
+
+void
+begin_world (void)
+{
+  static const struct content empty = { .size = DISK_SIZE };
+
+  world_init (&world, seed);
+  for (unsigned i = 0; i < MAX (account->nr_media, 2u); ++i) {
+    const struct kept *k = &account->media[i];
+    const struct content c = {
+      .data = (uint8_t *) k->data, .len = k->len, .size = k->size
+    };
+    struct medium *m = medium_new (
+      &world, i == 0 ? "primary's disk" : i == 1 ? "secondary's disk"
+      : "file", account->nr_media ? &c : &empty, i < 2);
+
+    m->ino = k->ino;
+    if (i < 2)
+      disks[i] = m;
+  }
+  world.losses = 1;
+  world.snapshot = maybe_die;
+  world.fault_of = count_change;
+  divert_to (&world);
+}
+
+void
+adjust_files (void)
+{
+  DIR *d = opendir (dir);
+  const struct dirent *e;
+
+  CHECK (d);
+  while ((e = readdir (d)) != NULL)
+    for (unsigned i = 2; i < account->nr_media; ++i)
+      if (e->d_ino == account->media[i].ino) {
+        CLEANUP_FREE char *path = NULL;
+
+        CHECK (asprintf (&path, "%s/%s", dir, e->d_name) != -1);
+        CHECK (truncate (path, account->media[i].size) == 0);
+      }
+  closedir (d);
+}
+
+/* ---- The way from one to the other, in place of a server of NBD */
+
+struct wire {
+  struct node node;
+  struct node *end;             /* of the secondary */
+  atomic_bool lost;
+};
+
+atomic_bool is_cut = true;
+
+static struct wire *
+wire_of (struct node *n)
+{
+  return (struct wire *) n;
+}
+
+static bool
+wire_is_lost (struct node *n, char *cause, size_t size)
+{
+  if (atomic_load (&is_cut))
+    atomic_store (&wire_of (n)->lost, true);
+  if (!atomic_load (&wire_of (n)->lost))
+    return false;
+  if (size > 0)
+    snprintf (cause, size, "the wire is cut");
+  return true;
+}
+
+#define OVER_THE_WIRE(n, call)                  \
+  do {                                          \
+    if (wire_is_lost (n, NULL, 0)) {            \
+      errno = ENOTCONN;                         \
+      return -1;                                \
+    }                                           \
+    return call;                                \
+  } while (0)
+
+static int
+wire_pread (struct node *n, void *buf, size_t count, uint64_t offset)
+{
+  OVER_THE_WIRE (n, node_pread (wire_of (n)->end, buf, count, offset));
+}
+
+static int
+wire_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+              size_t count, uint64_t offset)
+{
+  (void) count;
+  OVER_THE_WIRE (n, node_pwritev (wire_of (n)->end, iov, iovcnt, offset));
+}
+
+static int
+wire_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  OVER_THE_WIRE (n, node_zero (wire_of (n)->end, count, offset, flags));
+}
+
+static int
+wire_discard (struct node *n, uint64_t count, uint64_t offset)
+{
+  OVER_THE_WIRE (n, node_discard (wire_of (n)->end, count, offset));
+}
+
+static int
+wire_flush (struct node *n)
+{
+  OVER_THE_WIRE (n, node_flush (wire_of (n)->end));
+}
+
+static int
+wire_extents (struct node *n, uint64_t count, uint64_t offset,
+              struct extent *ret)
+{
+  OVER_THE_WIRE (n, node_extents (wire_of (n)->end, count, offset, ret));
+}
+
+static void
+wire_cut (struct node *n)
+{
+  atomic_store (&wire_of (n)->lost, true);
+}
+
+static int
+wire_close (struct node *n)
+{
+  secondary_disconnect (secondary, wire_of (n)->end);
+  free (n->description);
+  free (n->name);
+  free (n);
+  return 0;
+}
+
+static const struct node_ops wire_ops = {
+  .type = "wire", .close = wire_close, .pread = wire_pread,
+  .pwritev = wire_pwritev, .zero = wire_zero, .discard = wire_discard,
+  .flush = wire_flush, .extents = wire_extents, .cut = wire_cut,
+  .is_lost = wire_is_lost,
+};
+
+/* Who says that it is somebody, and is it in step? */
+static struct node *
+connect_wire (const char *uri, const struct node_open_options *options)
+{
+  const char *const who = strstr (uri, "primary%3D");
+  struct wire *w = calloc (1, sizeof *w);
+  struct history self = { "" };
+  struct disk_identity identity;
+  char text[MEETING_TEXT];
+
+  CHECK (w);
+  if (who)
+    history_set (&self, who + strlen ("primary%3D"));
+  if (!atomic_load (&is_cut) &&
+      (strstr (uri, "synced") == NULL ||
+       secondary_synced (secondary, &self) == 0))
+    w->end = secondary_connect (secondary, &self);
+  if (w->end == NULL) {
+    if (options->cause)
+      snprintf (options->cause, options->cause_size, "the wire is cut");
+    free (w);
+    errno = ECONNREFUSED;
+    return NULL;
+  }
+  secondary_identity (secondary, &identity);
+  identity_describe (&identity, text);
+  w->node.ops = &wire_ops;
+  w->node.name = strdup (uri);
+  w->node.description = strdup (text);
+  w->node.align = w->node.zero_align = 1;
+  w->node.preferred = 4096;
+  w->node.fixed_size = true;
+  atomic_init (&w->node.size, DISK_SIZE);
+  return &w->node;
+}
+
+extern struct node *__real_node_open (
+  const char *name, const struct node_open_options *options);
+extern struct node *__wrap_node_open (
+  const char *name, const struct node_open_options *options);
+
+struct node *
+__wrap_node_open (const char *name, const struct node_open_options *options)
+{
+  return node_is_uri (name) ? connect_wire (name, options)
+    : __real_node_open (name, options);
+}

@@ -1,0 +1,79 @@
+/* nbdkit-blockdrivers
+ * Copyright the nbdkit-blockdrivers authors
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What a primary and its secondary live on in pair.c: their media, which die
+ * with them at a change, and the way from one to the other.
+ */
+
+#ifndef BLOCKDRIVERS_CHAOS_PAIR_H
+#define BLOCKDRIVERS_CHAOS_PAIR_H
+
+#include "filters/replication/secondary/secondary.h"
+#include "tests/chaos/medium.h"
+
+#define DISK_SIZE (192 * 1024)
+#define SECTORS (DISK_SIZE / MEDIUM_SECTOR)
+#define MEDIUM_BYTES (UINT64_C (4) << 20)
+#define KILLED 42               /* the exit status of a life cut short */
+
+/* ---- What outlives the processes */
+
+struct kept {
+  uint64_t ino, len, size;
+  uint8_t data[MEDIUM_BYTES];
+};
+
+/* What a guest sees, and what may be there when it looks again; a bit for
+ * each value, of each sector.
+ */
+struct guest {
+  uint64_t live[SECTORS], allowed[SECTORS];
+};
+
+enum wait { IS_OFF, IS_ASKED, IS_DONE };
+
+struct account {
+  struct kept media[MAX_MEDIA];
+  unsigned nr_media;
+  unsigned value;               /* the last that a guest wrote */
+  struct guest p, s;
+  enum wait promotion, reset, copy;
+  bool wrote_alone;             /* the secondary's guest, after a stop */
+  bool accepted;
+  uint64_t changes;             /* from the command on */
+};
+
+extern struct account *account;
+
+enum kind { POWER, ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER,
+            KINDS };
+
+/* What happens, at which change (from 1; 0: none), and what decides the
+ * rest.
+ */
+extern enum kind kind;
+extern uint64_t at, seed;
+
+extern struct medium *disks[2]; /* primary's, secondary's */
+extern char dir[];              /* of their files */
+
+extern struct secondary *secondary;
+
+/* A process begins to live on what the account keeps. */
+extern void begin_world (void);
+
+/* Changes count, and may be the one. */
+extern void arm (bool on);
+
+/* Keep what is on the media, after a power loss or not. */
+extern void keep_media (bool lose);
+
+/* Files have the lengths of their media, which tells them from new ones. */
+extern void adjust_files (void);
+
+/* Nothing goes from one to the other. */
+extern atomic_bool is_cut;
+
+#endif /* BLOCKDRIVERS_CHAOS_PAIR_H */
