@@ -222,6 +222,15 @@ do_checkpoint (void)
   account->accepted = checkpoint ();
 }
 
+/* What the guest takes is what has arrived, so all is to have. */
+static void
+to_stop (void)
+{
+  to_running ();
+  while (query_primary ().dirty_bytes > 0)
+    usleep (200);
+}
+
 static void
 do_stop (void)
 {
@@ -315,7 +324,7 @@ static const struct command {
 } commands[] = {
   { "failover", to_running, do_failover },
   { "checkpoint", to_running, do_checkpoint },
-  { "stop", to_running, do_stop },
+  { "stop", to_stop, do_stop },
   { "start", to_stopped, do_start },
   { "full copy", to_done, do_copy },
   { "resynchronisation", to_behind, do_resync },
