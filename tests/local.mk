@@ -120,6 +120,8 @@ endif
 
 # Each unit test is linked with the library.  The others are run by tests.
 check_PROGRAMS += $(unit_tests) tests/unit/control-server
+.PHONY: unit-tests
+unit-tests: $(unit_tests)
 AM_CPPFLAGS += $(CMOCKA_CFLAGS)
 # Preloaded into servers by tests/lib/lossy.py.
 check_LTLIBRARIES += tests/unit/lossy.la
