@@ -10,7 +10,7 @@ here whether it is right, and say in one way where it is not.
 
 
 class Mismatch(Exception):
-    """A disk is not what it should be."""
+    """A disk, or what is said of it, is not what it should be."""
 
 
 def check(condition, text):

@@ -21,6 +21,7 @@ import time
 
 import nbd
 
+from byte_model import Mismatch, check
 from qmp_client import Qmp, QmpError
 from replication_server import Primary, Secondary, run_story, stand_still
 
@@ -32,15 +33,6 @@ COMMIT = "replication-checkpoint-commit"
 ABORT = "replication-checkpoint-abort"
 
 
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
-
-
 def refused(server, name, text, **arguments):
     """The command is refused, with this text in the reason."""
     try:
@@ -48,7 +40,7 @@ def refused(server, name, text, **arguments):
     except QmpError as error:
         check(text in str(error), f"{name}: the error is: {error}")
         return
-    raise Failed(f"{name} is accepted")
+    raise Mismatch(f"{name} is accepted")
 
 
 class Desk:
@@ -215,13 +207,13 @@ def two_steps(desk):
         for name in PREPARE, "replication-checkpoint":
             try:
                 other.command(name)
-                raise Failed(f"{name} by another client is accepted")
+                raise Mismatch(f"{name} by another client is accepted")
             except QmpError as error:
                 check("another client" in str(error), str(error))
         for name in COMMIT, ABORT:
             try:
                 other.command(name)
-                raise Failed(f"{name} by another client is accepted")
+                raise Mismatch(f"{name} by another client is accepted")
             except QmpError as error:
                 check("not prepared" in str(error), str(error))
         check(write.is_held(), "the guest is not held any more")
@@ -275,7 +267,7 @@ def failover_while_held(desk):
     server.failover()
     try:
         other.command(COMMIT)
-        raise Failed("the commit is accepted")
+        raise Mismatch("the commit is accepted")
     except QmpError as error:
         check("not prepared" in str(error), str(error))
     other.close()
@@ -460,7 +452,7 @@ def must_be_interrupted(client):
     limit."""
     try:
         client.answer()
-        raise Failed("the checkpoint was made")
+        raise Mismatch("the checkpoint was made")
     except QmpError as error:
         check("interrupted" in str(error), f"the error is: {error}")
     client.close()

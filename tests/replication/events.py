@@ -22,21 +22,13 @@ import time
 import nbd
 from prometheus_client.parser import text_string_to_metric_families
 
+from byte_model import Mismatch, check
 from qed_server import Server
 from qmp_client import Qmp, QmpError
 from replication_server import Primary, Secondary, run_story, stand_still
 
 SIZE = 4 << 20
 CLUSTER = 65536
-
-
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 class Desk:
@@ -151,7 +143,7 @@ def errors(desk):
     check(told["desc"] == primary.query()["desc"], str(told))
     try:
         primary.checkpoint()
-        raise Failed("a checkpoint without remote")
+        raise Mismatch("a checkpoint without remote")
     except QmpError as error:
         told = data(at_p, "REPLICATION_CHECKPOINT_FAILED")
         check(told == {"desc": str(error)}, f"{told}, {error}")
@@ -159,7 +151,7 @@ def errors(desk):
     for command in "replication-checkpoint", "replication-checkpoint-prepare":
         try:
             primary.command(command)
-            raise Failed("a checkpoint after the stop")
+            raise Mismatch("a checkpoint after the stop")
         except QmpError as error:
             told = data(at_p, "REPLICATION_CHECKPOINT_FAILED",
                         desc=str(error))
@@ -204,7 +196,7 @@ def log_error(desk):
     for _ in range(2):
         try:
             handle.pwrite(b"x" * 512, 0)
-            raise Failed("logged into a log that fails")
+            raise Mismatch("logged into a log that fails")
         except nbd.Error:
             pass
     told = data(client, "BLOCK_LOG_ERROR")

@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 
+from byte_model import Mismatch, check
 from qed_server import ServerError
 from qmp_client import QmpError
 from replication_server import Primary, Secondary, run_story, stand_still
@@ -26,15 +27,6 @@ from replication_server import Primary, Secondary, run_story, stand_still
 AREA = 65536
 AREAS = 256
 SIZE = AREAS * AREA
-
-
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 class Host:
@@ -245,7 +237,7 @@ def torn_map(desk):
     except ServerError as error:
         check("not a replication bitmap" in str(error), str(error))
     else:
-        raise Failed("a torn map was used")
+        raise Mismatch("a torn map was used")
     with open(name, "rb") as f:
         check(f.read() == torn, "it has changed")
     os.unlink(name)
@@ -284,7 +276,7 @@ def must_be_refused(desk):
         check("map" in str(error), str(error))
         check("sync=full" in str(error), str(error))
     else:
-        raise Failed("it was not refused")
+        raise Mismatch("it was not refused")
     promised = desk.b.disk()
     desk.b.server.start("full")
     finish(desk.a, desk.b, promised)

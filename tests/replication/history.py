@@ -14,20 +14,12 @@ import os
 
 import nbd
 
+from byte_model import check
 from replication_server import Primary, Secondary, run_story
 
 SIZE = 4 << 20
 CLUSTER = 65536
 CHANGED = "rolled back"         # in the error of a primary that has noticed
-
-
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 class Pair:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 
+from byte_model import Mismatch, check
 from qmp_client import Qmp, QmpError
 from replication_server import Secondary
 
@@ -26,15 +27,6 @@ CLUSTER = 65536
 NAMES = ("one", "two", "three")
 
 STEP = "replication-checkpoint-"
-
-
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 def blkctl(*arguments):
@@ -170,7 +162,7 @@ def one_commits(desk):
     try:
         desk.servers[0].command("replication-stop", failover=True,
                                 checkpoint=first)
-        raise Failed("the guest's write is dropped")
+        raise Mismatch("the guest's write is dropped")
     except QmpError as error:
         check("its guest has written" in str(error), str(error))
     for server in desk.servers:
@@ -219,7 +211,7 @@ def different_checkpoints(desk):
     try:
         desk.servers[1].command("replication-stop", failover=True,
                                 checkpoint=ids[0])
-        raise Failed("a failover to another checkpoint")
+        raise Mismatch("a failover to another checkpoint")
     except QmpError as error:
         check(ids[1] in str(error), str(error))
     done = desk.failover("force=true")
@@ -243,7 +235,7 @@ def stopped_client(desk):
     for client, step in (clients[0], "release"), (clients[1], "commit"):
         try:
             client.command(STEP + step)
-            raise Failed(f"a late {step} is accepted")
+            raise Mismatch(f"a late {step} is accepted")
         except QmpError as error:
             check("given up" in str(error), str(error))
 

@@ -25,7 +25,8 @@ import time
 
 import nbd
 
-from orders import Failed, Pair, check
+from byte_model import Mismatch, check
+from orders import Pair
 from qed_server import ServerError
 from qmp_client import QmpError
 
@@ -128,7 +129,7 @@ def one_state(number, command, seed, kind):
         try:
             pair.play_moment(kind)
             return "done" if pair.acked else "cut short"
-        except (Failed, ServerError, QmpError, OSError, TimeoutError,
+        except (Mismatch, ServerError, QmpError, OSError, TimeoutError,
                 nbd.Error) as error:
             print(f"state {number}, seed {seed}, {kind}: {command}\n"
                   f"{error!r}\n{pair.log()}", file=sys.stderr, flush=True)

@@ -38,6 +38,7 @@ import time
 
 import nbd
 
+from byte_model import Mismatch, check
 from lossy import Host
 from qed_server import ServerError
 from qmp_client import QmpError
@@ -54,15 +55,6 @@ ACCIDENTS = ("kill", "end", "stop", "partition", "drop", "power")
 # Seconds without a word after which a partner is lost, where that happens.
 TIMEOUT = 3
 HITS = ("p", "s", "ps", "sp", "p promote")
-
-
-class Failed(Exception):
-    """A promise is not kept."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 def table():
@@ -479,7 +471,7 @@ def run_order(number, order, seed, library):
         except Exception as error:
             print(f"order {number}, seed {seed}: {order}\n{error!r}\n"
                   f"{pair.log()}", file=sys.stderr, flush=True)
-            if not isinstance(error, (Failed, ServerError, QmpError, OSError,
+            if not isinstance(error, (Mismatch, ServerError, QmpError, OSError,
                                       TimeoutError, nbd.Error)):
                 raise
             return "failed"

@@ -25,6 +25,7 @@ import tempfile
 
 import nbd
 
+from byte_model import check
 from qmp_client import QmpError
 from replication_server import Forwarder, Primary, Secondary
 
@@ -112,15 +113,6 @@ def expected(command, mode, stage, ours):
             if key in table:
                 return table[key]
     return None
-
-
-class Failed(Exception):
-    """Something is not as the tables say."""
-
-
-def check(condition, text):
-    if not condition:
-        raise Failed(text)
 
 
 def is_eio(function, *arguments):
