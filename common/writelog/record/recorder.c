@@ -234,25 +234,23 @@ look_at (struct content *c, struct node *disk, uint8_t *buf,
 {
   const uint64_t sector = c->rec->sector_size;
   const uint64_t look = MIN (end - start, MAX (LOOK, sector));
+  uint64_t have = 0;
 
   *zero = false;
   *len = MIN (end - start, MAX (READ_BACK, sector));
   if (start >= c->data_end) {
     if (node_pread_padded (disk, buf, look, start) == -1)
       return -1;
-    if (look == end - start) {
-      *len = look;
-      return 0;
-    }
-    if (is_zero (buf, look)) {
+    if (look < end - start && is_zero (buf, look)) {
       known_zeroes (c->rec, disk, start, end, len, zero);
       if (*zero)
         return 0;
       c->data_end = start + *len;
       *len = MIN (*len, MAX (READ_BACK, sector));
     }
+    have = MIN (look, *len);
   }
-  return node_pread_padded (disk, buf, *len, start);
+  return node_pread_padded (disk, buf + have, *len - have, start + have);
 }
 
 /* The length of the run of sectors at the beginning of buf that are all
