@@ -223,7 +223,7 @@ put_stamp (struct dirty_file *f, bool at_end)
   put_le64 (h + 16, at_end ? now.nanoseconds : 0);
 }
 
-/* The map says less than is so. */
+/* The map says less than is so: all is dirty, on the medium, too. */
 static int
 distrust (struct dirty_file *f, uint64_t size, uint64_t *map, const char *why)
 {
@@ -231,7 +231,7 @@ distrust (struct dirty_file *f, uint64_t size, uint64_t *map, const char *why)
 
   msg_warning ("%s: %s, so all areas count as dirty", f->node->name, why);
   memset (map, 0xff, n * 8);
-  return dirty_file_write (f, map, 0, n - 1);
+  return dirty_file_write (f, map, 0, n - 1) == -1 ? -1 : node_flush (f->node);
 }
 
 /* See that there is an identifier. */
@@ -274,13 +274,12 @@ dirty_file_begin (struct dirty_file *f, uint64_t size, uint64_t *map)
 
   if (size > 0 && (get_le32 (h + 24) & IN_USE) &&
       (boot[0] == '\0' || memcmp (boot, h + 32, BOOT_ID_LEN) != 0) &&
-      (distrust (f, size, map, "the host went down while the bitmap was in "
-                 "use") == -1 || node_flush (f->node) == -1))
+      distrust (f, size, map, "the host went down while the bitmap was in "
+                "use") == -1)
     return -1;
   if (size > 0 && is_another_disk (f)) {
     if (distrust (f, size, map, "the disk was changed, or replaced, while the "
-                  "bitmap was not in use") == -1 ||
-        node_flush (f->node) == -1)
+                  "bitmap was not in use") == -1)
       return -1;
     put_le32 (h + 24, get_le32 (h + 24) | CHANGED);
   }

@@ -184,20 +184,37 @@ link_mark_all (struct mirror *m)
                            strerror (errno));
 }
 
-/* The areas that a word of the remote's map names. */
+/* Areas first to end - 1, which may all be marked at once. */
+struct run {
+  uint64_t first, end;
+};
+
 static int
-add_word (struct mirror *m, uint64_t index, uint64_t word)
+mark_run (struct mirror *m, const struct run *run)
 {
   const uint64_t size = node_size (m->disk);
+  const uint64_t start = MIN (run->first * DIRTY_AREA, size);
+
+  return dirty_mark (m->dirty, start,
+                     MIN (run->end * DIRTY_AREA, size) - start);
+}
+
+/* The areas that a word of the remote's map names; those of the last run wait
+ * for what follows.
+ */
+static int
+add_word (struct mirror *m, uint64_t index, uint64_t word, struct run *run)
+{
   int r = 0;
 
   for (; word; word &= word - 1) {
-    const uint64_t offset =
-      (index * 64 + __builtin_ctzll (word)) * DIRTY_AREA;
+    const uint64_t area = index * 64 + __builtin_ctzll (word);
 
-    if (offset < size)
-      r |= dirty_mark (m->dirty, offset, MIN (size - offset,
-                                              (uint64_t) DIRTY_AREA));
+    if (area != run->end) {
+      r |= mark_run (m, run);
+      run->first = area;
+    }
+    run->end = area + 1;
   }
   return r;
 }
@@ -210,6 +227,7 @@ read_their_map (struct mirror *m, struct node *map, char cause[CAUSE_LEN])
 {
   const uint64_t nr_areas = div_round_up (node_size (m->disk), DIRTY_AREA);
   const uint64_t nr = div_round_up (nr_areas, 64);
+  struct run run = { 0, 0 };
   uint8_t buf[4096];
   int r = 0;
 
@@ -227,8 +245,9 @@ read_their_map (struct mirror *m, struct node *map, char cause[CAUSE_LEN])
       return -1;
     }
     for (size_t j = 0; j < n; ++j)
-      r |= add_word (m, i + j, get_le64 (buf + j * 8));
+      r |= add_word (m, i + j, get_le64 (buf + j * 8), &run);
   }
+  r |= mark_run (m, &run);
   if (r)
     replication_error_set (m->error, "writing the bitmap: %s",
                            strerror (errno));
