@@ -41,6 +41,7 @@ unit_tests = \
 	tests/unit/test-replication-forwarder \
 	tests/unit/test-replication-meeting \
 	tests/unit/test-replication-mirror \
+	tests/unit/test-replication-powerloss \
 	tests/unit/test-replication-primary \
 	tests/unit/test-replication-secondary \
 	tests/unit/test-replication-stages \
