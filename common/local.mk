@@ -220,8 +220,16 @@ completions_DATA = \
 	common/completions/blkctl \
 	common/completions/logwrites \
 	common/completions/qed-img
-CLEANFILES += $(completions_DATA)
-EXTRA_DIST += common/tool/completion.bash
+zshcompletions_DATA = \
+	common/completions/_blkctl \
+	common/completions/_logwrites \
+	common/completions/_qed-img
+CLEANFILES += $(completions_DATA) $(zshcompletions_DATA)
+EXTRA_DIST += common/tool/completion.bash common/tool/completion.zsh
 
 $(completions_DATA): common/tool/completion.bash
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && cp $(srcdir)/common/tool/completion.bash $@
+$(zshcompletions_DATA): common/tool/completion.zsh
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && name=$(@F) && \
+	    $(SED) "s/@TOOL@/$${name#_}/" \
+	        $(srcdir)/common/tool/completion.zsh >$@.new && mv $@.new $@

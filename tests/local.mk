@@ -177,6 +177,7 @@ EXTRA_DIST += \
 	tests/smoke.sh \
 	tests/writelog/data/README \
 	tests/lib/byte_model.py \
+	tests/lib/complete.zsh \
 	tests/lib/control-ask.py \
 	tests/lib/flight_model.py \
 	tests/lib/functions.bash \

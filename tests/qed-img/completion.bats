@@ -2,18 +2,16 @@
 # Copyright the nbdkit-blockdrivers authors
 # SPDX-License-Identifier: BSD-3-Clause
 
-# bash completes the sub-commands and options of qed-img, and whatever other
-# tool has a table of its options.
+# bash and zsh complete the sub-commands and options of qed-img, and whatever
+# other tool has a table of its options.
 
 load ../lib/functions
 
-# completes 'COMMAND LINE' WORD...: these are proposed for its last word, and
-# nothing else is.  The line is taken apart as bash does.
-completes ()
+# in_bash 'COMMAND LINE': print what is proposed for its last word.  The line
+# is taken apart as bash does.
+in_bash ()
 {
-  local line=$1
-  shift
-  run -0 bash -c '
+  bash -c '
     . "$1"
     read -r _ _ function tool < <(complete -p)
     COMP_WORDS=(${2//=/ = })
@@ -23,7 +21,16 @@ completes ()
     $function "$tool" "${COMP_WORDS[COMP_CWORD]}" \
               "${COMP_WORDS[COMP_CWORD - 1]}"
     printf "%s\n" "${COMPREPLY[@]}" | LC_ALL=C sort
-  ' bash "$builddir/common/completions/${line%% *}" "$line"
+  ' bash "$builddir/common/completions/${1%% *}" "$1"
+}
+
+# completes 'COMMAND LINE' WORD...: these are proposed for its last word, and
+# nothing else is.
+completes ()
+{
+  local line=$1
+  shift
+  run -0 in_bash "$line"
   assert_output "$(printf '%s\n' "$@" | LC_ALL=C sort)"
 }
 
@@ -118,4 +125,50 @@ completes ()
   completes "blkctl ./a.sock ./a.sock replication-checkpoint-a" \
             replication-checkpoint-abort
   completes "blkctl ./none ec" ""
+}
+
+@test "zsh proposes what bash does" {
+  local line
+  "$builddir/tests/unit/control-server" ./a.sock 3>&- &
+  remember $!
+  wait_until 60 blkctl ./a.sock query-commands
+  touch disk.qed other.qed
+  local lines=(
+    "qed-img "
+    "qed-img re"
+    "qed-img x"
+    "qed-img --v"
+    "qed-img empty -"
+    "qed-img resize --p"
+    "qed-img map --"
+    "qed-img commit -t "
+    "qed-img check -r l"
+    "qed-img info --output=j"
+    "qed-img measure -q -O r"
+    "qed-img create -o "
+    "qed-img create -o size=1G,ta"
+    "qed-img info d"
+    "qed-img check -r all d"
+    "qed-img rebase -b o"
+    "qed-img measure --size "
+    "logwrites "
+    "logwrites replay --next"
+    "logwrites list --flags=f"
+    "logwrites list --flags=mark,me"
+    "blkctl --"
+    "blkctl ./a.sock ec"
+    "blkctl ./a.sock fail"
+    "blkctl ./none ec"
+  )
+  printf '%s\n' "${lines[@]}" >lines
+  cp "$srcdir/tests/lib/complete.zsh" .zshrc
+  # zsh reads no line from what is no terminal.
+  run -0 env LC_ALL=C ZDOTDIR="$PWD" COMPLETIONS="$builddir/common/completions" \
+      LINES_FILE=lines PROPOSALS=proposals \
+      script -qec "zsh -d -i" typescript </dev/null
+  while IFS= read -r line; do
+    in_bash "$line" | LC_ALL=C sort | paste -sd ' '
+  done <lines | paste -d '|' lines - >expected
+  paste -d '|' lines proposals >ours
+  diff -u expected ours
 }
