@@ -14,11 +14,10 @@ if [ $# -ne 2 ]; then
   echo "usage: $0 TARBALL FOLDER" >&2
   exit 2
 fi
-packaging=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=$(basename "$1" .tar.gz)
 mkdir -p "$2"
 cp "$1" "$2/${name%-*}_${name##*-}.orig.tar.gz"
 tar -C "$2" -xzf "$1"
-cp -r "$packaging/debian" "$2/$name"
+cp -r "$2/$name/build-aux/packaging/debian" "$2/$name"
 cd "$2/$name"
 exec dpkg-buildpackage -us -uc

@@ -214,13 +214,17 @@ make_variable ()
   done
 }
 
+# A new version is a line in configure.ac, and a paragraph in the README.
 @test "packages, and what each version brings, are of the tree's version" {
-  local version packaging=$srcdir/build-aux/packaging
+  local version packaging=$tmp/source/build-aux/packaging
   version=$(sed -n 's/^VERSION = //p' "$builddir/Makefile")
+  make -C "$builddir" distdir distdir="$tmp/source"
   run head -n 1 "$packaging/debian/changelog"
   assert_output --partial "nbdkit-blockdrivers ($version-"
   run sed -n 's/^Version: *//p' "$packaging/nbdkit-blockdrivers.spec"
   assert_output "$version"
+  run sed -n '/^%changelog/,$p' "$packaging/nbdkit-blockdrivers.spec"
+  assert_line --regexp "^\\* .* - $version-1\$"
   run sed -n '/^What each version brings/,/^Licence/p' "$srcdir/README"
   assert_line --regexp "^    ${version//./\\.}  [^ ]"
 }
