@@ -42,16 +42,33 @@ becomes ()
   assert_output "$expected"
 }
 
-# A copy of the sources as in a tarball, in $tmp/source.  They are compiled
-# once for all the tests of this file.
-copy_sources ()
+# What is compiled for the tests of this file is so once for all of them, and
+# hardly run.
+compile_once ()
 {
   require_tool ccache
   export CC="ccache gcc" CCACHE_DIR=$BATS_FILE_TMPDIR/ccache
-  export CCACHE_NOHASHDIR=1
-  # What is built of them is hardly run.
-  export CFLAGS=-O0
+  export CCACHE_NOHASHDIR=1 CFLAGS=-O0
+}
+
+# A copy of the sources as in a tarball, in $tmp/source.
+copy_sources ()
+{
+  compile_once
   make -C "$builddir" distdir distdir="$tmp/source" >/dev/null
+}
+
+# The same, but one copy for all tests that call this: what one has built is
+# there for the next, which has to undo what it changes.
+share_sources ()
+{
+  local shared=$BATS_FILE_TMPDIR/source
+  compile_once
+  if ! [ -d "$shared" ]; then
+    copy_sources
+    mv source "$shared"
+  fi
+  ln -s "$shared" source
 }
 
 # A directory of links to the commands of this machine, but for some.
@@ -223,7 +240,8 @@ EOF
 # installed_in ARGUMENT...: where modules go when configure is told this.
 installed_in ()
 {
-  (cd build && ../source/configure "$@" >configure.out 2>&1 &&
+  (cd build &&
+     ../source/configure --cache-file="$tmp/cache" "$@" >configure.out 2>&1 &&
      sed -n 's/^\(plugin\|filter\)dir = //p' Makefile | sort | xargs)
 }
 
@@ -271,7 +289,7 @@ private_nbdkit ()
   assert_success
   assert_equal "$(cat private/calls)" "$tmp/private: --version"
   # Nor does what is built for another machine run one.
-  rm private/calls
+  rm private/calls cache
   printf '#!/bin/sh\nexec cc "$@"\n' >bin-cc
   chmod +x bin-cc
   PKG_CONFIG_PATH=$tmp/private/lib/pkgconfig installed_in \
@@ -327,7 +345,7 @@ configure_refuses ()
 }
 
 @test "bootstrap build builds, and does nothing the second time" {
-  copy_sources
+  share_sources
   run source/bootstrap build
   assert_success
   assert_output --partial "CC "
@@ -346,7 +364,7 @@ configure_refuses ()
 }
 
 @test "bootstrap check counts each test, and fails if one fails" {
-  copy_sources
+  share_sources
   bats_file good 'test "one" { true; }' 'test "two" { true; }'
   bats_file bad 'test "three" { true; }' \
             'test "four" { echo "why it failed"; false; }'
@@ -400,19 +418,35 @@ suite ()
   assert_equal "$status" "$2"
 }
 
+# change FILE COMMAND: sed runs this on a file of the copy, until change_back.
+change ()
+{
+  changed=$1
+  cp "source/$changed" before
+  sed -i "$2" "source/$changed"
+}
+
+change_back ()
+{
+  cp before "source/$changed"
+}
+
 @test "bootstrap check ends with the count when the build fails, too" {
-  copy_sources
-  echo 'this is no C' >>source/common/utils/message.c
+  share_sources
+  change common/utils/message.c '$a this is no C'
   run source/bootstrap check
+  change_back
   assert_failure
+  assert_output --partial "error: unknown type name"
   assert_equal "${lines[-1]}" "0 passed, 0 failed"
 }
 
 @test "bootstrap check ends with the count when the tests do not link, too" {
-  copy_sources
-  sed -i 's/^#include <config.h>/&\nextern int nowhere; int *there = \&nowhere;/' \
-      source/tests/unit/test-claim.c
+  share_sources
+  change tests/unit/test-claim.c \
+         's/^#include <config.h>/&\nextern int nowhere; int *there = \&nowhere;/'
   suite "unit/test-claim" 1
+  change_back
   assert_equal "${lines[-1]}" "0 passed, 0 failed"
 }
 
@@ -435,13 +469,15 @@ EOF
 # The demo and the build need less than the tests: what they have configured
 # does not do for these.
 @test "bootstrap demo, build and check work in any order" {
-  copy_sources
+  share_sources
   echo 'echo "the demo"' >source/tests/demo.sh
   unset CI                      # which would build all anew each time
   export PATH="$tmp/bin:$PATH"
   local order command
   for order in "demo build" "build"; do
-    rm -f source/config.status source/config.surroundings
+    # A fresh tree, as far as it matters.
+    rm -f source/config.status source/config.surroundings \
+       source/tests/unit/test-claim{,.o}
     hide cmocka bash-completion
     for command in $order; do
       run source/bootstrap "$command"

@@ -60,7 +60,7 @@
  * looks for something else, sees one in so many.
  */
 #ifdef __SANITIZE_THREAD__
-#define ONE_IN 4
+#define ONE_IN 8
 #else
 #define ONE_IN 1
 #endif
