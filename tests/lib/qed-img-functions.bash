@@ -175,8 +175,8 @@ s/.*/qemu-img: --output must be used with human or json as argument./
 }
 s/^\(qemu-img: Invalid number of coroutines\) specified[:.].*/\1. Allowed number \
 of coroutines is between 1 and 16/
-s/^\(qemu-img: Invalid [a-z ]* specified\): '.*'\.$/\1. $suffixes/
-s/^\(Try 'qe[md]u*-img\) [a-z]* \(--help' for more info\)$/\1 \2/
+s/^\(qemu-img: Invalid [a-z ]* specified\): '.*'\.*$/\1. $suffixes/
+s/^\(Try 'qe[md]u*-img\) [a-z]* \(--help' for more info\(rmation\)*\)$/\1 \2/
 s/^\(Try 'qe[md]u*-img --help' for more info\)$/\1rmation/
 s/^qemu-img[a-z ]*: \(unrecognized option\)/qemu-img: \1/
 s/^qemu-img[a-z ]*: invalid option -- '\(.\)'/qemu-img: unrecognized option '-\1'/
@@ -323,7 +323,10 @@ one_case ()
       same_files "${2%% *}" reads_same
       ;;
     [0-9]*,\ not\ [0-9]*:\ *)
-      if [ "${1%%:*}" != "$ours, not $qemu" ]; then
+      # A later QEMU may have come to do as we do.
+      if [ "${1%%:*}" != "$ours, not $qemu" ] &&
+           { [ "${1%%,*}" != "$ours" ] || [ "$ours" -ne "$qemu" ] ||
+               [[ $(qemu-img --version) = *" version 7."* ]]; }; then
         echo "$ours, not $qemu"
         return 1
       fi
