@@ -35,13 +35,16 @@ tests_chaos_pair_SOURCES = \
 	tests/chaos/medium.c \
 	tests/chaos/medium.h \
 	tests/chaos/model.h \
+	tests/chaos/pair-folder.c \
 	tests/chaos/pair-world.c \
 	tests/chaos/pair.c \
 	tests/chaos/pair.h
-# The remote's URI leads to the secondary in the same process.
+# The remote's URI leads to the secondary in the same process; names of files
+# are changed in a folder that fails and forgets.
 tests_chaos_pair_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
 	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read \
-	-Wl,--wrap=node_open
+	-Wl,--wrap=node_open -Wl,--wrap=rename -Wl,--wrap=link \
+	-Wl,--wrap=linkat -Wl,--wrap=unlink -Wl,--wrap=fsync
 
 .PHONY: chaos chaos-pair
 chaos: all $(chaos_tests)

@@ -31,6 +31,8 @@ static bool armed;
 void
 keep_media (bool lose)
 {
+  if (lose)
+    folder_lose (seed);
   account->nr_media = world.nr_media;
   for (unsigned i = 0; i < world.nr_media; ++i) {
     struct kept *k = &account->media[i];
@@ -72,6 +74,27 @@ count_change (struct world *w, const struct medium *m)
     return FAULT_NONE;
   return kind == ONCE_BEFORE || kind == ALWAYS_BEFORE
     ? FAULT_BEFORE : FAULT_AFTER;
+}
+
+int
+change_folder (int (*run) (const void *opaque), const void *opaque)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&world.lock);
+  const enum medium_fault fault = count_change (&world, NULL);
+  int r = -1;
+
+  if (fault != FAULT_BEFORE)
+    r = run (opaque);
+  if (fault != FAULT_NONE) {
+    errno = EIO;
+    r = -1;
+  }
+
+  const int err = errno;
+
+  maybe_die (&world);
+  errno = err;
+  return r;
 }
 
 void

@@ -171,10 +171,10 @@ await_link (void)
 
 /* Returns whether it was accepted. */
 static bool
-fail_over (void)
+fail_over (bool force)
 {
   account->promotion = IS_ASKED;
-  if (secondary_stop (secondary, true, false, &refusal) == -1)
+  if (secondary_stop (secondary, true, force, &refusal) == -1)
     return false;
   account->promotion = IS_DONE;
   return true;
@@ -206,14 +206,20 @@ to_running (void)
 }
 
 static void
-do_failover (void)
+go_on_after_failover (void)
 {
-  account->accepted = fail_over ();
   if (account->accepted)
     guest_writes (&account->s, s_guest);
   await_failover ();
   if (account->accepted)
     guest_writes (&account->s, s_guest);
+}
+
+static void
+do_failover (void)
+{
+  account->accepted = fail_over (false);
+  go_on_after_failover ();
 }
 
 static void
@@ -224,11 +230,36 @@ do_checkpoint (void)
 
 /* What the guest takes is what has arrived, so all is to have. */
 static void
+await_arrival (void)
+{
+  while (query_primary ().dirty_bytes > 0)
+    usleep (200);
+}
+
+static void
 to_stop (void)
 {
   to_running ();
-  while (query_primary ().dirty_bytes > 0)
-    usleep (200);
+  await_arrival ();
+}
+
+/* The guest sees what nobody has flushed. */
+static void
+to_unflushed (void)
+{
+  to_running ();
+  await_arrival ();
+  CHECK (secondary_checkpoint (secondary, &refusal) == 0);
+  guest_follows (true);
+  guest_writes (&account->s, s_guest);
+}
+
+/* Of its checkpoint the primary has said nothing. */
+static void
+do_unflushed (void)
+{
+  account->accepted = fail_over (true);
+  go_on_after_failover ();
 }
 
 static void
@@ -303,7 +334,7 @@ static void
 to_promoted (void)
 {
   to_running ();
-  CHECK (fail_over ());
+  CHECK (fail_over (false));
   await_failover ();
   guest_writes (&account->s, s_guest);
 }
@@ -317,9 +348,11 @@ do_reset (void)
     account->reset = IS_DONE;
 }
 
+static void do_first_start (void);
+
 static const struct command {
   const char *name;
-  void (*prepare) (void);
+  void (*prepare) (void);       /* NULL: nothing was ever started */
   void (*run) (void);
 } commands[] = {
   { "failover", to_running, do_failover },
@@ -329,6 +362,8 @@ static const struct command {
   { "full copy", to_done, do_copy },
   { "resynchronisation", to_behind, do_resync },
   { "reset", to_promoted, do_reset },
+  { "unflushed failover", to_unflushed, do_unflushed },
+  { "first start", NULL, do_first_start },
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -350,13 +385,17 @@ begin_secondary (enum secondary_recover recover)
     return false;
   }
   s_guest = secondary_guest_node (secondary);
-  CHECK (secondary_is_promoted (secondary) ||
-         secondary_start (secondary, &refusal) == 0);
+  if (!secondary_is_promoted (secondary) &&
+      secondary_start (secondary, &refusal) == -1) {
+    secondary_close (secondary);
+    node_close (s_disk);
+    return false;
+  }
   atomic_store (&is_cut, false);
   return true;
 }
 
-static void
+static bool
 begin_primary (void)
 {
   const struct primary_options options = {
@@ -365,9 +404,24 @@ begin_primary (void)
 
   p_disk = medium_open (disks[0]);
   primary = primary_open (&options);
-  CHECK (primary && primary_begin (primary, p_disk) == 0);
+  if (primary == NULL || primary_begin (primary, p_disk) == -1)
+    return false;
   p_guest = primary_node (primary);
   primary_launch (primary, &refusal);
+  return true;
+}
+
+/* Files are made; servers that cannot make them do not come up. */
+static void
+do_first_start (void)
+{
+  const bool is_there = begin_secondary (RECOVER_FAIL);
+
+  if (!begin_primary ())
+    return;
+  guest_writes (&account->p, p_guest);
+  if (is_there)
+    account->accepted = checkpoint ();
 }
 
 /* A refusal says what to do. */
@@ -387,10 +441,11 @@ static void
 live (const struct command *c)
 {
   begin_world ();
-  CHECK (begin_secondary (RECOVER_FAIL));
-  begin_primary ();
-  await_link ();
-  c->prepare ();
+  if (c->prepare) {
+    CHECK (begin_secondary (RECOVER_FAIL) && begin_primary ());
+    await_link ();
+    c->prepare ();
+  }
   arm (true);
   c->run ();
   arm (false);
@@ -453,12 +508,12 @@ come_back (const struct command *c)
   begin_world ();
   arm (true);
   if (random_below (&seed, 2)) {
-    begin_primary ();
+    CHECK (begin_primary ());
     begin_secondary_somehow ();
   }
   else {
     begin_secondary_somehow ();
-    begin_primary ();
+    CHECK (begin_primary ());
   }
   judge ();
   _exit (0);

@@ -67,6 +67,17 @@ extern void begin_world (void);
 /* Changes count, and may be the one. */
 extern void arm (bool on);
 
+/* A change of a name, which is counted, fails and ends the life as those of
+ * media do.  What run returns, with errno, or -1.
+ */
+extern int change_folder (int (*run) (const void *opaque),
+                          const void *opaque);
+
+/* Of the names that were changed since their folder was flushed, the last ones
+ * are what they were before.
+ */
+extern void folder_lose (uint64_t seed);
+
 /* Keep what is on the media, after a power loss or not. */
 extern void keep_media (bool lose);
 
