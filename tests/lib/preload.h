@@ -15,9 +15,12 @@
 #ifndef BLOCKDRIVERS_PRELOAD_H
 #define BLOCKDRIVERS_PRELOAD_H
 
-/* Both names are meant as they stand. */
+/* Both names are meant as they stand, and what we define is no other function
+ * that checks something first.
+ */
 #undef _FILE_OFFSET_BITS
 #undef _TIME_BITS
+#undef _FORTIFY_SOURCE
 
 #include "tests/lib/next.h"
 

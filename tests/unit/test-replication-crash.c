@@ -69,7 +69,7 @@ die_after (int fd, const void *buf, size_t count, off_t offset)
   const size_t half = round_down (count / 2, 4096);
 
   if (half > 0)
-    NEXT_OFF (pwrite) (fd, buf, half, offset);
+    (void) !NEXT_OFF (pwrite) (fd, buf, half, offset);
   die ();
 }
 

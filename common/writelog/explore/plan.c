@@ -389,9 +389,9 @@ add_torn (struct make *m, uint64_t entry)
   struct lost_piece lost, there;
 
   for (unsigned end = FRONT; end <= BACK; ++end) {
-    if (!torn_piece (m->plan, entry, end, &lost))
+    if (!torn_piece (m->plan, entry, end, &lost) ||
+        !torn_piece (m->plan, entry, end == FRONT ? BACK : FRONT, &there))
       return 0;
-    torn_piece (m->plan, entry, end == FRONT ? BACK : FRONT, &there);
     if (add (m, PLAN_TORN, entry + 1, 0, end,
              m->number + change (m, &before, &there), m->marks) == -1)
       return -1;
