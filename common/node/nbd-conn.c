@@ -366,6 +366,21 @@ finish_connecting (const struct conns *cs, struct nbd_handle *nbd,
   return -1;
 }
 
+/* What a URI may say that is not for whoever wrote the file that it may have
+ * come from: which of our files are read, and how weak TLS may be.
+ */
+static int
+allow_in_uri (struct nbd_handle *nbd, bool allowed)
+{
+  if (nbd_set_uri_allow_local_file (nbd, allowed) == -1)
+    return -1;
+#if LIBNBD_HAVE_NBD_SET_URI_ALLOW_TLS_PRIORITY
+  if (nbd_set_uri_allow_tls_priority (nbd, allowed) == -1)
+    return -1;
+#endif
+  return 0;
+}
+
 /* Connect.  On failure returns NULL. */
 static struct nbd_handle *
 connect_handle (const struct conns *cs, char cause[CAUSE_LEN])
@@ -380,7 +395,7 @@ connect_handle (const struct conns *cs, char cause[CAUSE_LEN])
   }
   else if (nbd == NULL ||
       nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
-      nbd_set_uri_allow_local_file (nbd, !cs->from_file) == -1 ||
+      allow_in_uri (nbd, !cs->from_file) == -1 ||
       nbd_set_full_info (nbd, true) == -1 || /* for the description */
       nbd_aio_connect_uri (nbd, cs->uri) == -1) {
     err = libnbd_errno ();

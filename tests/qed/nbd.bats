@@ -376,6 +376,22 @@ comes_back ()
   qemu_io "$uri" "read -P 7 0 1M" "read -P 0 1M 3M"
 }
 
+# Older ones pass over what they do not know.
+@test "a URI of the command line may say which TLS it takes, with libnbd 1.24" {
+  local tls refusals=0
+  if pkg-config --atleast-version=1.24 libnbd; then refusals=1; fi
+  (printf guest: && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n') >keys
+  truncate -s 16M storage.img
+  start_nbdkit --tls=require --tls-psk="$tmp/keys" file storage.img
+  tls="nbds+unix://guest@/?socket=$sock&tls-psk-file=$tmp/keys&tls-priority="
+  qed-img create "${tls}NORMAL%3A%2BECDHE-PSK%3A%2BDHE-PSK%3A%2BPSK" 4M
+  run -$refusals qed-img check "${tls}NONSENSE"
+  # Who wrote an image does not say how weak it may be.
+  run -1 qed-img create -F raw \
+      -b "nbds+unix://guest@/?socket=$sock&tls-priority=NORMAL" disk.qed 4M
+  if [ $refusals = 1 ]; then assert_output --partial "tls-priority"; fi
+}
+
 # storage_fails BACKING-OPTION...: use an image on storage that fails now and then.
 storage_fails ()
 {
