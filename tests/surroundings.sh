@@ -15,7 +15,7 @@ set -u
 tmp=$(mktemp -d) || exit 1
 device=''
 mounted=''
-# shellcheck disable=SC2317 # by the trap
+# shellcheck disable=SC2317,SC2329 # by the trap
 end ()
 {
   cd / || exit
