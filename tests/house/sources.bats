@@ -146,6 +146,13 @@ make_variable ()
   done
 }
 
+# In cmocka 2 it is deprecated, which the cmocka here may not know.
+@test "assert_within is used, not assert_in_range" {
+  run grep -nE 'assert_(not_)?in_range \(' -r "$srcdir/tests" --include='*.[ch]'
+  assert_failure 1
+  assert_output ''
+}
+
 # The compiler of the build is gcc mostly, which warns of other things.
 @test "clang finds nothing to warn of in C files" {
   require_tool clang
