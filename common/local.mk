@@ -48,6 +48,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/node/lock.h \
 	common/node/nbd-conn.c \
 	common/node/nbd-conn.h \
+	common/node/nbd-handle.c \
+	common/node/nbd-handle.h \
 	common/node/nbd-linger.c \
 	common/node/nbd-linger.h \
 	common/node/nbd-status.c \

@@ -50,6 +50,7 @@
 #include <unistd.h>
 
 #include "node/nbd-conn.h"
+#include "node/nbd-handle.h"
 #include "node/nbd-linger.h"
 #include "utils/cleanup.h"
 #include "utils/clock.h"
@@ -366,38 +367,19 @@ finish_connecting (const struct conns *cs, struct nbd_handle *nbd,
   return -1;
 }
 
-/* What a URI may say that is not for whoever wrote the file that it may have
- * come from: which of our files are read, and how weak TLS may be.
- */
-static int
-allow_in_uri (struct nbd_handle *nbd, bool allowed)
-{
-  if (nbd_set_uri_allow_local_file (nbd, allowed) == -1)
-    return -1;
-#if LIBNBD_HAVE_NBD_SET_URI_ALLOW_TLS_PRIORITY
-  if (nbd_set_uri_allow_tls_priority (nbd, allowed) == -1)
-    return -1;
-#endif
-  return 0;
-}
-
 /* Connect.  On failure returns NULL. */
 static struct nbd_handle *
 connect_handle (const struct conns *cs, char cause[CAUSE_LEN])
 {
   const int64_t deadline = clock_ms () + cs->timeout;
-  struct nbd_handle *nbd = nbd_create ();
+  struct nbd_handle *nbd = nbd_handle_new (cs->from_file);
   int err;
 
   if (wait_for_lingering (cs, deadline) == -1) {
     err = errno;
     snprintf (cause, CAUSE_LEN, "server does not answer");
   }
-  else if (nbd == NULL ||
-      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
-      allow_in_uri (nbd, !cs->from_file) == -1 ||
-      nbd_set_full_info (nbd, true) == -1 || /* for the description */
-      nbd_aio_connect_uri (nbd, cs->uri) == -1) {
+  else if (nbd == NULL || nbd_aio_connect_uri (nbd, cs->uri) == -1) {
     err = libnbd_errno ();
     snprintf (cause, CAUSE_LEN, "%s", libnbd_cause ());
   }
