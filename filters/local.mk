@@ -90,6 +90,8 @@ filters_replication_libreplication_la_SOURCES = \
 	filters/replication/secondary/checkpoint.h \
 	filters/replication/secondary/commit.c \
 	filters/replication/secondary/commit.h \
+	filters/replication/secondary/evidence.c \
+	filters/replication/secondary/evidence.h \
 	filters/replication/secondary/guest.c \
 	filters/replication/secondary/guest.h \
 	filters/replication/secondary/heard.c \

@@ -86,6 +86,7 @@ bats_tests = \
 	tests/qed/read.bats \
 	tests/replication/control.bats \
 	tests/replication/events.bats \
+	tests/replication/evidence.bats \
 	tests/replication/fail-back.bats \
 	tests/replication/faults.bats \
 	tests/replication/heartbeat.bats \

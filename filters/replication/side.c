@@ -135,12 +135,11 @@ side_checkpoint (struct side *side, struct replication_refusal *refusal)
 }
 
 int
-side_stop (struct side *side, bool failover, bool force,
-           struct replication_refusal *refusal)
+side_stop (struct side *side, struct replication_refusal *refusal)
 {
   return side->primary
-    ? primary_stop (side->primary, failover, refusal)
-    : secondary_stop (side->secondary, failover, force, refusal);
+    ? primary_stop (side->primary, false, refusal)
+    : secondary_stop (side->secondary, false, false, refusal);
 }
 
 void
@@ -205,15 +204,15 @@ side_checkpoint_doubt (struct side *side)
 }
 
 int
-side_fail_over (struct side *side, bool force, const struct history *at,
-                struct replication_refusal *refusal)
+side_fail_over (struct side *side, enum failover_needs needs,
+                const struct history *at, struct replication_refusal *refusal)
 {
   if (side->secondary)
-    return secondary_fail_over (side->secondary, force, at, refusal);
+    return secondary_fail_over (side->secondary, needs, at, refusal);
   if (at->text[0])
     return replication_refuse (refusal, "Parameter 'checkpoint' is for a "
                                "secondary");
-  return side_stop (side, true, force, refusal);
+  return primary_stop (side->primary, true, refusal);
 }
 
 int

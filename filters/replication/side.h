@@ -54,13 +54,12 @@ extern int side_can_checkpoint (struct side *side,
                                 struct replication_refusal *refusal);
 extern int side_checkpoint (struct side *side,
                             struct replication_refusal *refusal);
-extern int side_stop (struct side *side, bool failover, bool force,
-                      struct replication_refusal *refusal);
+extern int side_stop (struct side *side, struct replication_refusal *refusal);
 extern void side_query (struct side *side,
                         struct replication_status *status);
 extern int side_verify (struct side *side,
                         struct replication_refusal *refusal);
-extern int side_fail_over (struct side *side, bool force,
+extern int side_fail_over (struct side *side, enum failover_needs needs,
                            const struct history *at,
                            struct replication_refusal *refusal);
 extern int side_checkpoint_prepare (struct side *side,

@@ -79,7 +79,7 @@ status_json (const struct replication_status *s, const char *mode,
                "link", s->link, "role", s->role);
 
   if (is_secondary)
-    json_object_set_new (ret, "consistent", json_boolean (!s->inconsistent));
+    json_object_set_new (ret, "consistent", json_boolean (s->consistent));
   else
     set_sync (ret, &s->sync);
   set_verify (ret, &s->verify);
@@ -90,6 +90,7 @@ status_json (const struct replication_status *s, const char *mode,
   status_set_text (ret, "checkpoint-before", s->checkpoint_before.text);
   status_set_text (ret, "desc", s->desc);
   status_set_text (ret, "last-error", s->last_error);
+  status_set_text (ret, "disk-desc", s->disk_desc);
   status_set_text (ret, "link-desc", s->link_desc);
   status_set_text (ret, "history", s->history.text);
   status_set_text (ret, "partner-history", s->partner.text);

@@ -67,7 +67,10 @@ struct replication_status {
   int64_t last_heard;           /* milliseconds ago, -1 for never */
   const char *role;             /* "none" before a start, "primary",
                                    "secondary" or "promoted" */
-  bool inconsistent;            /* the disk is a mixture (secondary) */
+  bool consistent;              /* the guest's disk was a primary's of one
+                                   moment (secondary) */
+  char disk_desc[REPLICATION_DESC_LEN]; /* what is known of it besides, "" if
+                                   there is nothing to say (secondary) */
   struct history history;       /* of the disk (secondary), of the primary's
                                    identifier (primary); "" if not known */
   struct history partner;       /* what is known of the other side */
@@ -131,6 +134,15 @@ extern bool replication_may_tell (struct replication_limit *limit,
 
 /* "none", "running", "failover", "failover-failed", "done". */
 extern const char *replication_stage_name (enum replication_stage stage);
+
+/* What a failover does not do without. */
+enum failover_needs {
+  NEEDS_PROOF,                  /* that the disk is consistent */
+  NEEDS_NO_DOUBT,               /* the same; but where no primary has ever said
+                                   who it is whoever commands it knows: QEMU's
+                                   tools make disks equal on their own */
+  NEEDS_NOTHING                 /* force=true */
+};
 
 /* A command refuses with a reason, for whoever sent it: functions that
  * take one return -1 after filling it in.

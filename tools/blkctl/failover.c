@@ -16,6 +16,7 @@
 
 #include <config.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -32,6 +33,7 @@ struct place {
   char id[ID_LEN + 1], before[ID_LEN + 1]; /* "" for none */
   time_t time;
   bool consistent;
+  char doubt[256];              /* why it is not, or "" */
 };
 
 static void
@@ -61,6 +63,8 @@ find_place (struct member *m, struct place *place)
   place->time =
     json_number_value (json_object_get (status, "checkpoint-time"));
   place->consistent = json_is_true (json_object_get (status, "consistent"));
+  snprintf (place->doubt, sizeof place->doubt, "%s",
+            json_string_value (json_object_get (status, "disk-desc")) ?: "");
   json_decref (status);
   if (is_secondary)
     return 0;
@@ -117,8 +121,9 @@ are_consistent (const struct member *all, const struct place *places, int nr,
 
   for (int i = 0; i < nr; ++i)
     if (!places[i].consistent && strcmp (places[i].id, common) == 0) {
-      msg_error ("%s: the disk is not consistent; force=true fails over all "
-                 "the same", all[i].client.path);
+      msg_error ("%s: the disk is not consistent%s%s; force=true fails over "
+                 "all the same", all[i].client.path,
+                 places[i].doubt[0] ? ": " : "", places[i].doubt);
       ok = false;
     }
   return ok;

@@ -76,10 +76,14 @@ checkpoint_begin_consistency (struct secondary *s)
 void
 checkpoint_end_consistency (struct secondary *s)
 {
-  const struct note_change change = { .clear_flags = NOTE_INCONSISTENT };
+  const unsigned is = note_flags (&s->note) & NOTE_EVIDENCE;
+  const struct note_change change = {
+    .clear_flags = NOTE_INCONSISTENT,
+    .set_flags = atomic_load (&s->proved) ? NOTE_PROVED : 0
+  };
 
   if (!atomic_load (&s->changed) &&
-      (note_flags (&s->note) & NOTE_INCONSISTENT))
+      ((is & NOTE_INCONSISTENT) || (change.set_flags & ~is)))
     note_put (&s->note, s->hidden, &change);
 }
 
@@ -101,11 +105,11 @@ note_made (struct secondary *s, const struct moment *m,
 static void
 note_last (struct secondary *s)
 {
-  const unsigned was = s->last.flags & NOTE_INCONSISTENT;
-  const unsigned is = note_flags (&s->note) & NOTE_INCONSISTENT;
+  const unsigned was = s->last.flags & NOTE_EVIDENCE;
+  const unsigned is = note_flags (&s->note) & NOTE_EVIDENCE;
   const struct note_change change = {
     .made = &s->last.made, .earlier = &s->last.earlier,
-    .set_flags = was, .clear_flags = was ^ NOTE_INCONSISTENT,
+    .set_flags = was, .clear_flags = was ^ NOTE_EVIDENCE,
     .weak = was == is
   };
 
@@ -164,17 +168,45 @@ finish (struct secondary *s)
   count_checkpoint (s);
 }
 
+/* ---- At once */
+
+int
+checkpoint_moment (struct secondary *s, struct moment *m)
+{
+  struct note_text text;
+
+  note_get (&s->note, &text);
+  if (text.made.id.text[0] == '\0' || qed_buffer_nr_held (s->hidden) > 0)
+    return moment_make (m);
+  *m = text.made;
+  return 0;
+}
+
+/* This one. */
+static int
+make_now (struct secondary *s, const struct moment *m)
+{
+  if (emptied (s, buffers_empty_prepare (s)) == -1 ||
+      emptied (s, commit (s, m)) == -1)
+    return -1;
+  finish (s);
+  return 0;
+}
+
 int
 checkpoint_now (struct secondary *s)
 {
   struct moment m;
 
-  if (moment_make (&m) == -1 ||
-      emptied (s, buffers_empty_prepare (s)) == -1 ||
-      emptied (s, commit (s, &m)) == -1)
-    return -1;
-  finish (s);
-  return 0;
+  return moment_make (&m) == -1 ? -1 : make_now (s, &m);
+}
+
+int
+checkpoint_last (struct secondary *s)
+{
+  struct moment m;
+
+  return checkpoint_moment (s, &m) == -1 ? -1 : make_now (s, &m);
 }
 
 /* ---- The commands */
@@ -366,17 +398,18 @@ secondary_checkpoint_doubt (struct secondary *s)
 
 /* ---- Where a failover begins */
 
-bool
-checkpoint_is_consistent_at (struct secondary *s, const struct history *id)
+unsigned
+checkpoint_evidence_at (struct secondary *s, const struct history *id)
 {
   struct note_text text;
 
   note_get (&s->note, &text);
   if (history_equal (id, &text.made.id) || id->text[0] == '\0')
-    return !(text.flags & NOTE_INCONSISTENT);
-  if (history_equal (id, &text.earlier))
-    return !(s->before_flags & NOTE_INCONSISTENT);
-  return s->prepared != COMMITTED || !(s->last.flags & NOTE_INCONSISTENT);
+    return text.flags & NOTE_EVIDENCE;
+  if (s->prepared == COMMITTED)
+    return s->last.flags & NOTE_EVIDENCE;
+  return history_equal (id, &text.earlier) ? s->before_flags & NOTE_EVIDENCE
+    : NOTE_PROVED;              /* it will not be found */
 }
 
 /* The guest sees the disk of the checkpoint before from here on.  Drained. */
@@ -425,11 +458,11 @@ checkpoint_stand_at (struct secondary *s, const struct history *id,
     abort_checkpoint (s);
   note_get (&s->note, &text);
   s->failover_at = text.made;
-  s->failover_flags = text.flags & NOTE_INCONSISTENT;
+  s->failover_flags = text.flags & NOTE_EVIDENCE;
   if (id->text[0] == '\0' || history_equal (id, &text.made.id))
     return 0;
   if (history_equal (id, &text.earlier)) {
-    s->failover_flags = s->before_flags & NOTE_INCONSISTENT;
+    s->failover_flags = s->before_flags & NOTE_EVIDENCE;
     return stand_at_earlier (s, refusal);
   }
   return replication_refuse (refusal, "This disk is at checkpoint %s, not at "

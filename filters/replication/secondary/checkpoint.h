@@ -22,6 +22,17 @@ extern void checkpoint_end_consistency (struct secondary *s);
  */
 extern int checkpoint_now (struct secondary *s);
 
+/* The same for the last one, at a stop: if the primary has written nothing
+ * since the one before, it is that one still.
+ */
+extern int checkpoint_last (struct secondary *s);
+
+/* Where a guest's disk stands that sees the disk as it is now: at the
+ * checkpoint before, if nobody has written since, so that its time tells how
+ * old the data are; else at a new one.
+ */
+extern int checkpoint_moment (struct secondary *s, struct moment *m);
+
 /* For a failover, under command_lock: end what is prepared or committed, and
  * see that the guest's disk stands at this checkpoint; "": at whichever.
  */
@@ -29,8 +40,8 @@ extern int checkpoint_stand_at (struct secondary *s,
                                 const struct history *id,
                                 struct replication_refusal *refusal);
 
-/* Would the disk be consistent there? */
-extern bool checkpoint_is_consistent_at (struct secondary *s,
-                                         const struct history *id);
+/* What is known of the disk there: those of NOTE_EVIDENCE. */
+extern unsigned checkpoint_evidence_at (struct secondary *s,
+                                        const struct history *id);
 
 #endif /* BLOCKDRIVERS_REPLICATION_CHECKPOINT_H */

@@ -184,7 +184,7 @@ static void
 take_disk (struct secondary *s)
 {
   static const struct moment none;
-  const struct note_change change = { .new_history = true, .made = &none };
+  struct note_change change = { .new_history = true, .made = &none };
 
   if (atomic_load (&s->failed_over) || atomic_load (&s->own_history))
     return;
@@ -193,6 +193,7 @@ take_disk (struct secondary *s)
   if (atomic_load (&s->own_history))
     return;
   secondary_outdate_primaries (s);
+  change.clear_flags = secondary_forget_proof (s);
   if (note_put (&s->note, s->hidden, &change) == -1)
     secondary_note_error (s, "writing to the hidden buffer");
   if (map_forget (s) == -1)

@@ -94,17 +94,28 @@ forget_moment (struct secondary *s)
 
 /* One that does not say who it is writes to the disk of one that did: whatever
  * that one knows of the disk is not so any more.  Once for each connection.
+ * While replication runs it is a primary, whose checkpoints are its own
+ * matter; before, it may be anybody in the middle of a copy.
  */
 static int
-note_stranger (struct export *e)
+note_stranger (struct export *e, enum replication_stage stage)
 {
   struct secondary *s = e->s;
-  const struct note_change change = { .new_history = true };
+  struct note_change change = { .new_history = false };
   struct note_text text;
+  bool is_known;
 
   note_get (&s->note, &text);
-  if (text.partner.text[0] == '\0' ||
-      atomic_load (&e->told) != REPLICATION_FAILOVER)
+  is_known = text.partner.text[0];
+  change.new_history =
+    is_known && atomic_load (&e->told) == REPLICATION_FAILOVER;
+  if (stage != REPLICATION_RUNNING)
+    change.clear_flags = secondary_forget_proof (s) & text.flags;
+  else if (!is_known) {
+    change.set_flags = NOTE_PROVED & ~text.flags;
+    atomic_store (&s->proved, true);
+  }
+  if (!change.new_history && !change.set_flags && !change.clear_flags)
     return 0;
   return note_put (&s->note, s->hidden, &change);
 }
@@ -117,7 +128,7 @@ static int
 note_writes (struct export *e, enum replication_stage stage)
 {
   struct secondary *s = e->s;
-  const struct note_change change = {
+  struct note_change change = {
     .partner = &e->primary,
     .set_flags = stage == REPLICATION_RUNNING ? 0 : NOTE_INCONSISTENT,
   };
@@ -126,8 +137,10 @@ note_writes (struct export *e, enum replication_stage stage)
   if (ends_moment (s, stage) && forget_moment (s) == -1)
     return -1;
   if (e->primary.text[0] == '\0')
-    return note_stranger (e);
+    return note_stranger (e, stage);
   note_get (&s->note, &text);
+  if (strcmp (text.partner.text, e->primary.text) != 0)
+    change.clear_flags = secondary_forget_proof (s);
   if ((strcmp (text.partner.text, e->primary.text) != 0 ||
        text.before.text[0] ||
        (change.set_flags & ~text.flags)) &&
@@ -140,7 +153,8 @@ note_writes (struct export *e, enum replication_stage stage)
 /* Note who has connected: it may die before it has written, and lack what its
  * guest wrote when it is started again without a bitmap.  With "before" it
  * first has to learn of the rollback.  In place of another one it begins a
- * history, which that one does not know.  Called with meet_lock.
+ * history, which that one does not know, and for which the word of that one
+ * does not count.  Called with meet_lock.
  */
 static int
 note_primary (struct export *e)
@@ -151,10 +165,13 @@ note_primary (struct export *e)
 
   note_get (&s->note, &text);
   change.new_history = text.partner.text[0];
+  change.clear_flags = NOTE_PROVED;
   if ((text.flags & NOTE_PROMOTED) ||
       strcmp (text.partner.text, e->primary.text) == 0 ||
-      (text.before.text[0] && !change.new_history) ||
-      note_put (&s->note, s->hidden, &change) == 0)
+      (text.before.text[0] && !change.new_history))
+    return 0;
+  secondary_forget_proof (s);
+  if (note_put (&s->note, s->hidden, &change) == 0)
     return 0;
   secondary_note_error (s, "writing to the hidden buffer");
   return -1;
@@ -172,8 +189,8 @@ meet (struct export *e, enum replication_stage stage)
 
   if (atomic_load (&e->admitted) && !atomic_load (&s->note.unknown) &&
       !ends_moment (s, stage) && map_is_forgotten (s) &&
-      (e->primary.text[0] == '\0' ||
-       (atomic_load (&s->changed) && atomic_load (&e->told) == stage)))
+      atomic_load (&e->told) == stage &&
+      (e->primary.text[0] == '\0' || atomic_load (&s->changed)))
     return 0;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->meet_lock);
@@ -425,10 +442,12 @@ secondary_disconnect (struct secondary *s, struct node *n)
 static int
 note_equal (struct secondary *s, enum replication_stage stage)
 {
-  const struct note_change change = { .clear_flags = NOTE_INCONSISTENT };
+  const struct note_change change = {
+    .clear_flags = NOTE_INCONSISTENT, .set_flags = NOTE_PROVED
+  };
 
   if (stage == REPLICATION_RUNNING ||
-      !(note_flags (&s->note) & NOTE_INCONSISTENT))
+      (note_flags (&s->note) & NOTE_EVIDENCE) == NOTE_PROVED)
     return 0;
   return note_put (&s->note, s->hidden, &change);
 }
@@ -448,8 +467,10 @@ secondary_synced (struct secondary *s, const struct history *primary)
       request_refuse (&s->guest.node, "a primary's word", stage);
     else
       r = note_equal (s, stage);
-    if (r == 0)
+    if (r == 0) {
       atomic_store (&s->changed, false);
+      atomic_store (&s->proved, true);
+    }
   }
   request_leave (s);
   return r;

@@ -86,7 +86,7 @@ note_read (struct note *note, struct node *hidden, bool *same_boot)
   state = get_le32 (bytes + NOTE_STATE);
   flags = get_le32 (bytes + NOTE_FLAGS);
   if (state > BUFFERS_OBSOLETE ||
-      (flags & ~(NOTE_PROMOTED | NOTE_INCONSISTENT | NOTE_MAPPED))) {
+      (flags & ~(NOTE_PROMOTED | NOTE_EVIDENCE | NOTE_MAPPED))) {
     errno = EINVAL;
     msg_error ("%s: the note in the header has an unknown state %u or "
                "flags 0x%x", hidden->name, state, flags);

@@ -44,6 +44,16 @@ enum buffers_state {
  */
 #define NOTE_MAPPED 4u
 
+/* What the guest sees (between two runs: the disk) was the primary's disk at
+ * a checkpoint: it has said so itself, or did not say who it was and wrote
+ * while replication ran, after which nothing else can be had.  Without this
+ * nobody has ever said whose data it is.
+ */
+#define NOTE_PROVED 8u
+
+/* What decides whether it is consistent. */
+#define NOTE_EVIDENCE (NOTE_INCONSISTENT | NOTE_PROVED)
+
 struct note_text {
   enum buffers_state state;
   unsigned flags;

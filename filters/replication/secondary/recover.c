@@ -302,8 +302,10 @@ recover_buffers (struct secondary *s)
 static int
 recover_role (struct secondary *s)
 {
+  static const struct moment none;
   const struct note_change reset = {
-    .clear_flags = NOTE_PROMOTED | NOTE_INCONSISTENT, .new_history = true
+    .clear_flags = NOTE_PROMOTED | NOTE_EVIDENCE, .new_history = true,
+    .made = &none
   };
 
   if (s->recover == RECOVER_RESET)
@@ -330,13 +332,22 @@ forget_earlier (struct secondary *s)
   return 0;
 }
 
+/* Nor does it know then whose data the disk has. */
+static int
+begin_history (struct secondary *s)
+{
+  s->note.text.flags &= ~NOTE_EVIDENCE;
+  moment_set (&s->note.text.made, "");
+  return history_make (&s->note.text.history);
+}
+
 int
 secondary_do_recover (struct secondary *s)
 {
   const bool empty = are_empty (s);
 
   if (mend_buffers (s) == -1 ||
-      (!has_history (s, empty) && history_make (&s->note.text.history) == -1))
+      (!has_history (s, empty) && begin_history (s) == -1))
     return -1;
   if (recover_buffers (s) == -1 || forget_earlier (s) == -1)
     return -1;

@@ -27,6 +27,7 @@
 #include "filters/replication/secondary/buffers.h"
 #include "filters/replication/secondary/checkpoint.h"
 #include "filters/replication/secondary/commit.h"
+#include "filters/replication/secondary/evidence.h"
 #include "filters/replication/secondary/guest.h"
 #include "filters/replication/secondary/heard.h"
 #include "filters/replication/secondary/map.h"
@@ -118,6 +119,7 @@ secondary_begin (struct secondary *s, struct node *disk)
   if (secondary_do_recover (s) == -1 || map_begin (s, fresh) == -1)
     return -1;
   atomic_store (&s->changed, note_flags (&s->note) & NOTE_INCONSISTENT);
+  atomic_store (&s->proved, note_flags (&s->note) & NOTE_PROVED);
   atomic_store (&s->has_moment, s->note.text.made.id.text[0]);
   return node_start (s->hidden) == -1 || node_start (s->active) == -1 ? -1
     : heard_begin (s);
@@ -151,7 +153,7 @@ enter_running (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   drain_begin (&s->requests);
-  r = moment_make (&m) == -1 || checkpoint_begin_consistency (s) == -1 ? -1
+  r = checkpoint_moment (s, &m) == -1 || checkpoint_begin_consistency (s) == -1 ? -1
     : note_put (&s->note, s->hidden, &change);
   if (r == 0) {
     atomic_store (&s->has_moment, true);
@@ -204,8 +206,10 @@ reset_map (struct secondary *s)
 int
 secondary_reset (struct secondary *s, struct replication_refusal *refusal)
 {
+  static const struct moment none;
   const struct note_change change = {
-    .clear_flags = NOTE_PROMOTED | NOTE_INCONSISTENT, .new_history = true
+    .clear_flags = NOTE_PROMOTED | NOTE_EVIDENCE, .new_history = true,
+    .made = &none
   };
   int r;
 
@@ -220,6 +224,8 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
     r = note_put (&s->note, s->hidden, &change);
   if (r == 0) {
     secondary_outdate_primaries (s);
+    secondary_forget_proof (s);
+    atomic_store (&s->has_moment, false);
     atomic_store (&s->changed, false);
     atomic_store (&s->failed_over, false);
     replication_error_clear (&s->error);
@@ -236,7 +242,7 @@ stop (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   drain_begin (&s->requests);
-  r = checkpoint_now (s);
+  r = checkpoint_last (s);
   if (r == 0)
     secondary_set_stage (s, REPLICATION_DONE);
   drain_end (&s->requests);
@@ -256,7 +262,7 @@ keep_all (struct secondary *s)
   const struct note_change change = {
     .set_state = true, .state = BUFFERS_FAILOVER,
     .set_flags = NOTE_PROMOTED | s->failover_flags,
-    .clear_flags = s->failover_flags ^ NOTE_INCONSISTENT,
+    .clear_flags = s->failover_flags ^ NOTE_EVIDENCE,
     .new_history = true, .made = &s->failover_at
   };
   struct note_text text;
@@ -312,17 +318,6 @@ fail_over (struct secondary *s, struct replication_refusal *refusal)
   return 0;
 }
 
-/* A mixture is no disk that anybody wants to run on without knowing. */
-static int
-refuse_inconsistent (struct replication_refusal *refusal)
-{
-  return replication_refuse (refusal, "The disk is not consistent: a copy "
-                             "from the primary had begun, and was not "
-                             "complete at the last checkpoint; "
-                             "replication-stop failover=true force=true "
-                             "fails over all the same");
-}
-
 /* One that is over is asked for once more: was it there? */
 static int
 check_promoted_at (struct secondary *s, const struct history *at,
@@ -339,7 +334,7 @@ check_promoted_at (struct secondary *s, const struct history *at,
 }
 
 int
-secondary_fail_over (struct secondary *s, bool force,
+secondary_fail_over (struct secondary *s, enum failover_needs needs,
                      const struct history *at,
                      struct replication_refusal *refusal)
 {
@@ -350,8 +345,8 @@ secondary_fail_over (struct secondary *s, bool force,
     return -1;
   if (r == 0)
     return check_promoted_at (s, at, refusal);
-  if (!force && !checkpoint_is_consistent_at (s, at))
-    return refuse_inconsistent (refusal);
+  if (evidence_check (s, needs, at, refusal) == -1)
+    return -1;
   /* Whoever wanted a checkpoint is late. */
   if (checkpoint_stand_at (s, at, refusal) == -1)
     return -1;
@@ -365,7 +360,8 @@ secondary_stop (struct secondary *s, bool failover, bool force,
   int r;
 
   if (failover)
-    return secondary_fail_over (s, force, &(struct history) { "" }, refusal);
+    return secondary_fail_over (s, force ? NEEDS_NOTHING : NEEDS_PROOF,
+                                &(struct history) { "" }, refusal);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
   r = secondary_check (s, COMMAND_STOP, refusal);
@@ -405,12 +401,12 @@ query_disk (struct secondary *s, struct replication_status *status)
 
   note_get (&s->note, &text);
   status->role = text.flags & NOTE_PROMOTED ? "promoted" : "secondary";
-  status->inconsistent = text.flags & NOTE_INCONSISTENT;
   status->history = text.history;
   status->partner = text.partner;
   status->checkpoint = text.made;
   status->checkpoint_before = text.earlier;
   heard_query (s, status);
+  evidence_query (&text, status);
 }
 
 void

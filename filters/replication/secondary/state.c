@@ -46,6 +46,13 @@ secondary_check (struct secondary *s, enum stage_command command,
   return stages_check (answer, &s->error, refusal);
 }
 
+unsigned
+secondary_forget_proof (struct secondary *s)
+{
+  atomic_store (&s->proved, false);
+  return NOTE_PROVED;
+}
+
 void
 secondary_outdate_primaries (struct secondary *s)
 {

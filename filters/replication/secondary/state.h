@@ -7,6 +7,7 @@
  *
  *   secondary.c  opening and closing, the commands
  *   checkpoint.c checkpoints, of one disk and of several
+ *   evidence.c   what is known of whose data the disk has
  *   recover.c    what a crash has left in the buffers
  *   commit.c     copying buffers into the disk; failover
  *   incoming.c   the primary's export: requests by stage
@@ -121,6 +122,8 @@ struct secondary {
   atomic_bool changed;          /* a primary that told who it is has written
                                    since it last said that the disk is as its
                                    own; written under the lock */
+  atomic_bool proved;           /* the disk (not yet what the guest sees) was
+                                   a primary's: see NOTE_PROVED; the same */
 
   unsigned timeout;             /* milliseconds */
   _Atomic int64_t heard_at;     /* of a primary, clock_ms; 0 for never */
@@ -156,6 +159,11 @@ extern int secondary_refuse_errno (struct replication_refusal *refusal,
 /* What this command does now: as stages_check. */
 extern int secondary_check (struct secondary *s, enum stage_command command,
                             struct replication_refusal *refusal);
+
+/* Nobody says any more whose data the disk has: what to clear in the note.
+ * Under meet_lock, or drained.
+ */
+extern unsigned secondary_forget_proof (struct secondary *s);
 
 /* Connections that are there now belong to an earlier history. */
 extern void secondary_outdate_primaries (struct secondary *s);

@@ -1,0 +1,151 @@
+# nbdkit-blockdrivers
+# Copyright the nbdkit-blockdrivers authors
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Whose data a secondary's disk has is known by proof, and where there is none
+# status says so, and a failover wants force=true
+# (nbdkit-replication-filter(1), "Whose data is right").
+
+load ../lib/replication-functions
+
+place='nbd+unix:///?socket=place.sock'
+
+start_at_place ()
+{
+  start_secondary "$@"
+  secondary_pid=$pid
+  ln -sfn "$sock" place.sock
+}
+
+# A secondary and a primary that have met; no checkpoint of both yet.
+start_both ()
+{
+  truncate -s 4M primary.img disk.img
+  start_at_place replication-start=true
+  start_primary "nbd+unix:///?socket=$tmp/place.sock"
+  primary_uri=$uri primary_pid=$pid
+  blkctl primary.ctl replication-start
+}
+
+has_no_proof ()
+{
+  assert_equal "$(status_of secondary.ctl consistent)" false
+  run status_of secondary.ctl disk-desc
+  assert_output --partial "$1"
+  # One alone, and together with others.
+  run blkctl secondary.ctl replication-stop failover=true
+  assert_equal "$status" 1
+  assert_output --partial "$1"
+  assert_output --partial "force=true"
+  assert_equal "$(status_of secondary.ctl stage)" running
+}
+
+@test "a disk that has met no primary is not failed over to without force" {
+  truncate -s 4M disk.img
+  start_at_place replication-start=true
+  has_no_proof "met no primary"
+  # Neither a reader nor a restart is a primary, nor who fills the disk.
+  qemu_io "$uri" "read 0 64k"
+  stop_nbdkit "$secondary_pid"
+  start_at_place
+  qemu_io "$uri" "write -P 0x61 0 64k"
+  blkctl secondary.ctl replication-start
+  has_no_proof "met no primary"
+  # blkctl looks before it fails over the first of several.
+  mkdir other
+  truncate -s 4M other/disk.img
+  start_nbdkit --filter=replication file other/disk.img \
+    replication-mode=secondary replication-active=other/active.qed \
+    replication-hidden=other/hidden.qed replication-top-id=guest \
+    replication-control=other.ctl replication-start=true
+  blkctl secondary.ctl other.ctl replication-checkpoint
+  run blkctl secondary.ctl other.ctl replication-stop failover=true
+  assert_equal "$status" 1
+  assert_output --partial "other.ctl: the disk is not consistent: it has met"
+  assert_equal "$(status_of secondary.ctl stage)" running
+  blkctl secondary.ctl replication-stop failover=true force=true
+  while stage_is secondary.ctl failover; do :; done
+  assert_equal "$(status_of secondary.ctl role)" promoted
+}
+
+@test "a primary that has connected is no proof before a checkpoint of both" {
+  start_both
+  has_no_proof "no primary has said so far"
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  assert_equal "$(status_of secondary.ctl consistent)" true
+  assert_equal "$(status_of secondary.ctl disk-desc)" null
+}
+
+@test "a secondary that is started when its primary is lost fails over" {
+  local how id was
+  start_both
+  qemu_io "$primary_uri" "write -P 0x61 0 64k"
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  id=$(status_of secondary.ctl checkpoint-id)
+  was=$(status_of secondary.ctl checkpoint-time)
+  qemu_io "$primary_uri" "write -P 0x62 0 64k"
+  kill -KILL "$primary_pid"
+  wait "$primary_pid" || true
+  # Killed, and then ended, too.
+  for how in KILL TERM; do
+    kill -s "$how" "$secondary_pid"
+    wait "$secondary_pid" || true
+    start_at_place replication-recover=rollback replication-start=true
+    assert_equal "$(status_of secondary.ctl consistent)" true
+    # It is as old as it is, whenever it was started.
+    assert_equal "$(status_of secondary.ctl checkpoint-id)" "$id"
+    assert_equal "$(status_of secondary.ctl checkpoint-time)" "$was"
+    run status_of secondary.ctl disk-desc
+    assert_output --partial "no primary has connected since"
+  done
+  blkctl secondary.ctl replication-stop failover=true
+  while stage_is secondary.ctl failover; do :; done
+  qemu_io "$guest_uri" "read -P 0x61 0 64k"
+}
+
+@test "what was proved does not outlast a reset, nor its guest's writes" {
+  start_both
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  blkctl primary.ctl replication-stop
+  blkctl secondary.ctl replication-stop
+  assert_equal "$(status_of secondary.ctl consistent)" true
+  qemu_io "$guest_uri" "write -P 0x67 0 64k"
+  blkctl secondary.ctl replication-start
+  has_no_proof "no primary has said so far"
+  blkctl primary.ctl replication-start sync=full
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+  blkctl secondary.ctl replication-stop failover=true
+  while stage_is secondary.ctl failover; do :; done
+  assert_equal "$(status_of secondary.ctl consistent)" true
+  blkctl secondary.ctl replication-reset
+  assert_equal "$(status_of secondary.ctl consistent)" false
+  assert_equal "$(status_of secondary.ctl checkpoint-id)" null
+  blkctl secondary.ctl replication-start
+  has_no_proof "no primary has said so far"
+}
+
+@test "a primary that does not say who it is counts when it writes" {
+  truncate -s 4M disk.img
+  start_at_place replication-start=true
+  qemu_io "$uri" "write -P 0x61 0 64k"
+  assert_equal "$(status_of secondary.ctl consistent)" true
+  run status_of secondary.ctl disk-desc
+  assert_output --partial "does not say who it is"
+  blkctl secondary.ctl replication-checkpoint
+  blkctl secondary.ctl replication-stop failover=true
+}
+
+@test "QEMU's tools fail over where no primary says who it is" {
+  truncate -s 4M disk.img
+  start_at_place replication-start=true
+  blkctl secondary.ctl xen-set-replication enable=false primary=false \
+    failover=true
+  # But not where one is in the middle of a copy.
+  stop_nbdkit "$secondary_pid"
+  rm active.qed hidden.qed
+  start_both
+  run blkctl secondary.ctl xen-set-replication enable=false primary=false \
+    failover=true
+  assert_equal "$status" 1
+  assert_output --partial "no primary has said so far"
+}
