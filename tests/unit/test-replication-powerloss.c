@@ -10,7 +10,8 @@
  * guest saw (replication.md, "Whose data is right").
  *
  * The buffers are real files, of which nothing is lost: what is looked for is
- * what they cannot have.
+ * what they cannot have.  Of their own changes it is seen that no header may
+ * be on the medium before the length of the file that it points into.
  */
 
 #include <config.h>
@@ -18,6 +19,11 @@
 #define MEDIUM_FIXED_SIZE SIZE
 #define SIZE (UINT64_C (64) * 1024)
 
+#include <sys/uio.h>
+
+#include "filters/replication/dirtyfile.h"
+#include "tests/lib/next.h"
+#include "utils/byteorder.h"
 #include "tests/unit/medium.h"
 #include "tests/unit/replication-unit.h"
 #include "tests/unit/unit.h"
@@ -184,12 +190,148 @@ test_no_failover_of_a_disk_that_cannot_be_flushed (void **state)
   bench_close (&b);
 }
 
+/* ---- Headers and lengths */
+
+#define MAX_FILES 64
+
+/* What a power loss certainly leaves of a file's length. */
+static struct durable {
+  ino_t ino;
+  uint64_t length;
+} durable[MAX_FILES];
+static unsigned nr_files, nr_headers, nr_bad_headers;
+static pthread_mutex_t durable_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Of an open file; called with the lock. */
+static struct durable *
+durable_of (int fd, uint64_t *length)
+{
+  struct stat st;
+
+  CHECK (fstat (fd, &st) == 0);
+  *length = st.st_size;
+  for (unsigned i = 0; i < nr_files; ++i)
+    if (durable[i].ino == st.st_ino)
+      return &durable[i];
+  CHECK (nr_files < MAX_FILES);
+  durable[nr_files] = (struct durable) { .ino = st.st_ino };
+  return &durable[nr_files++];
+}
+
+/* Of an image to the end of its L1 table, of a bitmap the header and a bit for
+ * each 64 KiB; 0 if this is neither.
+ */
+static uint64_t
+needed_by (const uint8_t *header)
+{
+  if (memcmp (header, "QED", 4) == 0)
+    return get_le64 (header + 40) +
+      (uint64_t) get_le32 (header + 4) * get_le32 (header + 8);
+  return memcmp (header, "BDDIRTY", 8) == 0
+    ? 4096 + get_le64 (header + 16) / 65536 / 8 : 0;
+}
+
+static void
+look_at_write (int fd, const uint8_t *buf, size_t count, off_t offset)
+{
+  const uint64_t end = offset == 0 && count >= 64 ? needed_by (buf) : 0;
+  uint64_t length;
+
+  if (end == 0)
+    return;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&durable_lock);
+  nr_headers++;
+  nr_bad_headers += end > durable_of (fd, &length)->length;
+}
+
+ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  look_at_write (fd, buf, count, offset);
+  return NEXT_OFF (pwrite) (fd, buf, count, offset);
+}
+
+ssize_t
+pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+  look_at_write (fd, iov[0].iov_base, iov[0].iov_len, offset);
+  return NEXT_OFF (pwritev) (fd, iov, iovcnt, offset);
+}
+
+int
+ftruncate (int fd, off_t length)
+{
+  uint64_t old;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&durable_lock);
+  struct durable *d = durable_of (fd, &old);
+
+  d->length = MIN (d->length, (uint64_t) length);
+  return NEXT_OFF (ftruncate) (fd, length);
+}
+
+int
+fdatasync (int fd)
+{
+  const int r = NEXT (fdatasync) (fd);
+  uint64_t length;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&durable_lock);
+  struct durable *d = durable_of (fd, &length);
+
+  if (r == 0)
+    d->length = length;
+  return r;
+}
+
+/* From the first use of the files on, through checkpoints of which each had
+ * more in its buffers than the one before.
+ */
+static void
+test_headers_are_behind_the_length_of_their_file (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  nr_files = nr_headers = nr_bad_headers = 0;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  for (uint64_t i = 1; i <= 8; ++i) {
+    write_byte (b.primary, 'p', i * SIZE / 8, 0);
+    write_byte (b.guest, 'g', i * SIZE / 8, 0);
+    assert_int_equal (secondary_checkpoint (b.s, &b.refusal), 0);
+  }
+  bench_close (&b);
+  assert_true (nr_headers > 16);
+  assert_int_equal (nr_bad_headers, 0);
+}
+
+static void
+test_a_bitmaps_header_is_behind_its_length (void **state)
+{
+  const uint64_t size = UINT64_C (1) << 30;
+  static uint64_t map[256];
+  struct dirty_file *f;
+
+  (void) state;
+  nr_files = nr_headers = nr_bad_headers = 0;
+  f = dirty_file_open ("map");
+  assert_non_null (f);
+  assert_int_equal (dirty_file_begin (f, size, map), 0);
+  assert_int_equal (dirty_file_end (f), 0);
+  assert_true (nr_headers > 1);
+  assert_int_equal (nr_bad_headers, 0);
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_a_failover_has_what_nobody_flushed),
     cmocka_unit_test (test_no_failover_of_a_disk_that_cannot_be_flushed),
+    cmocka_unit_test (test_headers_are_behind_the_length_of_their_file),
+    cmocka_unit_test (test_a_bitmaps_header_is_behind_its_length),
   };
 
   msg_set_handler (collect_message);

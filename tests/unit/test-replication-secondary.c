@@ -1007,6 +1007,33 @@ test_left_over_buffers (void **state)
   assert_clean_buffers ();
 }
 
+/* A copy that had begun is not complete because the server was restarted. */
+static void
+test_a_first_copy_is_a_mixture_after_a_restart (void **state)
+{
+  struct history self;
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  secondary_disconnect (b.s, b.primary);
+  assert_int_equal (history_make (&self), 0);
+  b.primary = secondary_connect (b.s, &self);
+  assert_non_null (b.primary);
+  write_byte (b.primary, 'p', CLUSTER, 0);
+  bench_end (&b);
+  assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
+  assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+  secondary_query (b.s, &b.status);
+  assert_true (b.status.inconsistent);
+  assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), -1);
+  assert_non_null (strstr (b.refusal.desc, "not consistent"));
+  assert_status (&b, REPLICATION_RUNNING, false);
+  assert_int_equal (secondary_stop (b.s, true, true, &b.refusal), 0);
+  await_failover (&b);
+  bench_close (&b);
+}
+
 static void
 test_rollback_with_a_failing_disk (void **state)
 {
@@ -1218,6 +1245,31 @@ test_damaged_buffers_of_a_failover (void **state)
   }
 }
 
+/* The disk was right without them, so it is whatever became of them: of what
+ * was not flushed any part may be on the medium.
+ */
+static void
+test_damaged_buffers_that_are_obsolete (void **state)
+{
+  static const char *const names[] = { ACTIVE, HIDDEN };
+  const uint8_t obsolete = 3;
+
+  (void) state;
+  for (unsigned how = 0; how < DAMAGES; ++how)
+    for (unsigned i = 0; i < 2; ++i) {
+      struct bench b;
+
+      crash (&b);
+      damage (names[i], how);
+      patch (HIDDEN, &obsolete, 1, CLUSTER - QED_NOTE_LEN + 16);
+      assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
+      assert_byte (&b.disk->node, 'p', 1, 0);
+      assert_byte (&b.disk->node, 'o', SIZE - 1, 1);
+      bench_close (&b);
+      assert_clean_buffers ();
+    }
+}
+
 /* What is left of it after somebody has repaired it is committed. */
 static void
 test_a_failover_with_a_repaired_buffer (void **state)
@@ -1363,11 +1415,13 @@ main (void)
     cmocka_unit_test (test_backing_names_are_ignored),
     cmocka_unit_test (test_empty_files_become_buffers),
     cmocka_unit_test (test_left_over_buffers),
+    cmocka_unit_test (test_a_first_copy_is_a_mixture_after_a_restart),
     cmocka_unit_test (test_rollback_with_a_failing_disk),
     cmocka_unit_test (test_after_another_boot),
     cmocka_unit_test (test_left_over_buffers_are_not_touched),
     cmocka_unit_test (test_damaged_buffers),
     cmocka_unit_test (test_damaged_buffers_of_a_failover),
+    cmocka_unit_test (test_damaged_buffers_that_are_obsolete),
     cmocka_unit_test (test_a_failover_with_a_repaired_buffer),
     cmocka_unit_test (test_buffers_that_cannot_be_opened),
     cmocka_unit_test (test_a_failover_without_its_active_buffer),
