@@ -1025,7 +1025,7 @@ test_a_first_copy_is_a_mixture_after_a_restart (void **state)
   assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
   assert_int_equal (secondary_start (b.s, &b.refusal), 0);
   secondary_query (b.s, &b.status);
-  assert_true (b.status.inconsistent);
+  assert_false (b.status.consistent);
   assert_int_equal (secondary_stop (b.s, true, false, &b.refusal), -1);
   assert_non_null (strstr (b.refusal.desc, "not consistent"));
   assert_status (&b, REPLICATION_RUNNING, false);

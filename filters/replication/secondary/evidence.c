@@ -47,8 +47,8 @@ reservation (const struct note_text *text,
   if (text->flags & NOTE_PROMOTED)
     return "";
   if (text->partner.text[0] == '\0')
-    return "the primary does not say who it is, so its checkpoints are its own "
-      "matter";
+    return "the primary does not say who it is, so its checkpoints are its "
+      "own matter";
   return status->last_heard < 0
     ? "no primary has connected since this server was started; the data are "
     "as old as the checkpoint" : "";

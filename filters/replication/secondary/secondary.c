@@ -153,7 +153,8 @@ enter_running (struct secondary *s, struct replication_refusal *refusal)
   int r;
 
   drain_begin (&s->requests);
-  r = checkpoint_moment (s, &m) == -1 || checkpoint_begin_consistency (s) == -1 ? -1
+  r = checkpoint_moment (s, &m) == -1 ||
+    checkpoint_begin_consistency (s) == -1 ? -1
     : note_put (&s->note, s->hidden, &change);
   if (r == 0) {
     atomic_store (&s->has_moment, true);
