@@ -27,55 +27,39 @@ status_new (bool several)
   return s;
 }
 
+/* What libnbd gives for an extent: a struct, or since it is an older one two
+ * numbers of 32 bits.
+ */
 #if LIBNBD_HAVE_NBD_AIO_BLOCK_STATUS_64
-
-/* Called by libnbd. */
-static int
-status_received (void *vp, const char *context, uint64_t offset,
-                 nbd_extent *entries, size_t nr_entries, int *error)
-{
-  struct status *s = vp;
-
-  (void) context;               /* there is one only */
-  (void) error;
-  s->offset = offset;
-  s->nr = MIN (nr_entries, s->max);
-  for (size_t i = 0; i < s->nr; ++i) {
-    s->entries[i].length = entries[i].length;
-    s->entries[i].flags = entries[i].flags;
-  }
-  return 0;
-}
-
-int64_t
-status_ask (struct nbd_handle *nbd, struct status *s, uint64_t count,
-            uint64_t offset, nbd_completion_callback completion,
-            uint32_t flags)
-{
-  const nbd_extent64_callback received = {
-    .callback = status_received, .user_data = s,
-  };
-
-  return nbd_aio_block_status_64 (nbd, count, offset, received, completion,
-                                  flags);
-}
-
+typedef nbd_extent received_part;
+typedef nbd_extent64_callback received_callback;
+#define PARTS 1
+#define LENGTH(parts) ((parts)[0].length)
+#define FLAGS(parts) ((parts)[0].flags)
+#define BLOCK_STATUS nbd_aio_block_status_64
 #else
+typedef uint32_t received_part;
+typedef nbd_extent_callback received_callback;
+#define PARTS 2
+#define LENGTH(parts) ((parts)[0])
+#define FLAGS(parts) ((parts)[1])
+#define BLOCK_STATUS nbd_aio_block_status
+#endif
 
 /* Called by libnbd. */
 static int
 status_received (void *vp, const char *context, uint64_t offset,
-                 uint32_t *entries, size_t nr_entries, int *error)
+                 received_part *parts, size_t nr_parts, int *error)
 {
   struct status *s = vp;
 
   (void) context;               /* there is one only */
   (void) error;
   s->offset = offset;
-  s->nr = MIN (nr_entries / 2, s->max);
+  s->nr = MIN (nr_parts / PARTS, s->max);
   for (size_t i = 0; i < s->nr; ++i) {
-    s->entries[i].length = entries[2 * i];
-    s->entries[i].flags = entries[2 * i + 1];
+    s->entries[i].length = LENGTH (parts + i * PARTS);
+    s->entries[i].flags = FLAGS (parts + i * PARTS);
   }
   return 0;
 }
@@ -85,15 +69,12 @@ status_ask (struct nbd_handle *nbd, struct status *s, uint64_t count,
             uint64_t offset, nbd_completion_callback completion,
             uint32_t flags)
 {
-  const nbd_extent_callback received = {
+  const received_callback received = {
     .callback = status_received, .user_data = s,
   };
 
-  return nbd_aio_block_status (nbd, count, offset, received, completion,
-                               flags);
+  return BLOCK_STATUS (nbd, count, offset, received, completion, flags);
 }
-
-#endif
 
 uint64_t
 longest_range (struct nbd_handle *nbd)
