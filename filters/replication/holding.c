@@ -97,6 +97,28 @@ end_timer (struct holding *h)
   h->timer = NULL;
 }
 
+/* Say what is held, and which command ends that.  Called with the lock. */
+static void
+refuse_held (const struct holding *h, struct control_client *client)
+{
+  const char *const whose =
+    h->holder == client ? "" : " by another client";
+
+  switch (h->held) {
+  case COMMITTED:
+    control_fail (client, "a checkpoint has been made%s, and waits for "
+                  "replication-checkpoint-release or -abort", whose);
+    break;
+  case TAKEN_OVER:
+    control_fail (client, "this disk has been taken over%s, for a failover",
+                  whose);
+    break;
+  default:
+    control_fail (client, "a checkpoint has been prepared%s and waits for "
+                  "replication-checkpoint-commit or -abort", whose);
+  }
+}
+
 bool
 holding_refuses (struct holding *h, struct control_client *client)
 {
@@ -104,21 +126,19 @@ holding_refuses (struct holding *h, struct control_client *client)
 
   if (h->holder == NULL)
     return false;
-  control_fail (client, "a checkpoint has been prepared%s and waits for "
-                "replication-checkpoint-commit or -abort",
-                h->holder == client ? "" : " by another client");
+  refuse_held (h, client);
   return true;
 }
 
 static bool
 is_held_by_other (struct holding *h, struct control_client *client)
 {
-  bool mine;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&h->lock);
 
-  pthread_mutex_lock (&h->lock);
-  mine = h->holder == client;
-  pthread_mutex_unlock (&h->lock);
-  return !mine && holding_refuses (h, client);
+  if (h->holder == NULL || h->holder == client)
+    return false;
+  refuse_held (h, client);
+  return true;
 }
 
 /* Let the holder's time begin anew.  With false, after making the command

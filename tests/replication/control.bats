@@ -61,6 +61,10 @@ story ()
   story end_while_waiting
 }
 
+@test "a command that is refused for a checkpoint is told what ends that" {
+  story what_is_held
+}
+
 @test "a failover and a query do not wait for a checkpoint that waits" {
   story failover_while_waiting
 }

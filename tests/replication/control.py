@@ -31,6 +31,7 @@ CLUSTER = 65536
 PREPARE = "replication-checkpoint-prepare"
 COMMIT = "replication-checkpoint-commit"
 ABORT = "replication-checkpoint-abort"
+RELEASE = "replication-checkpoint-release"
 
 
 def refused(server, name, text, **arguments):
@@ -242,6 +243,24 @@ def late_commit(desk):
     server.wait_for_message("given up")
     server.command(PREPARE)
     server.command(COMMIT)
+
+
+def what_is_held(desk):
+    """Who is refused meanwhile is told what is held, and what ends that."""
+    server = desk.secondary()
+    other = Qmp(server.control_path)
+    other.command(PREPARE)
+    for command in "replication-stop", PREPARE:
+        refused(server, command, f"prepared by another client and waits for "
+                f"{COMMIT} or -abort")
+    other.command(COMMIT, release=False)
+    for command in "replication-stop", PREPARE:
+        refused(server, command, f"made by another client, and waits for "
+                f"{RELEASE} or -abort")
+    other.command(RELEASE)
+    other.command("replication-take-over")
+    refused(server, PREPARE, "taken over by another client")
+    other.close()
 
 
 def lost_client(desk):
@@ -499,6 +518,7 @@ def end_while_waiting(desk):
 
 
 STORIES = [bad_input, deaf_client, two_steps, late_commit, lost_client,
+           what_is_held,
            failover_while_held, two_disks, slow_disk, both_sides, clean_end,
            end_while_held, end_while_waiting, failover_while_waiting]
 
