@@ -184,9 +184,15 @@ static const struct row {
     "a restart without a bitmap", MEETING_REFUSED },
   { DISK_SECONDARY, NEVER_MET, ANY, NOTHING, SAME, NULL, MEETING_PARTED },
   { DISK_SECONDARY, NEVER_MET, ANY, NOTHING, EARLIER, NULL, MEETING_ALL },
-  { DISK_SECONDARY, NEVER_MET, ANY, NOTHING, OTHER,
+  { DISK_SECONDARY, PARTED, ANY, NOTHING, OTHER,
     "the remote's disk was a primary's, and its map is for another disk than "
     "this one, or nobody knows", MEETING_REFUSED },
+  { DISK_SECONDARY, NEVER_MET, ANY, NOTHING, OTHER,
+    "the remote's disk was a primary's, and this disk was not failed over "
+    "from it: start this one as the secondary again, with its "
+    "replication-bitmap, and give it replication-start, then "
+    "replication-stop failover=true, before",
+    MEETING_REFUSED },
   { DISK_SECONDARY, EQUAL, ANY, NOTHING, NOTHING, NULL, MEETING_FIRST },
   { DISK_SECONDARY, UNKNOWN, ANY, NOTHING, NOTHING, NULL, MEETING_ALL },
   { DISK_SECONDARY, PARTED, ANY, NOTHING, NOTHING, NULL, MEETING_ALL },

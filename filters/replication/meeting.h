@@ -94,7 +94,7 @@ enum meeting {
   MEETING_REFUSED
 };
 
-#define MEETING_WHY 200
+#define MEETING_WHY 400
 
 /* Meet a remote.  full: a command has asked for it to be overwritten.  why is
  * filled in for MEETING_REFUSED: what is wrong, and the way out.

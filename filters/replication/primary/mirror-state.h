@@ -44,7 +44,7 @@
 #define FLUSH_AFTER 5000
 #define FLUSH_BYTES (UINT64_C (256) * 1024 * 1024)
 
-#define CAUSE_LEN 200
+#define CAUSE_LEN MEETING_WHY
 
 /* A request to the remote that is under way, on its caller's stack. */
 struct call {

@@ -253,7 +253,7 @@ wait_for_connection (struct mirror *m, bool all_dirty, bool equal,
   link_announce (m);
   if (m->failures == failures)
     return refuse_interrupted (m, refusal);
-  return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
+  return replication_refuse (refusal, "%.100s: %.400s", m->uri, m->cause);
 }
 
 int
@@ -352,7 +352,7 @@ check_waiting (const struct mirror *m, uint64_t failures,
   if (m->interrupted)
     return refuse_interrupted (m, refusal);
   if (m->failures != failures)
-    return replication_refuse (refusal, "%.200s: %.200s", m->uri, m->cause);
+    return replication_refuse (refusal, "%.100s: %.400s", m->uri, m->cause);
   return 0;
 }
 
