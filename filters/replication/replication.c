@@ -17,6 +17,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <nbdkit-filter.h>
 
@@ -118,13 +119,8 @@ start_now (void)
 {
   struct replication_refusal refusal;
 
-  if (side_is_promoted (&side)) {
-    nbdkit_error ("replication-start: the disk was promoted by a failover, "
-                  "and is served to its guest; replication-reset, or "
-                  "replication-recover=reset, says that it may be overwritten "
-                  "again");
-    return 0;
-  }
+  if (side_is_promoted (&side))
+    return 0;                   /* this has been said */
   if (side_launch (&side, &refusal) == 0)
     return 0;
   if (params.mode == MODE_SECONDARY) {
@@ -137,6 +133,26 @@ start_now (void)
   return 0;
 }
 
+/* Since when, and why the primary is refused. */
+static void
+tell_promoted (void)
+{
+  struct replication_status status;
+  char when[64] = "";
+  time_t seconds;
+  struct tm tm;
+
+  side_query (&side, &status);
+  seconds = status.checkpoint.time / 1000;
+  if (seconds && gmtime_r (&seconds, &tm))
+    strftime (when, sizeof when, " of %Y-%m-%dT%H:%M:%SZ", &tm);
+  nbdkit_error ("this disk was promoted by a failover%s%s%s, and is served to "
+                "its guest; replication-reset, or replication-recover=reset, "
+                "says that it may be overwritten again",
+                status.checkpoint.id.text[0] ? " at checkpoint " : "",
+                status.checkpoint.id.text, when);
+}
+
 static int
 begin (nbdkit_backend *backend)
 {
@@ -145,6 +161,8 @@ begin (nbdkit_backend *backend)
   if (disk == NULL || below_find (&below) == -1 ||
       node_start (disk) == -1 || side_begin (&side, disk, &below) == -1)
     return -1;
+  if (side_is_promoted (&side))
+    tell_promoted ();
   if (params.start && start_now () == -1)
     return -1;
   return commands ? commands_start (commands) : 0;

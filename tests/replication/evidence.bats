@@ -149,3 +149,121 @@ has_no_proof ()
   assert_equal "$status" 1
   assert_output --partial "no primary has said so far"
 }
+
+# fail_over SOCKET
+fail_over ()
+{
+  blkctl "$1" replication-stop failover=true
+  while stage_is "$1" failover; do :; done
+}
+
+# The two sides in exchanged roles, with their maps.
+exchange ()
+{
+  stop_nbdkit "$primary_pid"
+  stop_nbdkit "$secondary_pid"
+  start_nbdkit --filter=replication file primary.img \
+    replication-mode=secondary replication-bitmap=primary.map \
+    replication-active=active2.qed replication-hidden=hidden2.qed \
+    replication-top-id=guest replication-control=old.ctl
+  old_pid=$pid
+  start_nbdkit --filter=replication file disk.img \
+    replication-mode=primary replication-bitmap=disk.map \
+    replication-remote="$uri" replication-control=new.ctl
+  new_pid=$pid
+}
+
+start_mapped_pair ()
+{
+  truncate -s 4M primary.img disk.img
+  start_at_place replication-start=true replication-bitmap=disk.map
+  start_primary "nbd+unix:///?socket=$tmp/place.sock" \
+    replication-bitmap=primary.map
+  primary_uri=$uri primary_pid=$pid
+  blkctl primary.ctl replication-start
+  qemu_io "$primary_uri" "write -P 0x61 0 64k"
+  blkctl primary.ctl secondary.ctl replication-checkpoint
+}
+
+@test "a promoted disk that was a primary's since has no old checkpoint" {
+  start_mapped_pair
+  fail_over secondary.ctl
+  local id
+  id=$(status_of secondary.ctl checkpoint-id)
+  stop_nbdkit "$secondary_pid"
+  start_at_place replication-bitmap=disk.map
+  # A failover is told at each start.
+  assert_equal "$(status_of secondary.ctl checkpoint-id)" "$id"
+  run grep -h "promoted by a failover at checkpoint $id of 20" nbdkit*.log
+  assert_success
+  exchange
+  blkctl new.ctl replication-start
+  blkctl old.ctl replication-start
+  blkctl new.ctl old.ctl replication-checkpoint
+  stop_nbdkit "$new_pid"
+  stop_nbdkit "$old_pid"
+  start_at_place replication-bitmap=disk.map
+  assert_equal "$(status_of secondary.ctl role)" promoted
+  assert_equal "$(status_of secondary.ctl checkpoint-id)" null
+  run status_of secondary.ctl disk-desc
+  assert_output --partial "has been a primary's since"
+}
+
+@test "an exchange of roles without a failover says what is missing" {
+  start_mapped_pair
+  exchange
+  run blkctl new.ctl replication-start
+  assert_equal "$status" 1
+  assert_output --partial "this disk was not failed over from it"
+  assert_output --partial "replication-stop failover=true"
+  # Do as it says.
+  stop_nbdkit "$new_pid"
+  start_at_place replication-bitmap=disk.map
+  blkctl secondary.ctl replication-start
+  fail_over secondary.ctl
+  primary_pid=$old_pid
+  exchange
+  blkctl new.ctl replication-start
+  blkctl old.ctl replication-start
+  blkctl new.ctl old.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+}
+
+@test "a status has what means something on its side" {
+  start_both
+  local key
+  for key in dirty-bytes remote-connected sync; do
+    assert_equal "$(blkctl primary.ctl query-replication |
+                    jq "has(\"$key\")")" true
+    assert_equal "$(blkctl secondary.ctl query-replication |
+                    jq "has(\"$key\")")" false
+  done
+  for key in active-clusters hidden-clusters failover-progress consistent; do
+    assert_equal "$(blkctl primary.ctl query-replication |
+                    jq "has(\"$key\")")" false
+    assert_equal "$(blkctl secondary.ctl query-replication |
+                    jq "has(\"$key\")")" true
+  done
+  kill -KILL "$secondary_pid"
+  wait "$secondary_pid" || true
+  run blkctl primary.ctl secondary.ctl replication-checkpoint
+  assert_failure
+  assert_output --partial "no checkpoint was made"
+}
+
+@test "a secondary that stood still does not say that it heard of late" {
+  truncate -s 4M primary.img disk.img
+  start_at_place replication-start=true replication-timeout=1
+  start_primary "nbd+unix:///?socket=$tmp/place.sock" replication-timeout=1
+  primary_pid=$pid
+  blkctl primary.ctl replication-start
+  kill -STOP "$secondary_pid"
+  while ! [ "$(status_of primary.ctl link)" = lost ]; do sleep 0.05; done
+  kill -KILL "$primary_pid"
+  wait "$primary_pid" || true
+  sleep 0.5
+  kill -CONT "$secondary_pid"
+  while ! [ "$(status_of secondary.ctl link)" = lost ]; do sleep 0.05; done
+  run status_of secondary.ctl link-desc
+  assert_output --partial "while this server stood still"
+}

@@ -182,11 +182,15 @@ checkpoint_together (char *sockets[], int nr)
   json_t *const wait = json_pack ("{s:b}", "release", 0);
   int status = STATUS_FAILED;
 
-  if (id && wait)
-    status = members_open (all, sockets, nr) == 0
-      ? checkpoint (all, nr, id, wait) : STATUS_NOT_SENT;
-  if (id && wait)
+  if (id && wait) {
+    if (members_open (all, sockets, nr) == 0)
+      status = checkpoint (all, nr, id, wait);
+    else {
+      msg_error ("no checkpoint was made");
+      status = STATUS_NOT_SENT;
+    }
     members_close (all, nr);
+  }
   json_decref (id);
   json_decref (wait);
   return status;

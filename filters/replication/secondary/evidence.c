@@ -45,7 +45,8 @@ reservation (const struct note_text *text,
              const struct replication_status *status)
 {
   if (text->flags & NOTE_PROMOTED)
-    return "";
+    return text->made.id.text[0] ? "" : "it was promoted by a failover, and "
+      "has been a primary's since";
   if (text->partner.text[0] == '\0')
     return "the primary does not say who it is, so its checkpoints are its "
       "own matter";

@@ -29,6 +29,9 @@
 /* Times to look within the time. */
 #define LOOKS 4
 
+/* Milliseconds by which a pause is longer only if the process stood still. */
+#define STANDSTILL 1000
+
 static int64_t
 silence (struct secondary *s)
 {
@@ -54,13 +57,39 @@ report (struct secondary *s)
     msg_warning ("replication: %s", status.link_desc);
 }
 
+/* A process that was stopped, or whose machine was, finds what has come
+ * meanwhile, and takes that for new.
+ */
+static void
+note_standstill (struct secondary *s, int64_t ms)
+{
+  if (ms < STANDSTILL)
+    return;
+  atomic_store (&s->stood_for, ms);
+  atomic_store (&s->stood_until, clock_ms ());
+}
+
+/* Was it heard of last only in what was found then? */
+static bool
+was_found (struct secondary *s, int64_t heard_at)
+{
+  const int64_t until = atomic_load (&s->stood_until);
+
+  return until && heard_at <= until + STANDSTILL &&
+    heard_at >= until - STANDSTILL;
+}
+
 static int
 watch (struct job *job, void *opaque)
 {
   struct secondary *s = opaque;
+  const unsigned pause = MAX (s->timeout / LOOKS, 1U);
 
   while (!job_cancelled (job)) {
-    job_sleep (job, MAX (s->timeout / LOOKS, 1U));
+    const int64_t begin = clock_ms ();
+
+    job_sleep (job, pause);
+    note_standstill (s, clock_ms () - begin - pause);
     if (silence (s) >= s->timeout && is_expected (s) &&
         !atomic_exchange (&s->silent, true))
       report (s);
@@ -110,7 +139,11 @@ heard_query (struct secondary *s, struct replication_status *status)
   lost = is_there ? atomic_load (&s->silent) : is_wanted && heard_at;
   status->link = lost ? "lost" : is_there ? "connected" : "none";
   status->link_desc[0] = '\0';
-  if (lost)
+  if (lost && !is_there && was_found (s, heard_at))
+    snprintf (status->link_desc, sizeof status->link_desc,
+              "the primary has gone while this server stood still, for %.1f "
+              "seconds", atomic_load (&s->stood_for) / 1000.0);
+  else if (lost)
     snprintf (status->link_desc, sizeof status->link_desc,
               is_there ? "the primary is connected, but was not heard of for "
               "%.1f seconds" : "the primary has gone; it was heard of last "

@@ -82,6 +82,22 @@ read_map (struct secondary *s)
   return history.text[0] ? MAP_FORMER : MAP_UNKNOWN;
 }
 
+/* A promoted disk that has been a primary's since is not any more what was
+ * failed over to.  It stays promoted, as nobody has said that it may be
+ * overwritten.
+ */
+static int
+end_failover (struct secondary *s)
+{
+  static const struct moment none;
+  const struct note_change change = { .made = &none };
+
+  if (says (s) != MAP_FORMER || !(note_flags (&s->note) & NOTE_PROMOTED) ||
+      s->note.text.made.id.text[0] == '\0')
+    return 0;
+  return note_put (&s->note, s->hidden, &change);
+}
+
 int
 map_begin (struct secondary *s, bool fresh)
 {
@@ -94,6 +110,8 @@ map_begin (struct secondary *s, bool fresh)
   s->has_map = true;
   atomic_store (&s->map_says, kept ? read_map (s) : MAP_UNKNOWN);
   if (says (s) == MAP_UNKNOWN && map_forget (s) == -1)
+    return -1;
+  if (end_failover (s) == -1)
     return -1;
   return note_kept (s, true);
 }

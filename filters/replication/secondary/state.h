@@ -128,6 +128,8 @@ struct secondary {
   unsigned timeout;             /* milliseconds */
   _Atomic int64_t heard_at;     /* of a primary, clock_ms; 0 for never */
   atomic_bool silent;           /* it is connected, and lost all the same */
+  _Atomic int64_t stood_until;  /* this process was stopped until then, */
+  _Atomic int64_t stood_for;    /* for so long, so it heard nobody; 0, 0 */
   struct job *watch;            /* from begin to close */
 
   pthread_mutex_t command_lock; /* protects these */
