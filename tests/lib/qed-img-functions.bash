@@ -184,7 +184,7 @@ s/^qemu-img [a-z]*: option requires an argument -- '\(.\)'/qemu-img: missing \
 argument for option '-\1'/
 s/^qemu-img [a-z]*: option '\(.*\)' requires an argument/qemu-img: missing \
 argument for option '\1'/
-s/^\(qemu-img: \)--repair (-r) expects \(.*\) not '\(.*\)'$/\1Unknown option \
+s/^\(qemu-img: \)--repair (-r) expects \(.*[^,]\),* not '\(.*\)'$/\1Unknown option \
 value for -r (expecting \2): \3/
 s/^\(qemu-img: \)Extra argument(s) in command line/\1Expecting image file name \
 and size/"

@@ -393,7 +393,7 @@ same | rebase
 same | rebase top.qed
 same | rebase -b other.qed -F qed
 same | rebase -b other.qed -F qed top.qed mid.qed
-same | rebase -c -b other.qed -F qed top.qed
+status | rebase -c -b other.qed -F qed top.qed
 same | rebase -t bogus -b other.qed -F qed top.qed
 same | rebase -T bogus -b other.qed -F qed top.qed
 same | rebase --output=json -b other.qed top.qed

@@ -27,6 +27,11 @@ start_both ()
   blkctl primary.ctl replication-start
 }
 
+failover_ended ()
+{
+  ! stage_is "$1" failover
+}
+
 has_no_proof ()
 {
   assert_equal "$(status_of secondary.ctl consistent)" false
@@ -64,7 +69,7 @@ has_no_proof ()
   assert_output --partial "other.ctl: the disk is not consistent: it has met"
   assert_equal "$(status_of secondary.ctl stage)" running
   blkctl secondary.ctl replication-stop failover=true force=true
-  while stage_is secondary.ctl failover; do :; done
+  wait_until 60 failover_ended secondary.ctl
   assert_equal "$(status_of secondary.ctl role)" promoted
 }
 
@@ -99,7 +104,7 @@ has_no_proof ()
     assert_output --partial "no primary has connected since"
   done
   blkctl secondary.ctl replication-stop failover=true
-  while stage_is secondary.ctl failover; do :; done
+  wait_until 60 failover_ended secondary.ctl
   qemu_io "$guest_uri" "read -P 0x61 0 64k"
 }
 
@@ -115,7 +120,7 @@ has_no_proof ()
   blkctl primary.ctl replication-start sync=full
   blkctl primary.ctl secondary.ctl replication-checkpoint
   blkctl secondary.ctl replication-stop failover=true
-  while stage_is secondary.ctl failover; do :; done
+  wait_until 60 failover_ended secondary.ctl
   assert_equal "$(status_of secondary.ctl consistent)" true
   blkctl secondary.ctl replication-reset
   assert_equal "$(status_of secondary.ctl consistent)" false
@@ -154,7 +159,7 @@ has_no_proof ()
 fail_over ()
 {
   blkctl "$1" replication-stop failover=true
-  while stage_is "$1" failover; do :; done
+  wait_until 60 failover_ended "$1"
 }
 
 # The two sides in exchanged roles, with their maps.
@@ -251,6 +256,12 @@ start_mapped_pair ()
   assert_output --partial "no checkpoint was made"
 }
 
+# link_is SOCKET STATE
+link_is ()
+{
+  [ "$(status_of "$1" link)" = "$2" ]
+}
+
 @test "a secondary that stood still does not say that it heard of late" {
   truncate -s 4M primary.img disk.img
   start_at_place replication-start=true replication-timeout=1
@@ -258,12 +269,13 @@ start_mapped_pair ()
   primary_pid=$pid
   blkctl primary.ctl replication-start
   kill -STOP "$secondary_pid"
-  while ! [ "$(status_of primary.ctl link)" = lost ]; do sleep 0.05; done
+  wait_until 60 link_is primary.ctl lost
   kill -KILL "$primary_pid"
   wait "$primary_pid" || true
+  # No state to wait for: it is to stand still for longer than that.
   sleep 0.5
   kill -CONT "$secondary_pid"
-  while ! [ "$(status_of secondary.ctl link)" = lost ]; do sleep 0.05; done
+  wait_until 60 link_is secondary.ctl lost
   run status_of secondary.ctl link-desc
   assert_output --partial "while this server stood still"
 }

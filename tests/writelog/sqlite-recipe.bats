@@ -59,7 +59,7 @@ record ()
 
 explore ()
 {
-  run "-$1" logwrites explore --disk --from=mark/commit-0 disk.log -- '
+  run "-$1" logwrites explore --disk --timeout=60 --from=mark/commit-0 disk.log -- '
     cd "$(mktemp -d)" || exit 125
     e2fsck -p "$disk"; e2fsck -fn "$disk" || exit 2
     debugfs -R "dump db db" "$disk"
