@@ -89,7 +89,7 @@ control_say (struct control_client *client, const char *text, size_t len)
 void
 control_answer (struct control_client *client, json_t *json)
 {
-  CLEANUP_FREE char *text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
+  CLEANUP_FREE char *text = json ? json_dumps (json, CONTROL_JSON) : NULL;
 
   json_decref (json);
   if (text)

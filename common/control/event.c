@@ -76,7 +76,7 @@ make_event (const char *name, json_t *data)
   json = json_pack ("{s:s, s:o, s:{s:I, s:I}}", "event", name, "data", data,
                     "timestamp", "seconds", (json_int_t) now.tv_sec,
                     "microseconds", (json_int_t) now.tv_nsec / 1000);
-  text = json ? json_dumps (json, JSON_ENSURE_ASCII) : NULL;
+  text = json ? json_dumps (json, CONTROL_JSON) : NULL;
   json_decref (json);
   if (text == NULL)
     return NULL;

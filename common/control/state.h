@@ -20,6 +20,11 @@
 
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 
+/* How JSON is written to clients: of numbers the digits that were meant, not
+ * all of how they are stored.
+ */
+#define CONTROL_JSON (JSON_ENSURE_ASCII | JSON_REAL_PRECISION (15))
+
 struct event;
 
 /* Events that clients have not been given yet. */

@@ -310,7 +310,8 @@ tool_dump_json (json_t *value, size_t flags)
   if (value == NULL)
     msg_error ("cannot make JSON: out of memory");
   else
-    r = json_dumpf (value, stdout, flags);
+    /* Fifteen digits are those that were meant, not how they are stored. */
+    r = json_dumpf (value, stdout, flags | JSON_REAL_PRECISION (15));
   if (value && r == -1) {
     note_output_errno ();
     if (!ferror (stdout))       /* or close_stdout tells */

@@ -256,8 +256,8 @@ never (enum disk_kind kind)
 static enum meeting
 refuse (char why[MEETING_WHY], const char *text)
 {
-  snprintf (why, MEETING_WHY, "%s; replication-start sync=full copies all "
-            "over it", text);
+  snprintf (why, MEETING_WHY, "%s; replication-start sync=full copies this "
+            "disk over the remote's", text);
   return MEETING_REFUSED;
 }
 

@@ -249,6 +249,9 @@ start_mapped_pair ()
     assert_equal "$(blkctl secondary.ctl query-replication |
                     jq "has(\"$key\")")" true
   done
+  # Times are written as people would, not 1795981308.6659999.
+  run blkctl secondary.ctl query-replication
+  assert_line --regexp '"checkpoint-time": [0-9]{10}\.[0-9]{1,3},?$'
   kill -KILL "$secondary_pid"
   wait "$secondary_pid" || true
   run blkctl primary.ctl secondary.ctl replication-checkpoint

@@ -111,7 +111,8 @@ must_meet (size_t i, int known, const struct disk_identity *remote, bool full)
   assert_int_equal (why[0] != '\0', m == MEETING_REFUSED);
   /* The way out is whole. */
   if (why[0] && cases[i].full == OVERWRITE)
-    assert_non_null (strstr (why, "sync=full copies all over it"));
+    assert_non_null (strstr (why, "replication-start sync=full copies this "
+                             "disk over the remote's"));
 }
 
 /* A disk that was changed by others proves nothing. */

@@ -352,8 +352,9 @@ start_again (struct primary *p, bool full_sync,
     return replication_refuse (refusal, "replication was stopped for a "
                                "failover, so the other side may have taken "
                                "over%s", p->remote ?
-                               "; replication-start sync=full copies all over "
-                               "it, if it was not promoted" : "");
+                               "; replication-start sync=full copies this "
+                               "disk over the remote's, if that was not "
+                               "promoted" : "");
   if (p->forward && forward_drain (p->forward) == -1)
     return replication_refuse (refusal, "the way to the secondary was given "
                                "up (%s): it needs a new start of the server",
