@@ -233,7 +233,9 @@ signalled ()
   shift 2
   mkdir -p "$tmp/t"
   rm -f ready
-  TMPDIR=$tmp/t logwrites explore --jobs=2 "$@" disk.log -- '
+  # Under nohup it would be right to go on.
+  TMPDIR=$tmp/t env --default-signal=HUP \
+    logwrites explore --jobs=2 "$@" disk.log -- '
     if [ $entry -ge 3 ]; then >ready; sleep 60; fi' >said 2>&1 3>&- &
   pid=$!
   remember $pid
