@@ -59,15 +59,15 @@ do_start (struct commands *c, struct control_client *client, bool full)
  * ended.
  */
 static json_t *
-do_fail_over (struct commands *c, struct control_client *client,
-              enum failover_needs needs, const struct history *at)
+do_fail_over (struct commands *c, struct control_client *client, bool force,
+              const struct history *at)
 {
   struct replication_refusal refusal;
   int r;
 
   side_interrupt (c->side, false);
   holding_drop (&c->holding);
-  r = side_fail_over (c->side, needs, at, &refusal);
+  r = side_fail_over (c->side, force, at, &refusal);
   side_checkpoint_doubt (c->side); /* if it was refused */
   return answer (client, r, &refusal);
 }
@@ -154,8 +154,7 @@ stop (void *opaque, struct control_client *client, json_t *arguments)
   if (!failover)
     return do_stop (c, client);
   if (!bad_id)
-    return do_fail_over (c, client, force ? NEEDS_NOTHING : NEEDS_PROOF,
-                         &at.id);
+    return do_fail_over (c, client, force, &at.id);
   side_interrupt (c->side, false);
   return refuse_id (client, "checkpoint");
 }
@@ -267,7 +266,7 @@ xen_set_replication (void *opaque, struct control_client *client,
                          mode_name (c->side->mode));
   return enable ? do_start (c, client, false)
     : json_is_true (failover)
-    ? do_fail_over (c, client, NEEDS_NO_DOUBT, &(struct history) { "" })
+    ? do_fail_over (c, client, false, &(struct history) { "" })
     : do_stop (c, client);
 }
 

@@ -204,11 +204,11 @@ side_checkpoint_doubt (struct side *side)
 }
 
 int
-side_fail_over (struct side *side, enum failover_needs needs,
-                const struct history *at, struct replication_refusal *refusal)
+side_fail_over (struct side *side, bool force, const struct history *at,
+                struct replication_refusal *refusal)
 {
   if (side->secondary)
-    return secondary_fail_over (side->secondary, needs, at, refusal);
+    return secondary_fail_over (side->secondary, force, at, refusal);
   if (at->text[0])
     return replication_refuse (refusal, "Parameter 'checkpoint' is for a "
                                "secondary");

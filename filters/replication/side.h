@@ -59,7 +59,7 @@ extern void side_query (struct side *side,
                         struct replication_status *status);
 extern int side_verify (struct side *side,
                         struct replication_refusal *refusal);
-extern int side_fail_over (struct side *side, enum failover_needs needs,
+extern int side_fail_over (struct side *side, bool force,
                            const struct history *at,
                            struct replication_refusal *refusal);
 extern int side_checkpoint_prepare (struct side *side,

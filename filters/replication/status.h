@@ -135,15 +135,6 @@ extern bool replication_may_tell (struct replication_limit *limit,
 /* "none", "running", "failover", "failover-failed", "done". */
 extern const char *replication_stage_name (enum replication_stage stage);
 
-/* What a failover does not do without. */
-enum failover_needs {
-  NEEDS_PROOF,                  /* that the disk is consistent */
-  NEEDS_NO_DOUBT,               /* the same; but where no primary has ever said
-                                   who it is whoever commands it knows: QEMU's
-                                   tools make disks equal on their own */
-  NEEDS_NOTHING                 /* force=true */
-};
-
 /* A command refuses with a reason, for whoever sent it: functions that
  * take one return -1 after filling it in.
  */

@@ -138,8 +138,8 @@ class Secondary(Replication):
     def connect_primary(self):
         return self.connect_export()
 
-    def failover(self, **arguments):
-        self.command("replication-stop", failover=True, **arguments)
+    def failover(self):
+        self.stop_replication(True)
         self.wait_for_stage("done")
 
 

@@ -283,7 +283,7 @@ def failover_while_held(desk):
     server.connect_export("guest").pwrite(b"g" * CLUSTER, 0)
     other = Qmp(server.control_path)
     other.command(PREPARE)
-    server.failover(force=True)
+    server.failover()
     try:
         other.command(COMMIT)
         raise Mismatch("the commit is accepted")

@@ -122,7 +122,7 @@ def link(desk):
     check(told["link"] == "lost" and "connection lost" in told["link-desc"],
           str(told))
     secondary = desk.secondary(recover="rollback", start="true")
-    secondary.failover(force=True)
+    secondary.failover()
     os.unlink(place)
     os.symlink(secondary.socket, place)
     told = data(at_p, "REPLICATION_LINK", link="refused")

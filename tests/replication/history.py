@@ -235,7 +235,7 @@ def other_writers(pair):
     is_same("a restart")
 
     pair.secondary.start()
-    pair.secondary.failover(force=True)
+    pair.secondary.failover()
     is_new("a failover")
     pair.secondary.stop()
     pair.start_secondary()

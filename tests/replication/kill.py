@@ -255,8 +255,7 @@ class Failover(Running):
         rng = self.rng
         client = self.client
         client.on_error = self.primary_is_refused
-        server.qmp.send("replication-stop",
-                        {"failover": True, "force": True})
+        server.qmp.send("replication-stop", {"failover": True})
         self.mix = Mix(rng, self.model, self.cluster, GUEST)
         end = time.monotonic() + rng.random() ** 2 * 0.3
         self.answered = False
@@ -391,7 +390,7 @@ class Pair(Round):
         mix = Mix(self.rng, self.model, self.cluster, GUEST)
         try:
             self.traffic(alone, mix, 50)
-            secondary.failover(force=True)
+            secondary.failover()
         except (ConnectionError, nbd.Error):
             if not has_aborted(secondary):
                 raise

@@ -96,7 +96,7 @@ space_of_disk ()
   done
   local guest="nbd+unix:///guest?socket=$sock"
   qemu_io "$guest" "${writes[@]}"
-  blkctl secondary.ctl replication-stop failover=true force=true
+  blkctl secondary.ctl replication-stop failover=true
   while stage_is secondary.ctl failover; do
     qemu_io "$guest" "read -P 7 0 64k" "read -P 0 64k 64k" "read -P 0 960k 64k"
   done

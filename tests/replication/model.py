@@ -181,7 +181,7 @@ class SecondaryRound:
     def finish(self):
         """The end, under requests."""
         failover = self.failover
-        self.ask("replication-stop", failover=failover, force=failover)
+        self.ask("replication-stop", failover=failover)
         while self.command:
             self.step()
         if failover:

@@ -47,7 +47,7 @@ static void
 enter_promoted (struct bench *b)
 {
   enter_running (b);
-  assert_int_equal (secondary_stop (b->s, true, true, &b->refusal), 0);
+  assert_int_equal (secondary_stop (b->s, true, false, &b->refusal), 0);
   await_failover (b);
 }
 
@@ -57,7 +57,7 @@ enter_failed (struct bench *b)
   enter_running (b);
   write_byte (b->guest, 'g', 4096, 0);
   atomic_store (&b->disk->fail_after[MEMORY_WRITE], 0);
-  assert_int_equal (secondary_stop (b->s, true, true, &b->refusal), 0);
+  assert_int_equal (secondary_stop (b->s, true, false, &b->refusal), 0);
   await_failover (b);
 }
 
@@ -82,7 +82,7 @@ run_command (struct bench *b, enum stage_command command)
   case COMMAND_STOP:
     return secondary_stop (b->s, false, false, &b->refusal);
   case COMMAND_FAIL_OVER:
-    return secondary_stop (b->s, true, true, &b->refusal);
+    return secondary_stop (b->s, true, false, &b->refusal);
   case COMMAND_RESET: return secondary_reset (b->s, &b->refusal);
   case COMMAND_VERIFY: return secondary_verify (b->s, &b->refusal);
   case NR_COMMANDS: break;

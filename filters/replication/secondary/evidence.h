@@ -16,10 +16,10 @@
 extern void evidence_query (const struct note_text *text,
                             struct replication_status *status);
 
-/* Does a failover to this checkpoint ("": where the disk stands) have what it
- * needs?  Under command_lock.
+/* May this checkpoint ("": where the disk stands) be failed over to?  Says so
+ * where nobody knows whose data that is.  Under command_lock.
  */
-extern int evidence_check (struct secondary *s, enum failover_needs needs,
+extern int evidence_check (struct secondary *s, bool force,
                            const struct history *at,
                            struct replication_refusal *refusal);
 

@@ -335,7 +335,7 @@ check_promoted_at (struct secondary *s, const struct history *at,
 }
 
 int
-secondary_fail_over (struct secondary *s, enum failover_needs needs,
+secondary_fail_over (struct secondary *s, bool force,
                      const struct history *at,
                      struct replication_refusal *refusal)
 {
@@ -346,7 +346,7 @@ secondary_fail_over (struct secondary *s, enum failover_needs needs,
     return -1;
   if (r == 0)
     return check_promoted_at (s, at, refusal);
-  if (evidence_check (s, needs, at, refusal) == -1)
+  if (evidence_check (s, force, at, refusal) == -1)
     return -1;
   /* Whoever wanted a checkpoint is late. */
   if (checkpoint_stand_at (s, at, refusal) == -1)
@@ -361,8 +361,7 @@ secondary_stop (struct secondary *s, bool failover, bool force,
   int r;
 
   if (failover)
-    return secondary_fail_over (s, force ? NEEDS_NOTHING : NEEDS_PROOF,
-                                &(struct history) { "" }, refusal);
+    return secondary_fail_over (s, force, &(struct history) { "" }, refusal);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->command_lock);
   r = secondary_check (s, COMMAND_STOP, refusal);

@@ -128,8 +128,7 @@ extern void secondary_query (struct secondary *s,
 /* Fail over, to this checkpoint ("": where the disk stands): refused if the
  * disk stands at another one, and cannot be brought back to it.
  */
-extern int secondary_fail_over (struct secondary *s,
-                                enum failover_needs needs,
+extern int secondary_fail_over (struct secondary *s, bool force,
                                 const struct history *at,
                                 struct replication_refusal *refusal);
 
