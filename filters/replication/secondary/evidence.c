@@ -34,8 +34,8 @@ reservation (unsigned flags, const struct note_text *text)
     return MIXTURE;
   if (!(flags & NOTE_PROVED))
     return text->partner.text[0]
-      ? "no primary has said so far, at a checkpoint, that this disk is as its "
-      "own" : "it has met no primary, so nobody has said whose data it has";
+      ? "no primary has said so far, at a checkpoint, that this disk is as "
+      "its own" : "it has met no primary, so nobody has said whose data it has";
   return text->partner.text[0] ? ""
     : "the primary does not say who it is, so its checkpoints are its own "
     "matter";
@@ -51,8 +51,8 @@ disk_desc (const struct note_text *text,
     return "it was promoted by a failover, and has been a primary's since";
   if (why[0] || (text->flags & NOTE_PROMOTED) || status->last_heard >= 0)
     return why;
-  return "no primary has connected since this server was started; the data are "
-    "as old as the checkpoint";
+  return "no primary has connected since this server was started; the data "
+    "are as old as the checkpoint";
 }
 
 void
