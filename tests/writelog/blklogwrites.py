@@ -132,8 +132,8 @@ def test_random(sector_size, params):
 
 
 class Watch:
-    """What the log must count at any time: when a flush or a FUA request
-    is answered, all that was answered before it was sent."""
+    """What the log must count at any time: when a flush or a FUA request that
+    made an entry is answered, all that was answered before it was sent."""
 
     def __init__(self):
         self.acknowledged = 0   # requests that made an entry at least:
@@ -147,7 +147,9 @@ class Watch:
         no_errors(finished)
         self.acknowledged += sum(r.kind != "trim" for r in finished)
         for request in finished:
-            if request.kind == "flush" or request.flags & nbd.CMD_FLAG_FUA:
+            if request.kind == "flush" or (
+                    request.flags & nbd.CMD_FLAG_FUA and
+                    request.kind != "trim"):
                 self.durable = max(self.durable, request.before + 1)
 
 
