@@ -35,8 +35,8 @@ reservation (unsigned flags, const struct note_text *text)
   if (!(flags & NOTE_PROVED))
     return text->partner.text[0] == '\0'
       ? "it has met no primary, so nobody has said whose data it has"
-      : "no primary has said so far, at a checkpoint, that this disk is as its "
-      "own";
+      : "no primary has said so far, at a checkpoint, that this disk is as "
+      "its own";
   return text->partner.text[0] ? ""
     : "the primary does not say who it is, so its checkpoints are its own "
     "matter";
