@@ -61,43 +61,27 @@ set_verify (json_t *object, const struct replication_progress *p)
   json_object_set_new (object, "verify", verify);
 }
 
-/* What means something of one side only. */
-static void
-set_secondary (json_t *object, const struct replication_status *s)
-{
-  json_object_set_new (object, "active-clusters",
-                       json_integer (s->active_clusters));
-  json_object_set_new (object, "hidden-clusters",
-                       json_integer (s->hidden_clusters));
-  json_object_set_new (object, "failover-progress",
-                       json_integer (s->failover_progress));
-  json_object_set_new (object, "consistent", json_boolean (s->consistent));
-}
-
-static void
-set_primary (json_t *object, const struct replication_status *s)
-{
-  json_object_set_new (object, "remote-connected",
-                       json_boolean (s->remote_connected));
-  json_object_set_new (object, "dirty-bytes", json_integer (s->dirty_bytes));
-  set_sync (object, &s->sync);
-}
-
 json_t *
 status_json (const struct replication_status *s, const char *mode,
              bool is_secondary)
 {
   json_t *const ret =
-    json_pack ("{s:s, s:s, s:b, s:I, s:s, s:s}", "mode", mode,
+    json_pack ("{s:s, s:s, s:b, s:I, s:I, s:I, s:i, s:b, s:I, s:s, s:s}",
+               "mode", mode,
                "stage", replication_stage_name (s->stage),
                "error", (int) s->error,
                "checkpoints", (json_int_t) s->checkpoints,
+               "active-clusters", (json_int_t) s->active_clusters,
+               "hidden-clusters", (json_int_t) s->hidden_clusters,
+               "failover-progress", (int) s->failover_progress,
+               "remote-connected", (int) s->remote_connected,
+               "dirty-bytes", (json_int_t) s->dirty_bytes,
                "link", s->link, "role", s->role);
 
   if (is_secondary)
-    set_secondary (ret, s);
+    json_object_set_new (ret, "consistent", json_boolean (s->consistent));
   else
-    set_primary (ret, s);
+    set_sync (ret, &s->sync);
   set_verify (ret, &s->verify);
   if (s->last_heard >= 0)
     json_object_set_new (ret, "last-heard",

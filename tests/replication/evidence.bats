@@ -227,24 +227,15 @@ start_mapped_pair ()
   assert_same_disk primary.img disk.img
 }
 
-@test "a status has what means something on its side" {
+@test "times of a status are written as people would write them" {
   start_both
-  local key
-  for key in dirty-bytes remote-connected sync; do
-    assert_equal "$(blkctl primary.ctl query-replication |
-                    jq "has(\"$key\")")" true
-    assert_equal "$(blkctl secondary.ctl query-replication |
-                    jq "has(\"$key\")")" false
-  done
-  for key in active-clusters hidden-clusters failover-progress consistent; do
-    assert_equal "$(blkctl primary.ctl query-replication |
-                    jq "has(\"$key\")")" false
-    assert_equal "$(blkctl secondary.ctl query-replication |
-                    jq "has(\"$key\")")" true
-  done
-  # Times are written as people would, not 1795981308.6659999.
+  # Not 1795981308.6659999.
   run blkctl secondary.ctl query-replication
   assert_line --regexp '"checkpoint-time": [0-9]{10}\.[0-9]{1,3},?$'
+}
+
+@test "a checkpoint of several that cannot begin says that none was made" {
+  start_both
   kill -KILL "$secondary_pid"
   wait "$secondary_pid" || true
   run blkctl primary.ctl secondary.ctl replication-checkpoint
