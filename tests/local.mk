@@ -265,14 +265,14 @@ soak_units = \
 	tests/unit/test-replication-crash \
 	tests/unit/test-replication-threads
 campaigns: all $(soak_units)
-	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} BATS_TEST_TIMEOUT=36000 \
+	SEED=$${SEED:-$$(date +%N)} ROUNDS=$${ROUNDS:-100} \
 	    DAMAGE_SEEDS=$${DAMAGE_SEEDS:-500} \
 	    $(top_builddir)/run bats $(soak_bats:%=$(srcdir)/%)
 	@for t in $(soak_units); do \
 	    SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-100} $$t || exit 1; \
 	done
 damage: all tests/unit/test-control tests/unit/test-writelog-reader
-	ROUNDS=$${ROUNDS:-20000} BATS_TEST_TIMEOUT=36000 \
+	ROUNDS=$${ROUNDS:-20000} \
 	    $(top_builddir)/run bats -f "random damage" \
 	    $(srcdir)/tests/qed/bad-input.bats
 	SEED=$${SEED:-$$(date +%s)} ROUNDS=$${ROUNDS:-20000} \

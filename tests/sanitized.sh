@@ -64,7 +64,6 @@ export ASAN_OPTIONS=$common:exitcode=0:abort_on_error=1
 export UBSAN_OPTIONS=$common:print_stacktrace=1
 export TSAN_OPTIONS=$common:exitcode=0:history_size=4
 export BESIDES_RUNTIME=$PWD/tests/unit/.libs/keep.so
-export BATS_TEST_TIMEOUT=3000
 
 # The thread sanitizer cannot work with highly randomised addresses.
 plain=()

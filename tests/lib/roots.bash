@@ -57,8 +57,7 @@ copy_tree ()
 }
 
 # inside ROOT COMMAND...: with processes and mounts of its own, which end with
-# the command.  What has no other limit than that it must not hang has more
-# time, since whoever tries so much does something else meanwhile.
+# the command.
 inside ()
 {
   # shellcheck disable=SC2016
@@ -71,7 +70,6 @@ inside ()
     mount --rbind /dev "$root/dev"
     exec chroot "$root" env -i HOME=/root LANG=C.UTF-8 CI="$CI" \
          MAKEFLAGS="$MAKEFLAGS" DEBIAN_FRONTEND=noninteractive \
-         BATS_TEST_TIMEOUT=3000 \
          PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
          "$@"' inside "$@"
 }

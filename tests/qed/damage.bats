@@ -8,8 +8,6 @@
 
 load ../lib/qed-functions
 
-BATS_TEST_TIMEOUT=${BATS_TEST_TIMEOUT:+3000}
-
 @test "check -r all saves every cluster that a damage did not touch" {
   run "$python" "$tests/damage.py" --seeds "${DAMAGE_SEEDS:-50}" \
       --first "${DAMAGE_FIRST:-0}"
