@@ -17,13 +17,12 @@
 #include "control/socket.h"
 #include "control/stream.h"
 #include "request/job.h"
+#include "utils/jsontext.h"
 
 #define MAX_CLIENTS 256         /* more wait to be accepted */
 
-/* How JSON is written to clients: of numbers the digits that were meant, not
- * all of how they are stored.
- */
-#define CONTROL_JSON (JSON_ENSURE_ASCII | JSON_REAL_PRECISION (15))
+/* How JSON is written to clients. */
+#define CONTROL_JSON (JSON_ENSURE_ASCII | JSON_DIGITS_MEANT)
 
 struct event;
 

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "utils/cleanup.h"
+#include "utils/jsontext.h"
 #include "utils/message.h"
 #include "tool/tool.h"
 
@@ -310,8 +311,7 @@ tool_dump_json (json_t *value, size_t flags)
   if (value == NULL)
     msg_error ("cannot make JSON: out of memory");
   else
-    /* Fifteen digits are those that were meant, not how they are stored. */
-    r = json_dumpf (value, stdout, flags | JSON_REAL_PRECISION (15));
+    r = json_dumpf (value, stdout, flags | JSON_DIGITS_MEANT);
   if (value && r == -1) {
     note_output_errno ();
     if (!ferror (stdout))       /* or close_stdout tells */

@@ -12,6 +12,11 @@
 
 #include <jansson.h>
 
+/* A flag for json_dumps: of a number the digits that were meant, not all of
+ * how it is stored.
+ */
+#define JSON_DIGITS_MEANT JSON_REAL_PRECISION (15)
+
 /* A JSON string of these bytes, in which those that are no part of a
  * character are replaced by U+FFFD.  NULL if out of memory.
  */

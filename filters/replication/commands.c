@@ -79,8 +79,7 @@ do_stop (struct commands *c, struct control_client *client)
 
   if (holding_refuses (&c->holding, client))
     return NULL;
-  return answer (client, side_stop (c->side, &refusal),
-                 &refusal);
+  return answer (client, side_stop (c->side, &refusal), &refusal);
 }
 
 /* ---- Our names */

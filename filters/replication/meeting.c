@@ -256,8 +256,7 @@ never (enum disk_kind kind)
 static enum meeting
 refuse (char why[MEETING_WHY], const char *text)
 {
-  snprintf (why, MEETING_WHY, "%s; replication-start sync=full copies this "
-            "disk over the remote's", text);
+  snprintf (why, MEETING_WHY, "%s; " MEETING_WAY_OUT, text);
   return MEETING_REFUSED;
 }
 

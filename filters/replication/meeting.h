@@ -96,6 +96,10 @@ enum meeting {
 
 #define MEETING_WHY 400
 
+/* The command that overwrites a remote whatever its history. */
+#define MEETING_WAY_OUT \
+  "replication-start sync=full copies this disk over the remote's"
+
 /* Meet a remote.  full: a command has asked for it to be overwritten.  why is
  * filled in for MEETING_REFUSED: what is wrong, and the way out.
  */

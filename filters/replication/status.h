@@ -67,8 +67,8 @@ struct replication_status {
   int64_t last_heard;           /* milliseconds ago, -1 for never */
   const char *role;             /* "none" before a start, "primary",
                                    "secondary" or "promoted" */
-  bool consistent;              /* the guest's disk was a primary's of one
-                                   moment (secondary) */
+  bool consistent;              /* the guest's disk is no mixture of two
+                                   moments (secondary) */
   char disk_desc[REPLICATION_DESC_LEN]; /* what is known of it besides, "" if
                                    there is nothing to say (secondary) */
   struct history history;       /* of the disk (secondary), of the primary's

@@ -1186,24 +1186,24 @@ test_left_over_buffers_are_not_touched (void **state)
   bench_close (&b);
 }
 
+static const char *const buffers[] = { ACTIVE, HIDDEN };
+
 /* All that was held is needed for a rollback, so it is no repair to drop
  * what cannot be read.
  */
 static void
 test_damaged_buffers (void **state)
 {
-  static const char *const names[] = { ACTIVE, HIDDEN };
-
   (void) state;
   for (unsigned how = 0; how < DAMAGES; ++how)
     for (unsigned i = 0; i < 2; ++i) {
       struct bench b;
 
       crash (&b);
-      damage (names[i], how);
+      damage (buffers[i], how);
       assert_untouched (&b, RECOVER_FAIL, "the buffer is damaged");
       assert_untouched (&b, RECOVER_ROLLBACK, "the buffer is damaged");
-      assert_non_null (strstr (messages.last, names[i]));
+      assert_non_null (strstr (messages.last, buffers[i]));
       assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
       assert_byte (&b.disk->node, 'p', 1, 0);
       assert_byte (&b.disk->node, 'o', SIZE - 1, 1);
@@ -1220,8 +1220,6 @@ test_damaged_buffers (void **state)
 static void
 test_damaged_buffers_of_a_failover (void **state)
 {
-  static const char *const names[] = { ACTIVE, HIDDEN };
-
   (void) state;
   for (unsigned i = 0; i < 2; ++i) {
     struct bench b;
@@ -1229,16 +1227,16 @@ test_damaged_buffers_of_a_failover (void **state)
 
     enter_stage (&b, 3);
     bench_end (&b);
-    l1 = entry_at (names[i], 40);
-    entry = entry_at (names[i], l1);
-    damage (names[i], 0);
+    l1 = entry_at (buffers[i], 40);
+    entry = entry_at (buffers[i], l1);
+    damage (buffers[i], 0);
     for (enum secondary_recover how = RECOVER_FAIL; how <= RECOVER_DISCARD;
          ++how) {
       assert_untouched (&b, how, "the buffer is damaged");
-      assert_non_null (strstr (messages.last, names[i]));
+      assert_non_null (strstr (messages.last, buffers[i]));
       assert_non_null (strstr (messages.last, "failover"));
     }
-    put_entry (names[i], l1, entry);
+    put_entry (buffers[i], l1, entry);
     assert_int_equal (bench_begin (&b, RECOVER_DISCARD), 0);
     assert_byte (&b.disk->node, 'g', 100, 50);
     bench_close (&b);
@@ -1251,7 +1249,6 @@ test_damaged_buffers_of_a_failover (void **state)
 static void
 test_damaged_buffers_that_are_obsolete (void **state)
 {
-  static const char *const names[] = { ACTIVE, HIDDEN };
   const uint8_t obsolete = 3;
 
   (void) state;
@@ -1260,7 +1257,7 @@ test_damaged_buffers_that_are_obsolete (void **state)
       struct bench b;
 
       crash (&b);
-      damage (names[i], how);
+      damage (buffers[i], how);
       patch (HIDDEN, &obsolete, 1, CLUSTER - QED_NOTE_LEN + 16);
       assert_int_equal (bench_begin (&b, RECOVER_FAIL), 0);
       assert_byte (&b.disk->node, 'p', 1, 0);

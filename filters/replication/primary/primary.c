@@ -35,6 +35,7 @@
 #include "utils/cleanup.h"
 #include "filters/replication/dirty.h"
 #include "request/drain.h"
+#include "filters/replication/meeting.h"
 #include "filters/replication/primary/forward.h"
 #include "utils/message.h"
 #include "filters/replication/primary/mirror.h"
@@ -352,8 +353,7 @@ start_again (struct primary *p, bool full_sync,
     return replication_refuse (refusal, "replication was stopped for a "
                                "failover, so the other side may have taken "
                                "over%s", p->remote ?
-                               "; replication-start sync=full copies this "
-                               "disk over the remote's, if that was not "
+                               "; " MEETING_WAY_OUT ", if that was not "
                                "promoted" : "");
   if (p->forward && forward_drain (p->forward) == -1)
     return replication_refuse (refusal, "the way to the secondary was given "

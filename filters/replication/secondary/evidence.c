@@ -69,17 +69,21 @@ int
 evidence_check (struct secondary *s, bool force, const struct history *at,
                 struct replication_refusal *refusal)
 {
-  const unsigned flags = checkpoint_evidence_at (s, at);
+  if (force || !(checkpoint_evidence_at (s, at) & NOTE_INCONSISTENT))
+    return 0;
+  return replication_refuse (refusal, "The disk is not consistent: " MIXTURE
+                             "; replication-stop failover=true force=true "
+                             "fails over all the same");
+}
+
+void
+evidence_tell (struct secondary *s)
+{
   struct note_text text;
   const char *why;
 
   note_get (&s->note, &text);
-  if ((flags & NOTE_INCONSISTENT) && !force)
-    return replication_refuse (refusal, "The disk is not consistent: " MIXTURE
-                               "; replication-stop failover=true force=true "
-                               "fails over all the same");
-  why = reservation (flags, &text);
+  why = reservation (s->failover_flags, &text);
   if (why[0])
     msg_warning ("failing over to this disk: %s", why);
-  return 0;
 }

@@ -16,11 +16,14 @@
 extern void evidence_query (const struct note_text *text,
                             struct replication_status *status);
 
-/* May this checkpoint ("": where the disk stands) be failed over to?  Says so
- * where nobody knows whose data that is.  Under command_lock.
+/* May this checkpoint ("": where the disk stands) be failed over to?  Under
+ * command_lock.
  */
 extern int evidence_check (struct secondary *s, bool force,
                            const struct history *at,
                            struct replication_refusal *refusal);
+
+/* Say so where nobody knows whose data it is; after checkpoint_stand_at. */
+extern void evidence_tell (struct secondary *s);
 
 #endif /* BLOCKDRIVERS_REPLICATION_EVIDENCE_H */

@@ -51,7 +51,7 @@ enum buffers_state {
  */
 #define NOTE_PROVED 8u
 
-/* What decides whether it is consistent. */
+/* What is known of whose data the disk has. */
 #define NOTE_EVIDENCE (NOTE_INCONSISTENT | NOTE_PROVED)
 
 struct note_text {

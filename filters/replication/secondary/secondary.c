@@ -351,6 +351,7 @@ secondary_fail_over (struct secondary *s, bool force,
   /* Whoever wanted a checkpoint is late. */
   if (checkpoint_stand_at (s, at, refusal) == -1)
     return -1;
+  evidence_tell (s);
   return fail_over (s, refusal);
 }
 
