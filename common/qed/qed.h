@@ -52,6 +52,12 @@ struct qed_options {
 extern struct node *qed_open (const char *name,
                               const struct qed_options *options);
 
+/* As node_extents, for a node of qed_open; but what an image of the chain has
+ * is data, wherever its file has holes, since the file is not asked.
+ */
+extern int qed_mapping (struct node *n, uint64_t count, uint64_t offset,
+                        struct extent *ret);
+
 /* Trace to msg_debug: requests; updates of metadata.  nbdkit finds them
  * by name and sets them for -D qed.io=1 and -D qed.meta=1.
  */

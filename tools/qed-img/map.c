@@ -58,7 +58,7 @@ range_at (struct node *n, uint64_t offset, uint64_t count, struct range *r)
   struct extent e;
   bool is_qed;
 
-  if (node_extents (n, count, offset, &e) == -1)
+  if (qed_mapping (n, count, offset, &e) == -1)
     return -1;
   is_qed = strcmp (e.where->ops->type, "qed") == 0;
   *r = (struct range) {
@@ -86,19 +86,10 @@ continues (const struct range *r, const struct range *next)
 static void
 print_human (const struct range *r)
 {
-  char length[24], offset[24];
-
-  if (!r->data)
-    return;
-  snprintf (length, sizeof length, r->length ? "0x%" PRIx64 : "%" PRIu64,
-            r->length);
-  snprintf (offset, sizeof offset, r->offset ? "0x%" PRIx64 : "%" PRIu64,
-            r->offset);
-  if (r->start)
-    printf ("0x%-14" PRIx64, r->start);
-  else
-    printf ("%-16d", 0);
-  printf ("%-16s%-16s%s\n", length, offset, r->where->name);
+  /* With # a zero is "0", and anything else begins with 0x. */
+  if (r->data)
+    printf ("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", r->start,
+            r->length, r->offset, r->where->name);
 }
 
 /* qemu-img's form to the byte, which some read line by line. */

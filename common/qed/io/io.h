@@ -11,6 +11,24 @@
 #define BLOCKDRIVERS_QED_IO_H
 
 #include "node/node.h"
+#include "qed/image/image.h"
+
+/* Bracket a request.  A read-only image is never drained, so its requests need
+ * not be counted, which many threads would have to take turns for.
+ */
+static inline void
+qed_request_begin (struct qed *s)
+{
+  if (!s->node.read_only)
+    request_begin (&s->requests);
+}
+
+static inline void
+qed_request_end (struct qed *s)
+{
+  if (!s->node.read_only)
+    request_end (&s->requests);
+}
 
 extern int qed_pread (struct node *n, void *buf, size_t count,
                       uint64_t offset);

@@ -55,7 +55,7 @@ qed_pread (struct node *n, void *buf, size_t count, uint64_t offset)
   int r = 0;
 
   TRACE_IO ("qed: read count=%zu offset=%" PRIu64, count, offset);
-  request_begin (&s->requests);
+  qed_request_begin (s);
   /* Who cannot copy (no space) can still read. */
   if (s->options.copy_on_read && s->backing)
     allocate_copy_up (s, count, offset);
@@ -70,7 +70,7 @@ qed_pread (struct node *n, void *buf, size_t count, uint64_t offset)
     count -= done;
     offset += done;
   }
-  request_end (&s->requests);
+  qed_request_end (s);
   return r;
 }
 
@@ -94,7 +94,7 @@ qed_cache (struct node *n, uint64_t count, uint64_t offset)
   int r = 0;
 
   TRACE_IO ("qed: cache count=%" PRIu64 " offset=%" PRIu64, count, offset);
-  request_begin (&s->requests);
+  qed_request_begin (s);
   if (s->options.copy_on_read && s->backing)
     r = allocate_copy_up (s, count, offset);
   while (r == 0 && count > 0) {
@@ -106,6 +106,6 @@ qed_cache (struct node *n, uint64_t count, uint64_t offset)
       offset += m.length;
     }
   }
-  request_end (&s->requests);
+  qed_request_end (s);
   return r;
 }
