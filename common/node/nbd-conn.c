@@ -503,18 +503,13 @@ int
 conns_open (struct conns *cs, const struct node *node,
             const struct node_open_options *options, char cause[CAUSE_LEN])
 {
-  pthread_condattr_t attr;
-
   *cs = (struct conns) {
     .node = node, .from_file = options->from_file,
     .timeout = options->timeout, .cancel = options->cancel,
     .lost_callback = options->lost, .lost_opaque = options->opaque,
   };
   pthread_mutex_init (&cs->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&cs->changed, &attr);
-  pthread_condattr_destroy (&attr);
+  clock_cond_init (&cs->changed);
   cs->uri = node_absolute_uri (node->name);
   if (cs->uri == NULL) {
     snprintf (cause, CAUSE_LEN, "%s", strerror (errno));

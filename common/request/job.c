@@ -47,7 +47,6 @@ struct job *
 job_start (const char *name, job_function run, void *opaque)
 {
   struct job *job = calloc (1, sizeof *job);
-  pthread_condattr_t attr;
   int err;
 
   if (job == NULL) {
@@ -57,10 +56,7 @@ job_start (const char *name, job_function run, void *opaque)
   job->run = run;
   job->opaque = opaque;
   pthread_mutex_init (&job->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&job->changed, &attr);
-  pthread_condattr_destroy (&attr);
+  clock_cond_init (&job->changed);
 
   err = pthread_create (&job->thread, NULL, job_thread, job);
   if (err) {

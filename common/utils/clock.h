@@ -24,8 +24,20 @@ clock_ms (void)
   return ts.tv_sec * INT64_C (1000) + ts.tv_nsec / 1000000;
 }
 
-/* Wait for a condition, which goes by this clock too (pthread_condattr_
- * setclock), until that time at the latest; INT64_MAX: as long as it takes.
+/* A condition that goes by this clock, too. */
+static inline void
+clock_cond_init (pthread_cond_t *cond)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (cond, &attr);
+  pthread_condattr_destroy (&attr);
+}
+
+/* Wait for such a condition until that time at the latest; INT64_MAX: as long
+ * as it takes.
  */
 static inline void
 clock_wait (pthread_cond_t *cond, pthread_mutex_t *lock, int64_t when)

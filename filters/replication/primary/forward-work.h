@@ -78,7 +78,6 @@ struct forward {
   unsigned limit;               /* milliseconds */
   struct replication_error *error;
   struct worker workers[NR_WORKERS];
-  pthread_condattr_t monotonic;
 
   pthread_mutex_t lock;         /* protects the rest; taken before that of
                                    error */

@@ -79,7 +79,7 @@ new_request (struct forward *f, const struct request *what)
     return NULL;
   *r = *what;
   if (r->awaited)
-    pthread_cond_init (&r->changed, &f->monotonic);
+    clock_cond_init (&r->changed);
   return r;
 }
 
@@ -384,12 +384,10 @@ forward_open (struct node *node, unsigned limit,
   f->limit = limit;
   f->error = error;
   pthread_mutex_init (&f->lock, NULL);
-  pthread_condattr_init (&f->monotonic);
-  pthread_condattr_setclock (&f->monotonic, CLOCK_MONOTONIC);
   pthread_cond_init (&f->work, NULL);
-  pthread_cond_init (&f->room, &f->monotonic);
-  pthread_cond_init (&f->done, &f->monotonic);
-  pthread_cond_init (&f->ended, &f->monotonic);
+  clock_cond_init (&f->room);
+  clock_cond_init (&f->done);
+  clock_cond_init (&f->ended);
   if (start_workers (f) == -1) {
     const int err = errno;
 
@@ -439,7 +437,6 @@ forward_close (struct forward *f)
   pthread_cond_destroy (&f->done);
   pthread_cond_destroy (&f->room);
   pthread_cond_destroy (&f->work);
-  pthread_condattr_destroy (&f->monotonic);
   pthread_mutex_destroy (&f->lock);
   free (f);
   return true;

@@ -130,7 +130,6 @@ struct mirror *
 mirror_open (const struct mirror_options *options)
 {
   struct mirror *m = calloc (1, sizeof *m);
-  pthread_condattr_t attr;
 
   if (m == NULL || (m->uri = strdup (options->uri)) == NULL) {
     msg_error ("%s: %m", options->uri);
@@ -156,12 +155,9 @@ mirror_open (const struct mirror_options *options)
   m->flush_at = INT64_MAX;
   m->connect_delay = m->send_delay = FIRST_DELAY;
   pthread_mutex_init (&m->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&m->changed, &attr);
-  pthread_cond_init (&m->work, &attr);
-  pthread_cond_init (&m->link_work, &attr);
-  pthread_condattr_destroy (&attr);
+  clock_cond_init (&m->changed);
+  clock_cond_init (&m->work);
+  clock_cond_init (&m->link_work);
 
   if (start_threads (m) == -1) {
     const int err = errno;
