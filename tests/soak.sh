@@ -3,9 +3,10 @@
 # Copyright the nbdkit-blockdrivers authors
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Chaos of each subject, fuzz targets on damaged corpora, failing calls, and
-# odd surroundings of servers (tests/surroundings.sh), side by side with new
-# seeds for SOAK_MINUTES (60): a line a minute, and a table at the end.
+# Chaos of each subject, fuzz targets on damaged corpora, failing calls, odd
+# surroundings of servers (tests/surroundings.sh), and servers whose memory
+# must not grow (tests/memory.py), side by side with new seeds for
+# SOAK_MINUTES (60): a line a minute, and a table at the end.
 # "make soak", from the folder of the build.
 
 set -u
@@ -24,6 +25,9 @@ done
 
 # Until the end, or the first failure.
 (while [ "$(left)" -gt 0 ]; do
+   tests/chaos/pair --states=200 --seed="$RANDOM" >>"$work/pair" 2>&1 || exit 1
+ done) &
+(while [ "$(left)" -gt 0 ]; do
    for t in control log names notes qed; do
      FUZZ_SEED=$RANDOM$RANDOM ROUNDS=200 "tests/fuzz/fuzz-$t" \
        >>"$work/fuzz" 2>&1 || exit 1
@@ -40,21 +44,31 @@ done
    ./run bash "$here/surroundings.sh" >>"$work/surroundings" 2>&1 || exit 1
  done) &
 
+PYTHONPATH=$here/lib PYTHONDONTWRITEBYTECODE=1 \
+  ./run /usr/bin/python3 "$here/memory.py" "$minutes" >"$work/memory" 2>&1 &
+
 summary ()
 {
   for subject in qed log secondary; do
     printf '%-16s %s\n' "chaos $subject" \
            "$(grep ' runs, ' "$work/chaos-$subject" | tail -n 1)"
   done
+  printf '%-16s %s states\n' "chaos pair" \
+    "$(grep -o '[0-9]* states' "$work/pair" |
+         awk '{ n += $1 } END { print n + 0 }')"
   printf '%-16s %s rounds\n' fuzz "$(grep -c '^# rounds' "$work/fuzz")"
   printf '%-16s %s calls\n' faults \
     "$(awk '/calls failed, in/ { n += $2 } END { print n + 0 }' \
          "$work/faults")"
   printf '%-16s %s servers\n' surroundings \
     "$(grep -c '^ok' "$work/surroundings")"
+  # Its lines come at the end.
+  grep -E '^(flat|GROWS) ' "$work/memory" | sed 's/^/memory           /'
 }
 
-touch "$work/fuzz" "$work/faults" "$work/surroundings"
+for part in pair fuzz faults surroundings memory; do
+  touch "$work/$part"
+done
 while [ "$(left)" -gt 0 ] && [ -n "$(jobs -rp)" ]; do
   sleep 60
   echo "$((minutes - $(left) / 60)) min: $(summary | tr -s ' \n' ' ')"
@@ -66,6 +80,6 @@ for job in $(jobs -p); do
 done
 summary
 if [ "$failed" -ne 0 ]; then
-  grep -hE 'failed|not ok|again:|Sanitizer|^[a-z-]+: ' "$work"/* | head -n 50
+  grep -hE 'failed|not ok|again:|Sanitizer|Error|^[a-z-]+: ' "$work"/* | head -n 50
 fi
 exit "$failed"
