@@ -131,6 +131,11 @@ tests_unit_lossy_la_SOURCES = tests/unit/lossy.c
 # Without sanitizers, because it is preloaded into any program.
 tests_unit_lossy_la_CFLAGS = -std=gnu11 -pthread $(WARNING_CFLAGS)
 tests_unit_lossy_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
+# Preloaded by bench/status.sh.
+check_LTLIBRARIES += tests/bench/nohole.la
+tests_bench_nohole_la_SOURCES = tests/bench/nohole.c
+tests_bench_nohole_la_CFLAGS = -std=gnu11 $(WARNING_CFLAGS)
+tests_bench_nohole_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 # Preloaded with a sanitizer's runtime by tests/sanitized.sh.
 if SANITIZERS
 check_LTLIBRARIES += tests/unit/keep.la
@@ -169,6 +174,7 @@ EXTRA_DIST += \
 	tests/bench/functions.bash \
 	tests/bench/growth.py \
 	tests/bench/replication.py \
+	tests/bench/status.py \
 	tests/demo.sh \
 	tests/house/arrows.py \
 	tests/house/sanitizers.sh \
@@ -221,6 +227,7 @@ EXTRA_DIST += \
 	tests/replication/orders.py \
 	tests/replication/qemu.py \
 	tests/replication/table.py \
+	tests/memory.py \
 	tests/soak.sh \
 	tests/surroundings.sh \
 	tests/tap.sh \
@@ -327,8 +334,9 @@ benches = \
 	tests/bench/qed-img.sh \
 	tests/bench/qed.sh \
 	tests/bench/replication.sh \
+	tests/bench/status.sh \
 	tests/bench/tables.sh
-bench: all
+bench: all tests/bench/nohole.la
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
 	done
