@@ -32,7 +32,7 @@ served ()
 {
   local name=$1 value=$((RANDOM % 250 + 1))
   shift
-  if timeout 60 nbdkit -U - "$@" --run "qemu-io -f raw \
+  if timeout 120 nbdkit -U - "$@" --run "qemu-io -f raw \
        -c 'write -P $value 3k 70k' -c 'write -z 20k 9k' -c flush \
        -c 'read -P $value 3k 17k' -c 'read -P 0 20k 9k' \
        -c 'read -P $value 29k 44k' \$uri" >out 2>&1 &&
@@ -123,7 +123,7 @@ if [ "$(id -u)" -eq 0 ]; then
   if mount -t tmpfs -o size=512k none small 2>/dev/null; then
     mounted=yes
     qed-img create -q small/disk.qed 4M
-    timeout 60 nbdkit -U - qed small/disk.qed --run \
+    timeout 120 nbdkit -U - qed small/disk.qed --run \
       "qemu-io -f raw -c 'write -P 5 0 128k' -c flush -c 'write -P 6 1M 3M' \
          \$uri" >out 2>&1
     cp out told

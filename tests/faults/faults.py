@@ -16,7 +16,7 @@ may crash or hang.  A command that fails says so, with the name of a file if a
 file is concerned, and leaves the old content or the new one in a good image;
 one that succeeds has done its work, whatever failed below.
 
-FAULTS_STEP=N tries only every N-th call, from another one each time FAULTS_AT
+FAULTS_TIMEOUT=N (30) seconds are a hang.  FAULTS_STEP=N tries only every N-th call, from another one each time FAULTS_AT
 is.  With --valgrind no call fails, but memcheck looks at each tool's command
 for wrong accesses and leaks.
 
@@ -44,7 +44,7 @@ ERRORS = {
     "accept4": (errno.EMFILE, errno.EINTR),
 }
 LATE = ("pwrite", "pwritev", "fallocate", "ftruncate", "fdatasync", "fsync")
-TIMEOUT = 30
+TIMEOUT = int(os.environ.get("FAULTS_TIMEOUT", "30"))   # seconds
 TIMED_OUT = 124                 # says timeout(1), in the script of a server
 
 # What messages may name besides the files of a story.
