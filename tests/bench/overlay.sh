@@ -13,14 +13,17 @@
 #            backing image is a raw file of 1 GiB, which has data all over
 #            ("full"), in one MiB of 16 ("sparse"), or in every second 4 KiB
 #            ("fragments", 131072 extents); in memory, and on a disk, where
-#            each write is flushed before the table entry that refers to it.
+#            each write is flushed before the table entry that refers to it,
+#            with as many threads as nbdkit has by itself (16), because they
+#            wait for the disk, and share flushes.
 #            "copy" is a loop in two threads that reads and writes clusters,
 #            with nothing in between: what the file system can do.
 # sequential: 1 MiB, whole clusters
 # copy-on-read: each cluster is read once, and then once more; "plain" is the
 #            second pass without copy-on-read
 # chain:     4 KiB are read at random from 8 overlays, each of which has one
-#            cluster in 9, over a raw file; and qed-img map of it beside
+#            cluster in 9, over a raw file, beside "nbdkit file" on that
+#            file, which is what nbdkit can do; and qed-img map of it beside
 #            qemu-img map
 #
 # BENCH_ROUNDS   measurements of each cell (5)
@@ -30,21 +33,24 @@
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
 threads=${BENCH_THREADS:-$((2 * $(nproc)))}
+options=()
 ours=qed
 need nbdkit qemu-storage-daemon qemu-img qemu-io qed-img fio jq python3
 make_folder overlay-bench
 disk=$(mktemp -d "${BENCH_DISK:-/var/tmp}/overlay-bench.XXXXXX")
 trap 'cleanup; rm -rf "$disk"' EXIT
 
-# serve SERVER IMAGE [COPY-ON-READ]
+# serve SERVER IMAGE [COPY-ON-READ], nbdkit with $options
 serve ()
 {
   local node=top
   local -a filter=()
-  if [ "$1" = qed ]; then
-    start_nbdkit qed -t "$threads" qed "$2" "copy-on-read=${3:-off}"
-    return
-  fi
+  case $1 in
+    file) start_nbdkit file "${options[@]}" file "$2"; return ;;
+    qed)
+      start_nbdkit qed "${options[@]}" qed "$2" "copy-on-read=${3:-off}"
+      return ;;
+  esac
   if [ "${3:-off}" = on ]; then
     node=image
     filter=(--blockdev "driver=copy-on-read,node-name=top,file=image")
@@ -182,8 +188,12 @@ take ()
 chain ()
 {
   local server
-  for server in qed qemu; do
-    serve "$server" "$dir/chain8"
+  for server in file qed qemu; do
+    if [ "$server" = file ]; then
+      serve file "$dir/full.raw"
+    else
+      serve "$server" "$dir/chain8"
+    fi
     results[chain,$server]+=" $(
       measure read.iops --rw=randread --bs=4k --size=1G --time_based \
               --runtime="$seconds")"
@@ -212,9 +222,12 @@ make_chain
 
 for ((round = 1; round <= rounds; round++)); do
   for base in full sparse fragments; do
+    options=(-t "$threads")
     allocate "memory-$base" "$dir/$base.raw" 16384 8192
+    options=()
     allocate "disk-$base" "$disk/$base.raw" 4096 256
   done
+  options=(-t "$threads")
   sequential
   copy_on_read
   chain
@@ -238,7 +251,8 @@ line ()
 }
 
 echo
-echo "medians of $rounds rounds, raw backing file of 1 GiB, $threads threads"
+echo "medians of $rounds rounds, raw backing file of 1 GiB, $threads threads," \
+     "16 on disk"
 echo
 printf '%-42s %9s %9s %9s  %-5s %8s %9s   %s\n' "" limit qed qemu "" \
        qed/limit qed:qemu target
@@ -249,7 +263,7 @@ done
 line sequential "1 MiB sequential allocating, in memory" MiB/s "3 qemu"
 line cor-first "4 KiB copy-on-read, first pass" IOPS "3 qemu"
 line cor-second "4 KiB copy-on-read, second pass" IOPS "3 qemu, 1 plain" plain
-line chain "4 KiB random read of 8 overlays" IOPS "5 qemu"
+line chain "4 KiB random read of 8 overlays" IOPS "5 qemu, 1 file" file
 line map "map of 8 overlays" ms "5 qemu"
 echo
 echo "peak resident memory of the qed server: $memory MiB" \

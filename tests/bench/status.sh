@@ -11,7 +11,8 @@
 # all over ("full"), in one MiB of 16 ("sparse"), or in every second 4 KiB
 # ("fragments", 131072 extents), in memory and on a disk (which lies in the page
 # cache, so that reading costs least): twice in turn, as it is, and with
-# lseek(2) that knows no SEEK_DATA (tests/bench/nohole.c), so that all is read.
+# lseek(2) that knows no SEEK_DATA (tests/bench/nohole.c), so that all is read;
+# what only tells the status is compared with a client or program that reads.
 # Printed is the one time in parts of the other, medians: what is above 1 would
 # better have read.
 #
@@ -20,7 +21,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-need nbdkit nbdcopy nbdinfo fio qemu-img qed-img
+need nbdkit nbdcopy nbdinfo fio qed-img
 
 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$(dirname "$0")/../lib" \
   exec /usr/bin/python3 "$(dirname "$0")/status.py" \
