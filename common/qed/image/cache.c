@@ -8,9 +8,9 @@
  * L2 tables are cached in slices of 512 entries.  The cache is a fixed
  * array of sets with a few ways each; slice number modulo number of
  * sets gives the set, so that a working set without gaps never
- * conflicts.  The memory of a slice is allocated when it is first used
- * and then kept until the image is closed: a reader may look at it at
- * any moment, whatever it holds by then.
+ * conflicts.  The memory of all slices is there until the image is closed,
+ * since a reader may look at one at any moment, whatever it holds by then;
+ * the system gives it when it is first used.
  *
  * A lookup takes no lock.  It finds the way by its key, reads one
  * entry, and then makes sure by the sequence number that the slice was
@@ -36,6 +36,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "qed/image/cache.h"
 #include "utils/cleanup.h"
@@ -47,6 +48,7 @@
 /* A set-associative cache. */
 struct slice_cache {
   struct slice *slices;         /* nr_sets * nr_ways */
+  _Atomic uint64_t *entries;    /* SLICE_ENTRIES of each, mapped */
   uint64_t nr_sets;             /* power of two */
   unsigned nr_ways;
 
@@ -56,20 +58,43 @@ struct slice_cache {
   unsigned hand;                /* of the clock, under lock */
 };
 
+static uint64_t
+nr_slices (const struct slice_cache *cache)
+{
+  return cache->nr_sets * cache->nr_ways;
+}
+
+static int
+map_entries (struct slice_cache *cache)
+{
+  void *entries = mmap (NULL, nr_slices (cache) * SLICE_LEN,
+                        PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+  if (entries == MAP_FAILED)
+    return -1;
+  cache->entries = entries;
+  for (uint64_t i = 0; i < nr_slices (cache); ++i)
+    cache->slices[i].entries = &cache->entries[i * SLICE_ENTRIES];
+  return 0;
+}
+
 int
 cache_init (struct qed *s, uint64_t max_bytes)
 {
-  const uint64_t nr_slices = MAX (max_bytes / SLICE_LEN, UINT64_C (1));
+  const uint64_t number = MAX (max_bytes / SLICE_LEN, UINT64_C (1));
   struct slice_cache *cache = calloc (1, sizeof *cache);
 
   if (cache) {
-    cache->nr_ways = MIN (nr_slices, (uint64_t) MAX_WAYS);
-    cache->nr_sets = UINT64_C (1) << log_2 (nr_slices / cache->nr_ways);
-    cache->slices = calloc (cache->nr_sets * cache->nr_ways,
-                            sizeof *cache->slices);
+    cache->nr_ways = MIN (number, (uint64_t) MAX_WAYS);
+    cache->nr_sets = UINT64_C (1) << log_2 (number / cache->nr_ways);
+    cache->slices = calloc (nr_slices (cache), sizeof *cache->slices);
   }
-  if (cache == NULL || cache->slices == NULL) {
-    msg_error ("Could not open '%s': %m", s->node.name);
+  if (cache == NULL || cache->slices == NULL || map_entries (cache) == -1) {
+    msg_error ("Could not open '%s': memory for L2 tables: %m",
+               s->node.name);
+    if (cache)
+      free (cache->slices);
     free (cache);
     return -1;
   }
@@ -86,8 +111,7 @@ cache_free (struct qed *s)
 
   if (cache == NULL)
     return;
-  for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i)
-    free (atomic_load (&cache->slices[i].entries));
+  munmap (cache->entries, nr_slices (cache) * SLICE_LEN);
   free (cache->slices);
   pthread_mutex_destroy (&cache->lock);
   pthread_cond_destroy (&cache->changed);
@@ -102,7 +126,7 @@ cache_forget (struct qed *s)
   if (cache == NULL)
     return;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&cache->lock);
-  for (uint64_t i = 0; i < cache->nr_sets * cache->nr_ways; ++i) {
+  for (uint64_t i = 0; i < nr_slices (cache); ++i) {
     struct slice *slice = &cache->slices[i];
 
     assert (slice->pins == 0);
@@ -126,13 +150,12 @@ peek (struct slice *slice, uint64_t key, unsigned index, uint64_t *entry)
 {
   const uint64_t sequence =
     atomic_load_explicit (&slice->sequence, memory_order_acquire);
-  _Atomic uint64_t *entries;
 
   if ((sequence & 1) ||
       atomic_load_explicit (&slice->key, memory_order_acquire) != key)
     return false;
-  entries = atomic_load_explicit (&slice->entries, memory_order_acquire);
-  *entry = atomic_load_explicit (&entries[index], memory_order_acquire);
+  *entry = atomic_load_explicit (&slice->entries[index],
+                                 memory_order_acquire);
   if (atomic_load_explicit (&slice->sequence, memory_order_relaxed)
       != sequence)
     return false;
@@ -158,7 +181,7 @@ cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
   slice = cache_pin (s, cluster, table_offset);
   if (slice == NULL)
     return -1;
-  *entry = atomic_load_explicit (&atomic_load (&slice->entries)[index],
+  *entry = atomic_load_explicit (&slice->entries[index],
                                  memory_order_acquire);
   cache_unpin (s, slice);
   return 0;
@@ -219,20 +242,11 @@ load (struct qed *s, struct slice *slice, uint64_t number,
   const uint64_t offset =
     table_offset + (number & (slices_per_table - 1)) * SLICE_LEN;
   uint8_t buf[SLICE_LEN];
-  _Atomic uint64_t *entries = atomic_load (&slice->entries);
 
-  if (entries == NULL) {
-    entries = malloc (SLICE_ENTRIES * sizeof *entries);
-    if (entries == NULL) {
-      msg_error ("%s: memory for an L2 slice: %m", s->node.name);
-      return -1;
-    }
-    atomic_store (&slice->entries, entries);
-  }
   if (node_pread (s->file, buf, sizeof buf, offset) == -1)
     return -1;
   for (unsigned i = 0; i < SLICE_ENTRIES; ++i)
-    atomic_store_explicit (&entries[i], qed_entry_get (buf, i),
+    atomic_store_explicit (&slice->entries[i], qed_entry_get (buf, i),
                            memory_order_release);
   return 0;
 }

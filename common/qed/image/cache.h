@@ -26,7 +26,7 @@ struct slice {
    */
   _Atomic uint64_t sequence;
   _Atomic uint64_t key;         /* slice number + 1, or 0 */
-  _Atomic (_Atomic uint64_t *) entries; /* SLICE_ENTRIES, or NULL */
+  _Atomic uint64_t *entries;    /* SLICE_ENTRIES; constant */
   atomic_bool used;             /* since the clock hand last passed */
 
   /* Under cache->lock. */

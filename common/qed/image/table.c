@@ -125,7 +125,7 @@ static int
 write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
              const struct l2_update *updates)
 {
-  _Atomic uint64_t *entries = atomic_load (&slice->entries);
+  _Atomic uint64_t *entries = slice->entries;
   const struct l2_update *u;
   uint8_t buf[SLICE_LEN];
   unsigned i;
