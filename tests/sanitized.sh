@@ -65,6 +65,15 @@ export UBSAN_OPTIONS=$common:print_stacktrace=1
 export TSAN_OPTIONS=$common:exitcode=0:history_size=4
 export BESIDES_RUNTIME=$PWD/tests/unit/.libs/keep.so
 
+# Leaks cannot be looked for in a process that is traced.
+mkdir -p "$build/bin"
+cat >"$build/bin/strace" <<END
+#!/bin/sh
+ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 exec $(type -P strace) "\$@"
+END
+chmod +x "$build/bin/strace"
+export PATH=$build/bin:$PATH
+
 # The thread sanitizer cannot work with highly randomised addresses.
 plain=()
 if setarch -R true 2>/dev/null; then
@@ -72,12 +81,13 @@ if setarch -R true 2>/dev/null; then
 fi
 
 for file in "${files[@]}"; do
+  SECONDS=0
   "${plain[@]}" ./run bats --formatter tap "$build/source/tests/$file" \
     >"$build/out" 2>&1 </dev/null
   good=$(grep -c '^ok' "$build/out")
   bad=$(grep -c '^not ok' "$build/out")
   passed=$((passed + good)) failed=$((failed + bad))
-  echo "$file: $good passed, $bad failed," \
+  echo "$file: $good passed, $bad failed, $SECONDS seconds," \
        "$(find "$reports" -type f | wc -l) reports in all"
   if [ "$bad" -gt 0 ] || [ "$good" -eq 0 ]; then
     cat "$build/out"
