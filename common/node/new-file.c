@@ -103,11 +103,10 @@ create_file (struct file_node *f, enum node_lock lock)
       unlink (place);
     return -1;
   }
-  if (nameless && give_name (f->fd, place) == -1)
-    goto error;
-  f->created = place;
+  f->created = place;           /* if it is this file's, also after an error */
   place = NULL;
-  return 0;
+  if (!nameless || give_name (f->fd, f->created) == 0)
+    return 0;
 
  error:
   msg_error ("Could not create '%s': %m", f->node.name);
