@@ -33,7 +33,13 @@ import subprocess
 import sys
 import tempfile
 
-MEMORY = ("malloc", "calloc", "realloc", "strdup", "mmap", "pthread_create")
+# What the shim can make fail, and is called: mmap is by nobody.
+KINDS = ("pread pwrite pwritev fsync fdatasync fallocate ftruncate fcntl "
+         "openat stat lseek malloc calloc realloc strdup asprintf "
+         "pthread_create socket connect send recv bind listen accept4 "
+         "rename link unlink").split()
+MEMORY = ("malloc", "calloc", "realloc", "strdup", "asprintf", "mmap",
+          "pthread_create")
 ERRORS = {
     "pread": (errno.EIO, errno.EINTR, 0),
     "pwrite": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR, 0),
@@ -43,8 +49,11 @@ ERRORS = {
     "send": (errno.EPIPE, errno.EINTR, 0),
     "recv": (errno.ECONNRESET, errno.EINTR, 0),
     "accept4": (errno.EMFILE, errno.EINTR),
+    "rename": (errno.EIO, errno.ENOSPC),
+    "link": (errno.EIO, errno.ENOSPC),
 }
-LATE = ("pwrite", "pwritev", "fallocate", "ftruncate", "fdatasync", "fsync")
+LATE = ("pwrite", "pwritev", "fallocate", "ftruncate", "fdatasync", "fsync",
+        "rename", "link", "unlink")
 TIMEOUT = int(os.environ.get("FAULTS_TIMEOUT", "30"))   # seconds
 TIMED_OUT = 124                 # says timeout(1), in the script of a server
 
@@ -92,7 +101,8 @@ class Story:
     """One command: before it, files are made; after it, files are judged."""
 
     def __init__(self, name, argv, files, judged=(), program=None,
-                 is_server=False, after=None, names=(), varies=False):
+                 is_server=False, after=None, names=(), varies=False,
+                 failed_over=(1, 1, 3, 3)):
         self.name = name
         self.argv = argv
         self.files = files
@@ -100,7 +110,8 @@ class Story:
         self.program = program or argv[0]
         self.is_server = is_server
         self.after = after      # a command that succeeds then, whatever failed
-        self.is_pair = "--filter=replication" in argv
+        self.failed_over = failed_over  # the disk then, if it was accepted
+        self.is_pair = after is not None or "--filter=replication" in argv
         self.varies = varies or is_server # how often it makes a call
         self.names = names      # what messages may name besides files
 
@@ -150,6 +161,7 @@ class Campaign:
         self.story = story
         self.shim = shim
         self.sites = self.runs = 0
+        self.counts = {}
         self.complaints = []
 
     def complain(self, what, why):
@@ -170,6 +182,9 @@ class Campaign:
         for _ in range(2 if story.varies else 0):
             again = count_calls(story.play(self.shim, kind="")[1])
             counts = {k: min(n, again.get(k, 0)) for k, n in counts.items()}
+        for kind in [k for k, n in counts.items() if n == 0]:
+            self.complain(kind, "it is called in some runs only")
+        self.counts = counts
         return counts
 
     def judge_failure(self, what, kind, result):
@@ -185,9 +200,10 @@ class Campaign:
                                        self.story.contents(), self.old,
                                        self.new):
             # Of a server's requests each one may have been done or not.
-            mixture = self.story.is_server or old == "missing"
+            mixture = self.story.is_server or \
+                old == "missing" and now != "empty"
             if now not in (old, new) and (now is None or not mixture):
-                self.complain(what, f"{name} is neither old nor new")
+                self.complain(what, f"{name} is neither old nor new: {now}")
 
     def judge(self, what, kind, result):
         """After a run with a fault."""
@@ -218,8 +234,8 @@ class Campaign:
             self.complain(what, f"no way to go on: {text[-300:]}")
         else:
             values = disk_values("second.raw")
-            good = values == FAILED_OVER if os.path.exists("accepted") \
-                else values in WAYPOINTS
+            good = values == self.story.failed_over \
+                if os.path.exists("accepted") else values in WAYPOINTS
             if not good:
                 self.complain(what, f"the disk has {values}")
 
@@ -283,9 +299,11 @@ def make_stock():
     shutil.copy("zero.raw", "remote.raw")
     shutil.copy("zero.raw", "second.raw")
     for name, story in (("secondary", SECONDARY_STORY),
-                        ("primary", PRIMARY_STORY)):
+                        ("primary", PRIMARY_STORY), ("doubt", DOUBT_STORY)):
         with open(f"{name}.sh", "w", encoding="ascii") as file:
             file.write(story)
+    with open("doubt.py", "w", encoding="ascii") as file:
+        file.write(DOUBT)
     os.chdir("..")
 
 
@@ -309,10 +327,9 @@ def disk_values(name):
 SECONDARY = ["nbdkit", "-U", "-", "--filter=replication", "file", "second.raw",
              "replication-mode=secondary", "replication-active=active.qed",
              "replication-hidden=hidden.qed", "replication-top-id=guest"]
-FAILED_OVER = (1, 1, 3, 3)
 # Without a failover a clean end is a stop, after which the disk is the
 # primary's.  A failover was accepted if the file of this name exists.
-WAYPOINTS = ((0, 0, 0, 0), (1, 1, 1, 0), (1, 2, 1, 0), FAILED_OVER)
+WAYPOINTS = ((0, 0, 0, 0), (1, 1, 1, 0), (1, 2, 1, 0), (1, 1, 3, 3))
 # A client has a time limit of its own: where the server ends at once, nbdkit,
 # which waits for the end of --run, listens on and takes nobody.
 SECONDARY_STORY = """
@@ -337,6 +354,76 @@ done
 put 'read -P 3 2k 2k' "$guest"
 """
 
+# A checkpoint of several disks, of which nobody knows whether it was made on
+# all, and the one before is kept: then the primary writes on and the server is
+# killed, or a failover goes back.  Where the calls are counted the server is
+# ended, so that it reports them.
+DOUBT_STORY = """
+set -e
+put ()
+{
+  timeout 5 qemu-io -f raw -c "$1" 'nbd+unix:///?socket=sock' >io 2>&1 ||
+    return 1
+  ! grep -q failed io
+}
+nbdkit -f -U sock -P pid "${@:2}" replication-control=ctl 2>err &
+signal=-KILL
+if [ -z "$FAULT_KIND" ]; then
+  signal=-TERM
+fi
+finish ()
+{
+  kill $signal $! || :
+  wait $! 2>/dev/null || [ $? -eq 137 ] || status=1
+  cat err >&2
+  exit $status
+}
+trap 'status=$?; trap - EXIT; finish' EXIT
+until [ -e pid ]; do
+  kill -0 $!
+  sleep 0.01
+done
+blkctl ./ctl replication-start
+put 'write -P 1 0 3k'
+blkctl ./ctl replication-checkpoint
+id=$(blkctl ./ctl query-replication | grep '"checkpoint-id"' | cut -d '"' -f 4)
+put 'write -P 2 1k 1k'
+python3 stock/doubt.py
+while blkctl ./ctl replication-start 2>&1 | grep -q 'waits for'; do
+  sleep 0.01
+done
+if [ "$1" = kill ]; then
+  put 'write -P 3 2k 1k'
+else
+  blkctl ./ctl replication-stop failover=true "checkpoint=$id"
+  : >accepted
+  while blkctl ./ctl query-replication | grep -q '"failover"'; do
+    sleep 0.01
+  done
+fi
+"""
+
+# One client makes a checkpoint and hangs up.
+DOUBT = """
+import json
+import socket
+
+STEP = "replication-checkpoint-"
+control = socket.socket(socket.AF_UNIX)
+control.connect("ctl")
+lines = control.makefile("rw")
+for step, arguments in (("qmp_capabilities", {}),
+                        (STEP + "prepare", {"id": 8 * "beef"}),
+                        (STEP + "commit", {"release": False})):
+    print(json.dumps({"execute": step, "arguments": arguments}), file=lines,
+          flush=True)
+    answer = {}
+    while "return" not in answer:
+        answer = json.loads(lines.readline() or '{"error": "hung up"}')
+        if "error" in answer:
+            raise SystemExit(answer)
+"""
+
 # A primary whose remote comes, and goes on where the bitmap says.
 PRIMARY_STORY = """
 put ()
@@ -359,6 +446,17 @@ cmp zero.raw remote.raw
 """
 
 PLAY = "uri=$uri unixsocket=$unixsocket timeout 20 bash stock/{}.sh"
+
+
+def doubt(end, failed_over=None):
+    """A story of a checkpoint in doubt."""
+    return Story(f"doubt-{end}",
+                 ["timeout", "20", "bash", "stock/doubt.sh", end,
+                  *SECONDARY[3:]], ("second.raw",), ("second.raw",),
+                 "nbdkit-replication", True,
+                 [*SECONDARY, "replication-recover=rollback", "--run", "true"],
+                 ("active.qed", "hidden.qed", "replication", "ctl"),
+                 failed_over=failed_over)
 
 
 def server(name, judged, *arguments):
@@ -395,7 +493,7 @@ STORIES = [
     Story("log-verify", ["logwrites", "verify", "disk.log", "disk.raw"],
           ("disk.log", "disk.raw")),
     Story("log-plot", ["logwrites", "plot", "disk.log", "-o", "plot.svg"],
-          ("disk.log",)),
+          ("disk.log",), names=("plot.svg",)),
     server("qed-plugin", ("disk.qed",), "qed", "disk.qed"),
     server("blklogwrites-filter", ("disk.raw",),
            "--filter=blklogwrites", "file", "disk.raw", "log=new.log"),
@@ -414,6 +512,8 @@ STORIES = [
           ("second.raw",), ("second.raw",), "nbdkit-replication", True,
           [*SECONDARY, "replication-recover=rollback", "--run", "true"],
           ("active.qed", "hidden.qed", "replication", "ctl")),
+    doubt("kill"),
+    doubt("back", (1, 1, 1, 0)),
     Story("primary", ["nbdkit", "-U", "-", "--filter=replication", "file",
                       "zero.raw", "replication-mode=primary",
                       "replication-remote=nbd+unix:///?socket=remote.sock",
@@ -443,6 +543,7 @@ def main():
     valgrind = sys.argv[1] == "--valgrind"
     chosen = sys.argv[2:]
     sites = runs = 0
+    counts = dict.fromkeys(KINDS, 0)
     complaints = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -463,8 +564,14 @@ def main():
             sites += campaign.sites
             runs += campaign.runs
             complaints += campaign.complaints
+            for kind, nr in campaign.counts.items():
+                counts[kind] = counts.get(kind, 0) + nr
         os.chdir("/")
-    print(f"# {sites} calls failed, in {runs} runs")
+    print(f"# {sites} calls failed, in {runs} runs, of",
+          ", ".join(f"{nr} {kind}" for kind, nr in counts.items()))
+    if not chosen and not valgrind:
+        complaints += [f"{kind}: no story ever calls it"
+                       for kind, nr in counts.items() if nr == 0]
     print("\n".join(complaints))
     sys.exit(1 if complaints else 0)
 

@@ -39,7 +39,7 @@
   X (fallocate) X (ftruncate) X (fcntl) X (openat) X (stat) X (lseek)   \
   X (mmap) X (malloc) X (calloc) X (realloc) X (strdup)                 \
   X (pthread_create) X (socket) X (connect) X (send) X (recv)            \
-  X (bind) X (listen) X (accept4)
+  X (bind) X (listen) X (accept4) X (rename) X (link) X (unlink) X (asprintf)
 
 #define ENUM(name) KIND_##name,
 enum kind { KINDS (ENUM) NR_KINDS };
@@ -228,6 +228,14 @@ open64 (const char *path, int flags, ...)
 }
 ALSO_AS (int, open, (const char *, int, ...))
 
+#define MKOSTEMP NEXT (mkostemp64) (template, flags)
+int
+mkostemp64 (char *template, int flags)
+{
+  CALL (openat, MKOSTEMP, MKOSTEMP);
+}
+ALSO_AS (int, mkostemp, (char *, int))
+
 #define FSTAT NEXT (fstat64) (fd, st)
 int
 fstat64 (int fd, struct stat64 *st)
@@ -235,6 +243,14 @@ fstat64 (int fd, struct stat64 *st)
   CALL (stat, FSTAT, FSTAT);
 }
 ALSO_AS (int, fstat, (int, struct stat *))
+
+#define FSTATAT NEXT (fstatat64) (folder, path, st, flags)
+int
+fstatat64 (int folder, const char *path, struct stat64 *st, int flags)
+{
+  CALL (stat, FSTATAT, FSTATAT);
+}
+ALSO_AS (int, fstatat, (int, const char *, struct stat *, int))
 
 #define STAT NEXT (stat64) (path, st)
 int
@@ -263,6 +279,50 @@ mmap64 (void *addr, size_t length, int prot, int flags, int fd,
   return NEXT (mmap64) (addr, length, prot, flags, fd, offset);
 }
 ALSO_AS (void *, mmap, (void *, size_t, int, int, int, off_t))
+
+/* ---- Names */
+
+#define RENAME NEXT (rename) (old, new)
+int
+rename (const char *old, const char *new)
+{
+  CALL (rename, RENAME, RENAME);
+}
+
+#define RENAMEAT NEXT (renameat) (from, old, to, new)
+int
+renameat (int from, const char *old, int to, const char *new)
+{
+  CALL (rename, RENAMEAT, RENAMEAT);
+}
+
+#define LINK NEXT (link) (old, new)
+int
+link (const char *old, const char *new)
+{
+  CALL (link, LINK, LINK);
+}
+
+#define LINKAT NEXT (linkat) (from, old, to, new, flags)
+int
+linkat (int from, const char *old, int to, const char *new, int flags)
+{
+  CALL (link, LINKAT, LINKAT);
+}
+
+#define UNLINK NEXT (unlink) (name)
+int
+unlink (const char *name)
+{
+  CALL (unlink, UNLINK, UNLINK);
+}
+
+#define UNLINKAT NEXT (unlinkat) (folder, name, flags)
+int
+unlinkat (int folder, const char *name, int flags)
+{
+  CALL (unlink, UNLINKAT, UNLINKAT);
+}
 
 /* ---- Memory */
 
@@ -300,18 +360,89 @@ realloc (void *old, size_t size)
   return __libc_realloc (old, size);
 }
 
+void *
+reallocarray (void *old, size_t n, size_t size)
+{
+  if (fails (KIND_realloc, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return NEXT (reallocarray) (old, n, size);
+}
+
+int
+posix_memalign (void **block, size_t align, size_t size)
+{
+  return fails (KIND_malloc, CALLER) ? ENOMEM
+    : NEXT (posix_memalign) (block, align, size);
+}
+
+void *
+aligned_alloc (size_t align, size_t size)
+{
+  if (fails (KIND_malloc, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return NEXT (aligned_alloc) (align, size);
+}
+
+/* A copy of the first characters of a text. */
+static char *
+copy_text (const char *text, size_t len)
+{
+  char *copy = __libc_malloc (len + 1);
+
+  if (copy == NULL)
+    return NULL;
+  copy[len] = '\0';
+  return memcpy (copy, text, len);
+}
+
 char *
 strdup (const char *text)
 {
-  const size_t len = strlen (text) + 1;
-  char *copy;
-
   if (fails (KIND_strdup, CALLER)) {
     errno = ENOMEM;
     return NULL;
   }
-  copy = __libc_malloc (len);
-  return copy ? memcpy (copy, text, len) : NULL;
+  return copy_text (text, strlen (text));
+}
+
+char *
+strndup (const char *text, size_t max)
+{
+  if (fails (KIND_strdup, CALLER)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return copy_text (text, strnlen (text, max));
+}
+
+int
+vasprintf (char **ret, const char *format, va_list args)
+{
+  if (fails (KIND_asprintf, CALLER)) {
+    errno = ENOMEM;
+    return -1;
+  }
+  return NEXT (vasprintf) (ret, format, args);
+}
+
+int
+asprintf (char **ret, const char *format, ...)
+{
+  va_list args;
+  int r;
+
+  if (fails (KIND_asprintf, CALLER)) {
+    errno = ENOMEM;
+    return -1;
+  }
+  va_start (args, format);
+  r = NEXT (vasprintf) (ret, format, args);
+  va_end (args);
+  return r;
 }
 
 /* ---- Threads and sockets */

@@ -137,6 +137,29 @@ sync_folder (const char *name)
   return r;
 }
 
+/* Is this file at the name?  A rename that failed may have been done. */
+static bool
+is_at (const struct stat *file, const char *name)
+{
+  const int err = errno;
+  struct stat st;
+  const bool is = stat (name, &st) == 0 && st.st_dev == file->st_dev &&
+    st.st_ino == file->st_ino;
+
+  errno = err;
+  return is;
+}
+
+static int
+rename_file (const char *new, const char *name)
+{
+  struct stat file;
+
+  if (stat (new, &file) == -1)
+    return -1;
+  return rename (new, name) == 0 || is_at (&file, name) ? 0 : -1;
+}
+
 /* Give a new file the name at which nothing is, or another file, whose owner
  * and mode it then takes on.
  */
@@ -149,7 +172,7 @@ rename_new (const char *new, const char *name)
       (chmod (new, st.st_mode & 07777) == -1 ||
        (chown (new, st.st_uid, st.st_gid) == -1 && errno != EPERM)))
     return -1;
-  return rename (new, name);
+  return rename_file (new, name);
 }
 
 int
@@ -261,11 +284,13 @@ make_anew (struct node **buffer, const char *name, uint64_t size)
 
   if (n && real && qed_buffer_get_note (*buffer, note) == 0 &&
       qed_buffer_put_note (n, note, true) == 0 &&
-      rename_new (new, real) == 0 && sync_folder (name) == 0) {
+      rename_new (new, real) == 0) {
     node_close (n);
     node_close (*buffer);
     *buffer = qed_buffer_open (name);
-    return *buffer ? 0 : -1;
+    if (sync_folder (name) == 0)
+      return *buffer ? 0 : -1;
+    n = NULL;
   }
   msg_error ("%s: making the buffer anew, for a disk of %" PRIu64 " bytes: %m",
              name, size);
@@ -354,10 +379,11 @@ exchange_hidden (struct secondary *s, const char *new, const char *kept)
 {
   CLEANUP_FREE char *real = realpath (s->hidden_name, NULL);
 
-  if (real && link (real, kept) == 0) {
-    if (rename_new (new, real) == 0)
+  if (real) {
+    if (link (real, kept) == 0 && rename_new (new, real) == 0)
       return 0;
-    remove_file (kept);
+    if (errno != EEXIST)        /* which is of somebody else */
+      remove_file (kept);
   }
   msg_error ("%s: keeping it as %s: %m", s->hidden_name, kept);
   return -1;
@@ -447,7 +473,7 @@ buffers_use_kept (struct secondary *s)
   struct node *old;
 
   if (real == NULL || qed_buffer_put_note (s->kept, no_note, true) == -1 ||
-      rename (s->kept_name, real) == -1) {
+      rename_file (s->kept_name, real) == -1) {
     msg_error ("%s: taking the place of %s: %m", s->kept_name,
                s->active_name);
     return -1;
