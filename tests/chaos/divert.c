@@ -15,7 +15,8 @@
 #include "utils/bootid.h"
 
 static struct world *diverted;  /* NULL: none are */
-static unsigned boots;
+static unsigned boots[MACHINES];
+_Thread_local unsigned divert_host;
 
 extern struct node *__real_file_node_open (
   const char *name, const struct node_open_options *options);
@@ -32,16 +33,16 @@ divert_to (struct world *w)
 }
 
 void
-divert_boot (void)
+divert_boot (unsigned machine)
 {
-  boots++;
+  boots[machine]++;
 }
 
 /* The number may have been that of a file that is gone: then this one is
  * empty.
  */
 static struct medium *
-medium_of_inode (ino_t ino, bool is_empty)
+medium_of_inode (const char *name, ino_t ino, bool is_empty)
 {
   struct medium *m = NULL;
 
@@ -49,8 +50,7 @@ medium_of_inode (ino_t ino, bool is_empty)
     if (diverted->media[i]->ino == ino)
       m = diverted->media[i];
   if (m == NULL) {
-    m = medium_new (diverted, "buffer", &(struct content) { .size = 0 },
-                    false);
+    m = medium_new (diverted, name, &(struct content) { .size = 0 }, false);
     m->ino = ino;
   }
   else if (is_empty && m->size > 0)
@@ -59,7 +59,7 @@ medium_of_inode (ino_t ino, bool is_empty)
 }
 
 static struct node *
-divert (struct node *real)
+divert (const char *name, struct node *real)
 {
   dev_t dev;
   ino_t ino;
@@ -67,7 +67,7 @@ divert (struct node *real)
   if (real == NULL || diverted == NULL)
     return real;
   CHECK (node_identity (real, &dev, &ino));
-  return medium_open_over (medium_of_inode (ino, node_size (real) == 0),
+  return medium_open_over (medium_of_inode (name, ino, node_size (real) == 0),
                            real);
 }
 
@@ -75,18 +75,18 @@ struct node *
 __wrap_file_node_open (const char *name,
                        const struct node_open_options *options)
 {
-  return divert (__real_file_node_open (name, options));
+  return divert (name, __real_file_node_open (name, options));
 }
 
 struct node *
 __wrap_node_create_file (const char *name, bool no_lock)
 {
-  return divert (__real_node_create_file (name, no_lock));
+  return divert (name, __real_node_create_file (name, no_lock));
 }
 
 /* Another one after each power loss. */
 void
 __wrap_boot_id_read (void *id)
 {
-  memset (id, 'a' + boots % 26, BOOT_ID_LEN);
+  memset (id, 'a' + boots[divert_host] % 26, BOOT_ID_LEN);
 }

@@ -16,7 +16,11 @@
 /* From now on, to media of this world; NULL: none are. */
 extern void divert_to (struct world *w);
 
-/* The machine was started again. */
-extern void divert_boot (void);
+/* A machine of those in divert_host was started again. */
+#define MACHINES 2
+extern void divert_boot (unsigned machine);
+
+/* The one on which the thread asks which boot this is. */
+extern _Thread_local unsigned divert_host;
 
 #endif /* BLOCKDRIVERS_CHAOS_DIVERT_H */

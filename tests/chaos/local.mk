@@ -44,7 +44,8 @@ tests_chaos_pair_SOURCES = \
 tests_chaos_pair_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
 	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read \
 	-Wl,--wrap=node_open -Wl,--wrap=rename -Wl,--wrap=link \
-	-Wl,--wrap=linkat -Wl,--wrap=unlink -Wl,--wrap=fsync
+	-Wl,--wrap=linkat -Wl,--wrap=unlink -Wl,--wrap=fsync \
+	-Wl,--wrap=note_read -Wl,--wrap=note_put -Wl,--wrap=note_settle
 
 .PHONY: chaos chaos-pair
 chaos: all $(chaos_tests)

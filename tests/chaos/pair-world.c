@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <errno.h>
 
+#include "filters/replication/secondary/note.h"
 #include "tests/chaos/chaos.h"
 #include "tests/chaos/divert.h"
 #include "tests/chaos/pair.h"
@@ -20,13 +21,35 @@ struct account *account;
 /* ---- The machine */
 
 static struct world world;
-struct medium *disks[2];
-char dir[] = "/tmp/pair-XXXXXX";
+struct medium *disks[MACHINES];
 struct secondary *secondary;
 
 enum kind kind;
 uint64_t at, seed;
 static bool armed;
+
+bool
+is_power_loss (enum kind k)
+{
+  return k <= POWER_OF_SECONDARY;
+}
+
+bool
+loses_power (enum kind k, unsigned machine)
+{
+  return k == POWER ||
+    k == (machine == OF_PRIMARY ? POWER_OF_PRIMARY : POWER_OF_SECONDARY);
+}
+
+static unsigned
+machine_of (const struct medium *m)
+{
+  const char *const folder = folders[OF_PRIMARY];
+
+  return m == disks[OF_PRIMARY] ||
+    strncmp (m->name, folder, strlen (folder)) == 0 ? OF_PRIMARY
+    : OF_SECONDARY;
+}
 
 void
 keep_media (bool lose)
@@ -36,10 +59,12 @@ keep_media (bool lose)
   account->nr_media = world.nr_media;
   for (unsigned i = 0; i < world.nr_media; ++i) {
     struct kept *k = &account->media[i];
-    struct content c = lose ? medium_lose (world.media[i], seed)
-      : medium_now (world.media[i]);
+    const unsigned machine = machine_of (world.media[i]);
+    struct content c = lose && loses_power (kind, machine)
+      ? medium_lose (world.media[i], seed) : medium_now (world.media[i]);
 
     CHECK (c.len <= MEDIUM_BYTES);
+    k->machine = machine;
     k->ino = world.media[i]->ino;
     k->len = c.len;
     k->size = c.size;
@@ -53,7 +78,7 @@ static void *
 maybe_die (struct world *w)
 {
   (void) w;
-  if (armed && kind == POWER && account->changes == at) {
+  if (armed && is_power_loss (kind) && account->changes == at) {
     keep_media (true);
     _exit (KILLED);
   }
@@ -69,7 +94,7 @@ count_change (struct world *w, const struct medium *m)
   if (!armed)
     return FAULT_NONE;
   account->changes++;
-  if (kind == POWER || at == 0 || account->changes < at ||
+  if (is_power_loss (kind) || at == 0 || account->changes < at ||
       (account->changes > at && kind < ALWAYS_BEFORE))
     return FAULT_NONE;
   return kind == ONCE_BEFORE || kind == ALWAYS_BEFORE
@@ -110,17 +135,18 @@ begin_world (void)
   static const struct content empty = { .size = DISK_SIZE };
 
   world_init (&world, seed);
-  for (unsigned i = 0; i < MAX (account->nr_media, 2u); ++i) {
+  for (unsigned i = 0; i < MAX (account->nr_media, (unsigned) MACHINES); ++i) {
     const struct kept *k = &account->media[i];
     const struct content c = {
       .data = (uint8_t *) k->data, .len = k->len, .size = k->size
     };
     struct medium *m = medium_new (
-      &world, i == 0 ? "primary's disk" : i == 1 ? "secondary's disk"
-      : "file", account->nr_media ? &c : &empty, i < 2);
+      &world, i == OF_PRIMARY ? "primary's disk"
+      : i == OF_SECONDARY ? "secondary's disk" : folders[k->machine],
+      account->nr_media ? &c : &empty, i < MACHINES);
 
     m->ino = k->ino;
-    if (i < 2)
+    if (i < MACHINES)
       disks[i] = m;
   }
   world.losses = 1;
@@ -129,22 +155,64 @@ begin_world (void)
   divert_to (&world);
 }
 
-void
-adjust_files (void)
+static void
+adjust_files_of (const char *folder)
 {
-  DIR *d = opendir (dir);
+  DIR *d = opendir (folder);
   const struct dirent *e;
 
   CHECK (d);
   while ((e = readdir (d)) != NULL)
-    for (unsigned i = 2; i < account->nr_media; ++i)
+    for (unsigned i = MACHINES; i < account->nr_media; ++i)
       if (e->d_ino == account->media[i].ino) {
         CLEANUP_FREE char *path = NULL;
 
-        CHECK (asprintf (&path, "%s/%s", dir, e->d_name) != -1);
+        CHECK (asprintf (&path, "%s/%s", folder, e->d_name) != -1);
         CHECK (truncate (path, account->media[i].size) == 0);
       }
   closedir (d);
+}
+
+void
+adjust_files (void)
+{
+  for (unsigned i = 0; i < MACHINES; ++i)
+    adjust_files_of (folders[i]);
+}
+
+/* ---- Which machine asks for its boot: the note is the secondary's. */
+
+#define ON_SECONDARY(call)                      \
+  ({                                            \
+    int r_;                                     \
+                                                \
+    divert_host = OF_SECONDARY;                 \
+    r_ = call;                                  \
+    divert_host = OF_PRIMARY;                   \
+    r_;                                         \
+  })
+
+extern __typeof__ (note_read) __real_note_read, __wrap_note_read;
+extern __typeof__ (note_put) __real_note_put, __wrap_note_put;
+extern __typeof__ (note_settle) __real_note_settle, __wrap_note_settle;
+
+int
+__wrap_note_read (struct note *note, struct node *hidden, bool *same_boot)
+{
+  return ON_SECONDARY (__real_note_read (note, hidden, same_boot));
+}
+
+int
+__wrap_note_put (struct note *note, struct node *hidden,
+                 const struct note_change *change)
+{
+  return ON_SECONDARY (__real_note_put (note, hidden, change));
+}
+
+int
+__wrap_note_settle (struct note *note, struct node *hidden)
+{
+  return ON_SECONDARY (__real_note_settle (note, hidden));
 }
 
 /* ---- The way from one to the other, in place of a server of NBD */

@@ -3,14 +3,14 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A primary and its secondary lose power together, after any change of any of
- * their files in the middle of a command, on media that lose any subset of
- * what was not flushed: both disks, both buffers, the bitmap.  Or any one of
- * these changes fails, before or after it was done, or all do from there on,
- * and both are killed.  They come back with the same command lines: then the
- * disks are equal after a checkpoint, or the link is refused with a reason,
- * and what a guest had flushed on the side that won is there (replication.md,
- * "Whose data is right").
+/* A primary and its secondary lose power, together or one while the other is
+ * killed, after any change of any of their files in the middle of a command,
+ * on media that lose any subset of what was not flushed: both disks, both
+ * buffers, the bitmap.  Or any one of these changes fails, before or after it
+ * was done, or all do from there on, and both are killed.  They come back with
+ * the same command lines: then the disks are equal after a checkpoint, or the
+ * link is refused with a reason, and what a guest had flushed on the side that
+ * won is there (replication.md, "Whose data is right").
  *
  *     pair [--states=N] [--seed=N] [--command=N --kind=N --at=N]
  *
@@ -44,7 +44,8 @@ chaos_trace (const char *fs, ...)
 }
 
 static const char *const kind_names[KINDS] = {
-  "power is lost", "a change fails", "a change is done and fails",
+  "power is lost", "the primary loses power", "the secondary loses power",
+  "a change fails", "a change is done and fails",
   "all changes fail", "all changes are done and fail",
 };
 
@@ -542,10 +543,7 @@ in_child (void (*run) (const struct command *c), const struct command *c)
 static void
 begin_state (uint64_t number)
 {
-  CLEANUP_FREE char *command = NULL;
-
-  CHECK (asprintf (&command, "rm -f %s/*", dir) != -1);
-  CHECK (system (command) == 0);
+  folders_empty ();
   account->nr_media = account->value = 0;
   account->promotion = account->reset = account->copy = IS_OFF;
   account->wrote_alone = account->accepted = false;
@@ -565,15 +563,17 @@ one_state (const struct command *c, enum kind k, uint64_t nr, uint64_t number)
   at = nr;
   in_child (live, c);
   adjust_files ();
-  if (k == POWER)
-    divert_boot ();
+  for (unsigned i = 0; i < MACHINES; ++i)
+    if (loses_power (k, i))
+      divert_boot (i);
   /* Coming back may be cut short as well. */
   kind = POWER;
   at = number % 3 == 0 ? 1 + number / 3 % 20 : 0;
   account->changes = 0;
   while (in_child (come_back, c)) {
     adjust_files ();
-    divert_boot ();
+    divert_boot (OF_PRIMARY);
+    divert_boot (OF_SECONDARY);
     at = 0;
     account->changes = 0;
   }
@@ -616,7 +616,7 @@ static unsigned
 walk (const struct command *c, enum kind k, unsigned most, uint64_t first)
 {
   const uint64_t changes = count_changes (c);
-  const uint64_t states = k == POWER ? most : MIN (most / 4, changes);
+  const uint64_t states = is_power_loss (k) ? most : MIN (most / 4, changes);
   unsigned bad = 0;
 
   for (unsigned i = 0; i < states; ++i)
@@ -627,6 +627,17 @@ walk (const struct command *c, enum kind k, unsigned most, uint64_t first)
           c->name, kind_names[k], changes, states, bad);
   fflush (stdout);
   return bad;
+}
+
+static void
+name_files (void)
+{
+  snprintf (bitmap_name, sizeof bitmap_name, "%s/bitmap",
+            folders[OF_PRIMARY]);
+  snprintf (active_name, sizeof active_name, "%s/active.qed",
+            folders[OF_SECONDARY]);
+  snprintf (hidden_name, sizeof hidden_name, "%s/hidden.qed",
+            folders[OF_SECONDARY]);
 }
 
 int
@@ -654,10 +665,8 @@ main (int argc, char **argv)
     default: exit (2);
     }
   CHECK (nr_command < COMMANDS && nr_kind < KINDS);
-  CHECK (mkdtemp (dir));
-  snprintf (active_name, sizeof active_name, "%s/active.qed", dir);
-  snprintf (hidden_name, sizeof hidden_name, "%s/hidden.qed", dir);
-  snprintf (bitmap_name, sizeof bitmap_name, "%s/bitmap", dir);
+  folders_make ();
+  name_files ();
   account = mmap (NULL, sizeof *account, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   chaos_figures = calloc (1, sizeof *chaos_figures);
@@ -677,7 +686,6 @@ main (int argc, char **argv)
     }
   if (!nr)
     printf ("1..%u\n", KINDS);
-  begin_state (1);
-  rmdir (dir);
+  folders_remove ();
   return failed > 0;
 }

@@ -11,6 +11,7 @@
 #define BLOCKDRIVERS_CHAOS_PAIR_H
 
 #include "filters/replication/secondary/secondary.h"
+#include "tests/chaos/divert.h"
 #include "tests/chaos/medium.h"
 
 #define DISK_SIZE (192 * 1024)
@@ -21,6 +22,7 @@
 /* ---- What outlives the processes */
 
 struct kept {
+  unsigned machine;
   uint64_t ino, len, size;
   uint8_t data[MEDIUM_BYTES];
 };
@@ -47,8 +49,8 @@ struct account {
 
 extern struct account *account;
 
-enum kind { POWER, ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER,
-            KINDS };
+enum kind { POWER, POWER_OF_PRIMARY, POWER_OF_SECONDARY, ONCE_BEFORE,
+            ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER, KINDS };
 
 /* What happens, at which change (from 1; 0: none), and what decides the
  * rest.
@@ -56,8 +58,14 @@ enum kind { POWER, ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER,
 extern enum kind kind;
 extern uint64_t at, seed;
 
-extern struct medium *disks[2]; /* primary's, secondary's */
-extern char dir[];              /* of their files */
+/* The machines: their disks, and the folders of their files. */
+enum { OF_PRIMARY, OF_SECONDARY };
+extern struct medium *disks[MACHINES];
+extern char folders[MACHINES][32];
+
+/* Is that how the life ends, and is this one of the machines then? */
+extern bool is_power_loss (enum kind k);
+extern bool loses_power (enum kind k, unsigned machine);
 
 extern struct secondary *secondary;
 
@@ -73,8 +81,14 @@ extern void arm (bool on);
 extern int change_folder (int (*run) (const void *opaque),
                           const void *opaque);
 
+/* Make them; remove what is in them; and themselves. */
+extern void folders_make (void);
+extern void folders_empty (void);
+extern void folders_remove (void);
+
 /* Of the names that were changed since their folder was flushed, the last ones
- * are what they were before.
+ * are what they were before; the others, and all of a machine that has not
+ * lost power, stay.
  */
 extern void folder_lose (uint64_t seed);
 

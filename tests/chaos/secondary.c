@@ -156,7 +156,7 @@ lose_power (struct secondary_run *run, uint64_t chance)
 {
   CLEANUP_FREE uint64_t *lost = model_copy (&run->primary.model, true);
 
-  divert_boot ();
+  divert_boot (0);
   world_lose_power (&run->world, chance);
   close_secondary (run);
   if (chance % 2 && open_secondary (run, RECOVER_FAIL))
@@ -188,7 +188,7 @@ fail_over (struct secondary_run *run, uint64_t chance)
     stage (run);
   calm (run, true);
   if (chance % 2) {
-    divert_boot ();
+    divert_boot (0);
     world_lose_power (&run->world, chance);
     atomic_fetch_add (&chaos_figures->losses, 1);
     atomic_fetch_add (&chaos_figures->states, 1);
