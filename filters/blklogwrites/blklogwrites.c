@@ -398,6 +398,17 @@ blklogwrites_prepare (nbdkit_next *next, void *handle, int readonly)
   return 0;
 }
 
+/* The last chance to read, if the log lacks something. */
+static int
+blklogwrites_finalize (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  if (atomic_load (&h->recorded))
+    record_settle (recorder, h->disk);
+  return 0;
+}
+
 /* The layer's, but requests of less than a sector of the log are not
  * preferred, unless the layer takes no longer ones.
  */
@@ -522,6 +533,7 @@ static struct nbdkit_filter filter = {
   .open = blklogwrites_open,
   .close = blklogwrites_close,
   .prepare = blklogwrites_prepare,
+  .finalize = blklogwrites_finalize,
   .block_size = blklogwrites_block_size,
   .can_write = blklogwrites_can_write,
   .pwrite = blklogwrites_pwrite,

@@ -258,7 +258,8 @@ flush_and_compare (struct log_run *run)
   model_begin_flush (&run->load.model, &watch);
   r = record_flush (run->recorder, run->load.node);
   model_end_flush (&run->load.model, &watch, r == 0);
-  if (r == 0 && writelog_check (run->log) == 0)
+  if (r == 0 && writelog_check (run->log) == 0 &&
+      record_settle (run->recorder, run->load.node))
     check_equal (run);
 }
 
@@ -283,11 +284,11 @@ lose_power (struct log_run *run, uint64_t chance, bool append)
 static void
 close_and_open (struct log_run *run, uint64_t chance, bool append)
 {
-  const bool could = writelog_check (run->log) == 0;
+  bool could = writelog_check (run->log) == 0, good;
   struct watch watch;
-  bool good;
 
   calm (run, chance % 2);
+  could = record_settle (run->recorder, run->load.node) && could;
   model_begin_flush (&run->load.model, &watch);
   good = close_log (run);
   /* Of the disk it promises nothing. */

@@ -46,6 +46,7 @@ struct disk {
   bool trims;                   /* or does a trim leave data behind? */
   bool can_extents;
   bool fails;                   /* writes may fail half-way */
+  atomic_bool unreadable;
   atomic_uint asked;            /* for its extents */
   atomic_uint read;             /* bytes */
   _Atomic uint8_t bytes[DISK_SIZE];
@@ -62,6 +63,10 @@ disk_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 {
   struct disk *disk = (struct disk *) n;
 
+  if (disk->unreadable) {
+    errno = EIO;
+    return -1;
+  }
   disk->read += count;
   for (size_t i = 0; i < count; ++i)
     ((uint8_t *) buf)[i] = disk->bytes[offset + i];
@@ -300,6 +305,59 @@ test_failing_disk (void **state)
   record_random (512, RECORD_DURABILITY, true, false, true);
 }
 
+/* Then the disk cannot be read either, for a while: whatever requests left
+ * there is logged when it can, and until then the log says that it is missing.
+ */
+static void
+record_unreadable (enum record_order order)
+{
+  CLEANUP_FREE char *path = in_dir ("log");
+  struct writelog *log = new_log (path, 512);
+  struct recorder *rec = recorder_new (log, order);
+  struct disk *disk = new_disk (true, false, true);
+  struct node *d = &disk->node;
+  uint8_t buf[7 * 512];
+
+  CHECK (rec);
+  memset (buf, 5, sizeof buf);
+  assert_int_equal (record_write (rec, d, buf, 4096 - 512, 8192, 0), -1);
+  for (uint64_t i = 0; i < 40; ++i)
+    assert_int_equal (record_write (rec, d, buf, 512, 1024 * i, 0), 0);
+  assert_true (record_settle (rec, d));
+
+  /* A trim that is done, a write and zeroes that fail half-way; more of them
+   * than are remembered one by one.
+   */
+  disk->unreadable = true;
+  forget_messages ();
+  for (uint64_t i = 0; i < 20; ++i) {
+    assert_int_equal (record_trim (rec, d, 1024, 2048 * i, 0), -1);
+    assert_int_equal (errno, EIO);
+  }
+  assert_non_null (strstr (messages.last, "the log lacks"));
+  assert_int_equal (record_write (rec, d, buf, sizeof buf, 0, NODE_FUA), -1);
+  assert_int_equal (record_zero (rec, d, sizeof buf, 20480, 0), -1);
+  assert_int_equal (record_flush (rec, d), 0);
+  assert_false (record_settle (rec, d));
+
+  disk->unreadable = false;
+  assert_int_equal (record_write (rec, d, buf, 512, 1024, 0), 0);
+  assert_int_equal (record_flush (rec, d), 0);
+  disk->unreadable = true;
+  assert_true (record_settle (rec, d));
+  CHECK (recorder_close (rec) == 0);
+  CHECK (writelog_close (log) == 0);
+  check_replay (path, disk);
+  free (disk);
+}
+
+static void
+test_unreadable_disk (void **state)
+{
+  record_unreadable (RECORD_COMPLETION);
+  record_unreadable (RECORD_DURABILITY);
+}
+
 /* ---- Trims */
 
 /* What is short, or has data at its beginning, is read; where data end, and
@@ -508,6 +566,7 @@ main (void)
     cmocka_unit_test (test_completion),
     cmocka_unit_test (test_durability),
     cmocka_unit_test (test_failing_disk),
+    cmocka_unit_test (test_unreadable_disk),
     cmocka_unit_test (test_trims_ask_little),
     cmocka_unit_test (test_full_log),
     cmocka_unit_test (test_little_memory),

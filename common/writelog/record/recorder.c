@@ -24,6 +24,8 @@
  * else is logged as a write of what is there.  Only whole sectors of the
  * log are trimmed, since a trim is a hint.  The same is done after a
  * request that failed on the disk, since part of it may have been done.
+ * If the disk cannot be read then, the log owes the range: flushes and the
+ * end of a connection try again.
  *
  * A claim is taken before any lock of the log.
  */
@@ -31,6 +33,8 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +72,14 @@
  */
 #define HOLD_BOUND ((size_t) 16 * 1024 * 1024)
 
+/* More ranges than this are joined to one around them. */
+#define MAX_OWED 16
+
+/* Whole sectors, in bytes. */
+struct window {
+  uint64_t start, end;
+};
+
 struct recorder {
   struct writelog *log;         /* borrowed */
   struct hold *hold;            /* NULL in the order of completion */
@@ -75,6 +87,11 @@ struct recorder {
   struct claims claims;         /* on sectors of the disk */
   atomic_int flush_errno;       /* of a flush of the disk that failed, on
                                    whatever connection, or 0 */
+
+  pthread_mutex_t owed_lock;    /* protects owed and the change of nr_owed; a
+                                   leaf lock */
+  struct window owed[MAX_OWED];
+  atomic_uint nr_owed;
 };
 
 struct recorder *
@@ -99,6 +116,7 @@ recorder_new (struct writelog *log, enum record_order order)
     }
   }
   claims_init (&rec->claims);
+  pthread_mutex_init (&rec->owed_lock, NULL);
   return rec;
 }
 
@@ -114,16 +132,13 @@ recorder_close (struct recorder *rec)
   if (r == -1)
     disknote_spoil (writelog_note (rec->log));
   claims_destroy (&rec->claims);
+  pthread_mutex_destroy (&rec->owed_lock);
   free (rec);
   errno = err;
   return r;
 }
 
-/* The sectors that a request touches, in bytes. */
-struct window {
-  uint64_t start, end;
-};
-
+/* The sectors that a request touches. */
 static struct window
 window_of (const struct recorder *rec, uint64_t count, uint64_t offset)
 {
@@ -317,9 +332,82 @@ log_content (struct recorder *rec, struct node *disk,
   return log_zeroes (rec, c.zero_start, w.end, zero_flags);
 }
 
+/* ---- What the log lacks, and owes */
+
+static void
+owe (struct recorder *rec, struct window w)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rec->owed_lock);
+  const unsigned n = atomic_load (&rec->nr_owed);
+
+  if (n < MAX_OWED) {
+    rec->owed[n] = w;
+    atomic_store (&rec->nr_owed, n + 1);
+  }
+  else {
+    rec->owed[0].start = MIN (rec->owed[0].start, w.start);
+    rec->owed[0].end = MAX (rec->owed[0].end, w.end);
+  }
+}
+
+static bool
+next_owed (struct recorder *rec, struct window *w)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&rec->owed_lock);
+  const unsigned n = atomic_load (&rec->nr_owed);
+
+  if (n == 0)
+    return false;
+  *w = rec->owed[n - 1];
+  atomic_store (&rec->nr_owed, n - 1);
+  return true;
+}
+
+/* Log what the disk has, after something that may have changed it.  If that
+ * cannot be read the log goes on without it for now; the client knows that its
+ * request has failed.  Keeps errno when it returns -1.
+ */
+static int
+log_or_owe (struct recorder *rec, struct node *disk, struct window w,
+            uint64_t flags, uint64_t zero_flags)
+{
+  int err;
+
+  if (log_content (rec, disk, w, flags, zero_flags) == 0)
+    return 0;
+  err = errno;
+  disknote_spoil (writelog_note (rec->log));
+  if (writelog_check (rec->log) == 0) {
+    owe (rec, w);
+    msg_error ("the log lacks what a request has left on the disk at offset "
+               "%" PRIu64 ", count %" PRIu64 ", which could not be read; the "
+               "next flush tries again", w.start, w.end - w.start);
+  }
+  errno = err;
+  return -1;
+}
+
+bool
+record_settle (struct recorder *rec, struct node *disk)
+{
+  struct window w;
+
+  while (atomic_load (&rec->nr_owed) > 0 && next_owed (rec, &w)) {
+    struct claim claim;
+    int r;
+
+    claim_acquire (&rec->claims, &claim, w.start, w.end - w.start,
+                   CLAIM_EXCLUSIVE);
+    r = log_or_owe (rec, disk, w, 0, 0);
+    claim_release (&rec->claims, &claim);
+    if (r == -1)
+      return false;
+  }
+  return true;
+}
+
 /* After a request failed on the disk, part of it may have been done: log
- * what there is now.  Keeps errno.  If that cannot be read either the
- * log goes on without it; the client knows that it has failed.
+ * what there is now.  Keeps errno.
  */
 static int
 log_failed_request (struct recorder *rec, struct node *disk,
@@ -327,8 +415,7 @@ log_failed_request (struct recorder *rec, struct node *disk,
 {
   const int err = errno;
 
-  if (log_content (rec, disk, w, 0, 0) == -1)
-    disknote_spoil (writelog_note (rec->log));
+  log_or_owe (rec, disk, w, 0, 0);
   errno = err;
   return -1;
 }
@@ -513,8 +600,8 @@ trim_claimed (struct recorder *rec, struct node *disk, struct window w,
   if (node_discard (disk, end - w.start, w.start) == -1 ||
       (flags & NODE_FUA && node_flush (disk) == -1))
     return log_failed_request (rec, disk, w);
-  return log_content (rec, disk, w, log_flags (flags),
-                      log_flags (flags) | WRITELOG_DISCARD);
+  return log_or_owe (rec, disk, w, log_flags (flags),
+                     log_flags (flags) | WRITELOG_DISCARD);
 }
 
 int
@@ -568,6 +655,7 @@ record_flush (struct recorder *rec, struct node *disk)
   struct hold_mark mark;
   int r, err;
 
+  record_settle (rec, disk);
   if (rec->hold)
     mark = hold_mark (rec->hold);
   if (flush_disk (rec, disk) == -1) {

@@ -13,6 +13,8 @@
 
 #include <stdint.h>
 
+#include <stdbool.h>
+
 #include "node/node.h"
 #include "writelog/record/writer.h"
 
@@ -43,5 +45,11 @@ extern int record_zero (struct recorder *rec, struct node *disk,
 extern int record_trim (struct recorder *rec, struct node *disk,
                         uint32_t count, uint64_t offset, unsigned flags);
 extern int record_flush (struct recorder *rec, struct node *disk);
+
+/* Does the log have all that was done to the disk?  It lacks what a request
+ * has left that failed, or a trim, while the disk could not be read.  That is
+ * tried again first, as each record_flush does.
+ */
+extern bool record_settle (struct recorder *rec, struct node *disk);
 
 #endif /* BLOCKDRIVERS_WRITELOG_RECORD_H */
