@@ -66,12 +66,20 @@ summary ()
   grep -E '^(flat|GROWS) ' "$work/memory" | sed 's/^/memory           /'
 }
 
+# What tells of a failure, from any part.
+failures ()
+{
+  grep -E ' failed: |^not ok|again:|Sanitizer|Error|GROWS' "$work"/* |
+    head -n 50
+}
+
 for part in pair fuzz faults surroundings memory; do
   touch "$work/$part"
 done
 while [ "$(left)" -gt 0 ] && [ -n "$(jobs -rp)" ]; do
   sleep 60
   echo "$((minutes - $(left) / 60)) min: $(summary | tr -s ' \n' ' ')"
+  failures
 done
 
 failed=0
@@ -80,6 +88,8 @@ for job in $(jobs -p); do
 done
 summary
 if [ "$failed" -ne 0 ]; then
-  grep -hE 'failed|not ok|again:|Sanitizer|Error|^[a-z-]+: ' "$work"/* | head -n 50
+  trap - EXIT
+  failures
+  echo "what they said is in $work"
 fi
 exit "$failed"
