@@ -62,13 +62,15 @@ assert_linear ()
 }
 
 @test "map: tables that are holes are not read" {
-  local n
+  local n begin
+  # A sanitizer begins with calls of its own.
+  begin=$(calls qed-img --version)
   for n in 100 400; do
     make_image holes $n.qed $n
     run -0 qed-img map $n.qed
     # QEMU 7.2 fails an assertion here.
     assert_output --regexp '^Offset +Length +Mapped to +File$'
     # A table is 1 MiB, which is read in pieces of 4 KiB.
-    (($(calls qed-img map $n.qed) < 256 + n))
+    (($(calls qed-img map $n.qed) < begin + 200 + n))
   done
 }
