@@ -18,7 +18,7 @@ trap 'rm -rf "$work"' EXIT
 until=$((SECONDS + minutes * 60))
 left () { echo $((until - SECONDS)); }
 
-for subject in qed log secondary; do
+for subject in qed log primary secondary; do
   CHAOS_SECONDS=$(left) tests/chaos/chaos --subject="$subject" \
     >"$work/chaos-$subject" 2>&1 &
 done
@@ -49,7 +49,7 @@ PYTHONPATH=$here/lib PYTHONDONTWRITEBYTECODE=1 \
 
 summary ()
 {
-  for subject in qed log secondary; do
+  for subject in qed log primary secondary; do
     printf '%-16s %s\n' "chaos $subject" \
            "$(grep ' runs, ' "$work/chaos-$subject" | tail -n 1)"
   done

@@ -33,7 +33,7 @@
 #define TRIES 6
 
 static const struct subject *const subjects[] = {
-  &chaos_qed, &chaos_log, &chaos_secondary,
+  &chaos_qed, &chaos_log, &chaos_primary, &chaos_secondary,
 };
 #define NR_SUBJECTS (sizeof subjects / sizeof subjects[0])
 

@@ -39,7 +39,8 @@ struct subject {
                     size_t size);
 };
 
-extern const struct subject chaos_qed, chaos_log, chaos_secondary;
+extern const struct subject chaos_qed, chaos_log, chaos_primary,
+  chaos_secondary;
 
 /* A number that the seed decides for a step, or for the run as a whole. */
 #define THE_RUN MAX_STEPS

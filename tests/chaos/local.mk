@@ -14,6 +14,8 @@ check_PROGRAMS += $(chaos_tests)
 tests_chaos_chaos_SOURCES = \
 	tests/chaos/chaos.c \
 	tests/chaos/chaos.h \
+	tests/chaos/clock.c \
+	tests/chaos/clock.h \
 	tests/chaos/divert.c \
 	tests/chaos/divert.h \
 	tests/chaos/load.c \
@@ -23,11 +25,16 @@ tests_chaos_chaos_SOURCES = \
 	tests/chaos/medium.h \
 	tests/chaos/model.c \
 	tests/chaos/model.h \
+	tests/chaos/primary.c \
 	tests/chaos/qed.c \
-	tests/chaos/secondary.c
-# Names of files lead to media.
+	tests/chaos/secondary.c \
+	tests/chaos/wire.c \
+	tests/chaos/wire.h
+# Names of files lead to media, the remote's URI to a wire, and time is short.
 tests_chaos_chaos_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \
-	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read
+	-Wl,--wrap=node_create_file -Wl,--wrap=boot_id_read \
+	-Wl,--wrap=node_open -Wl,--wrap=clock_gettime \
+	-Wl,--wrap=clock_nanosleep -Wl,--wrap=pthread_cond_timedwait
 tests_chaos_pair_SOURCES = \
 	tests/chaos/chaos.h \
 	tests/chaos/divert.c \
@@ -38,7 +45,9 @@ tests_chaos_pair_SOURCES = \
 	tests/chaos/pair-folder.c \
 	tests/chaos/pair-world.c \
 	tests/chaos/pair.c \
-	tests/chaos/pair.h
+	tests/chaos/pair.h \
+	tests/chaos/wire.c \
+	tests/chaos/wire.h
 # The remote's URI leads to the secondary in the same process; names of files
 # are changed in a folder that fails and forgets.
 tests_chaos_pair_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=file_node_open \

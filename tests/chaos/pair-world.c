@@ -14,6 +14,7 @@
 #include "tests/chaos/chaos.h"
 #include "tests/chaos/divert.h"
 #include "tests/chaos/pair.h"
+#include "tests/chaos/wire.h"
 #include "utils/rounding.h"
 
 struct account *account;
@@ -215,139 +216,36 @@ __wrap_note_settle (struct note *note, struct node *hidden)
   return ON_SECONDARY (__real_note_settle (note, hidden));
 }
 
-/* ---- The way from one to the other, in place of a server of NBD */
-
-struct wire {
-  struct node node;
-  struct node *end;             /* of the secondary */
-  atomic_bool lost;
-};
-
-atomic_bool is_cut = true;
-
-static struct wire *
-wire_of (struct node *n)
-{
-  return (struct wire *) n;
-}
-
-static bool
-wire_is_lost (struct node *n, char *cause, size_t size)
-{
-  if (atomic_load (&is_cut))
-    atomic_store (&wire_of (n)->lost, true);
-  if (!atomic_load (&wire_of (n)->lost))
-    return false;
-  if (size > 0)
-    snprintf (cause, size, "the wire is cut");
-  return true;
-}
-
-#define OVER_THE_WIRE(n, call)                  \
-  do {                                          \
-    if (wire_is_lost (n, NULL, 0)) {            \
-      errno = ENOTCONN;                         \
-      return -1;                                \
-    }                                           \
-    return call;                                \
-  } while (0)
-
-static int
-wire_pread (struct node *n, void *buf, size_t count, uint64_t offset)
-{
-  OVER_THE_WIRE (n, node_pread (wire_of (n)->end, buf, count, offset));
-}
-
-static int
-wire_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
-              size_t count, uint64_t offset)
-{
-  (void) count;
-  OVER_THE_WIRE (n, node_pwritev (wire_of (n)->end, iov, iovcnt, offset));
-}
-
-static int
-wire_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
-{
-  OVER_THE_WIRE (n, node_zero (wire_of (n)->end, count, offset, flags));
-}
-
-static int
-wire_discard (struct node *n, uint64_t count, uint64_t offset)
-{
-  OVER_THE_WIRE (n, node_discard (wire_of (n)->end, count, offset));
-}
-
-static int
-wire_flush (struct node *n)
-{
-  OVER_THE_WIRE (n, node_flush (wire_of (n)->end));
-}
-
-static int
-wire_extents (struct node *n, uint64_t count, uint64_t offset,
-              struct extent *ret)
-{
-  OVER_THE_WIRE (n, node_extents (wire_of (n)->end, count, offset, ret));
-}
+/* ---- The way from one to the other */
 
 static void
-wire_cut (struct node *n)
+disconnect (struct node *end)
 {
-  atomic_store (&wire_of (n)->lost, true);
+  secondary_disconnect (secondary, end);
 }
-
-static int
-wire_close (struct node *n)
-{
-  secondary_disconnect (secondary, wire_of (n)->end);
-  free (n->description);
-  free (n->name);
-  free (n);
-  return 0;
-}
-
-static const struct node_ops wire_ops = {
-  .type = "wire", .close = wire_close, .pread = wire_pread,
-  .pwritev = wire_pwritev, .zero = wire_zero, .discard = wire_discard,
-  .flush = wire_flush, .extents = wire_extents, .cut = wire_cut,
-  .is_lost = wire_is_lost,
-};
 
 /* Who says that it is somebody, and is it in step? */
 static struct node *
 connect_wire (const char *uri, const struct node_open_options *options)
 {
   const char *const who = strstr (uri, "primary%3D");
-  struct wire *w = calloc (1, sizeof *w);
+  const unsigned tried = wire_try ();
   struct history self = { "" };
   struct disk_identity identity;
+  struct node *end = NULL;
   char text[MEETING_TEXT];
 
-  CHECK (w);
   if (who)
     history_set (&self, who + strlen ("primary%3D"));
-  if (!atomic_load (&is_cut) &&
+  if (tried > 0 &&
       (strstr (uri, "synced") == NULL ||
        secondary_synced (secondary, &self) == 0))
-    w->end = secondary_connect (secondary, &self);
-  if (w->end == NULL) {
-    if (options->cause)
-      snprintf (options->cause, options->cause_size, "the wire is cut");
-    free (w);
-    errno = ECONNREFUSED;
-    return NULL;
+    end = secondary_connect (secondary, &self);
+  if (end) {
+    secondary_identity (secondary, &identity);
+    identity_describe (&identity, text);
   }
-  secondary_identity (secondary, &identity);
-  identity_describe (&identity, text);
-  w->node.ops = &wire_ops;
-  w->node.name = strdup (uri);
-  w->node.description = strdup (text);
-  w->node.align = w->node.zero_align = 1;
-  w->node.preferred = 4096;
-  w->node.fixed_size = true;
-  atomic_init (&w->node.size, DISK_SIZE);
-  return &w->node;
+  return wire_open (uri, options, tried, end, text, disconnect);
 }
 
 extern struct node *__real_node_open (

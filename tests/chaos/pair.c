@@ -30,6 +30,7 @@
 #include "tests/chaos/divert.h"
 #include "tests/chaos/model.h"
 #include "tests/chaos/pair.h"
+#include "tests/chaos/wire.h"
 #include "utils/rounding.h"
 
 #define LIFE_SECONDS 60
@@ -318,7 +319,7 @@ static void
 to_behind (void)
 {
   to_running ();
-  atomic_store (&is_cut, true);
+  wire_cut ();
   guest_writes (&account->p, p_guest);
 }
 
@@ -326,7 +327,7 @@ static void
 do_resync (void)
 {
   /* What goes over it until now was lost. */
-  atomic_store (&is_cut, false);
+  wire_mend ();
   guest_writes (&account->p, p_guest);
   account->accepted = checkpoint ();
 }
@@ -392,7 +393,7 @@ begin_secondary (enum secondary_recover recover)
     node_close (s_disk);
     return false;
   }
-  atomic_store (&is_cut, false);
+  wire_mend ();
   return true;
 }
 

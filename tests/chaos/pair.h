@@ -98,7 +98,4 @@ extern void keep_media (bool lose);
 /* Files have the lengths of their media, which tells them from new ones. */
 extern void adjust_files (void);
 
-/* Nothing goes from one to the other. */
-extern atomic_bool is_cut;
-
 #endif /* BLOCKDRIVERS_CHAOS_PAIR_H */

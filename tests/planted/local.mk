@@ -14,6 +14,7 @@ EXTRA_DIST += \
 	tests/planted/lock-not-taken.patch \
 	tests/planted/missing-l1-flush.patch \
 	tests/planted/note-not-flushed.patch \
+	tests/planted/remote-not-flushed.patch \
 	tests/planted/short-claim.patch \
 	tests/planted/stale-slice.patch \
 	tests/planted/super-block-early.patch \
