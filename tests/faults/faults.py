@@ -535,7 +535,11 @@ VALGRIND = ("valgrind", "-q", "--error-exitcode=99", "--leak-check=full",
 def look_with_valgrind(story):
     """The complaints of memcheck about a command of a tool."""
     story.prepare()
-    result = run([*VALGRIND, *story.argv])
+    argv = [*VALGRIND, *story.argv]
+    if story.program == "blkctl":       # which a server runs
+        argv = [*story.argv[:-1], "set -e; blkctl () { "
+                + " ".join(VALGRIND) + ' blkctl "$@"; }; ' + story.argv[-1]]
+    result = run(argv)
     if result and result.returncode == 0:
         return []
     return [f"{story.name}: {result.stderr.decode() if result else 'hangs'}"]
@@ -555,7 +559,7 @@ def main():
             if chosen and story.name not in chosen:
                 continue
             if valgrind:
-                if not story.is_server:
+                if not story.is_server or story.program == "blkctl":
                     complaints += look_with_valgrind(story)
                     runs += 1
                 continue
@@ -570,8 +574,11 @@ def main():
             for kind, nr in campaign.counts.items():
                 counts[kind] = counts.get(kind, 0) + nr
         os.chdir("/")
-    print(f"# {sites} calls failed, in {runs} runs, of",
-          ", ".join(f"{nr} {kind}" for kind, nr in counts.items()))
+    if valgrind:
+        print(f"# memcheck has seen {runs} commands")
+    else:
+        print(f"# {sites} calls failed, in {runs} runs, of",
+              ", ".join(f"{nr} {kind}" for kind, nr in counts.items()))
     if not chosen and not valgrind:
         complaints += [f"{kind}: no story ever calls it"
                        for kind, nr in counts.items() if nr == 0]
