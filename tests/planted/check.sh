@@ -55,7 +55,7 @@ for patch; do
   patch -s -p1 <"$patch" || exit 1
   if chaos "$subject" "${PLANTED_SECONDS:-300}"; then
     echo "found in $SECONDS seconds by chaos of $subject: $name" \
-         "($(grep -v '^#' "$work/chaos.txt" | head -n 1))"
+         "($(grep -v '^#' "$work/chaos.txt" | grep -m 1 .))"
   else
     echo "not found in $SECONDS seconds: $name"
     missed=1
