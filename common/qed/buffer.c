@@ -501,12 +501,18 @@ qed_buffer_empty_finish (struct node *n)
   struct qed *s = qed_of_node (n);
   struct buffer *b = s->buffer;
 
+  /* What is in memory follows the header, which was not changed, or changed
+   * back; or this has been done.
+   */
+  if (s->header.l1_table_offset != b->next_l1)
+    return;
   empty_forget (s);
   s->ordered = false;
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->space_lock);
     begin_layer (s, b->next_l1);
   }
+  b->next_l1 = 0;
   if (b->drop_job)
     job_wake (b->drop_job);
 }
