@@ -345,13 +345,22 @@ buffers_empty_switch (struct secondary *s)
   return -1;
 }
 
-/* The hidden one has what belongs to the disk, so it comes first. */
+/* The hidden one has what belongs to the disk, so it comes first; but it does
+ * not go back alone.
+ */
 int
 buffers_empty_back (struct secondary *s)
 {
   if (qed_buffer_empty_back (s->hidden) == -1)
     return -1;
-  return qed_buffer_empty_back (s->active);
+  if (qed_buffer_empty_back (s->active) == 0)
+    return 0;
+
+  const int err = errno;
+
+  qed_buffer_empty_switch (s->hidden);
+  errno = err;
+  return -1;
 }
 
 void

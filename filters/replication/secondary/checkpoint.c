@@ -129,8 +129,10 @@ commit (struct secondary *s, const struct moment *m)
 
   const int err = errno;
 
-  buffers_empty_back (s);
-  note_last (s);
+  if (buffers_empty_back (s) == 0)
+    note_last (s);
+  else
+    buffers_empty_finish (s);   /* as their headers say */
   errno = err;
   return -1;
 }
