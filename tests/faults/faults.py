@@ -33,9 +33,9 @@ import subprocess
 import sys
 import tempfile
 
-# What the shim can make fail, and is called: mmap is by nobody.
+# What the shim can make fail.
 KINDS = ("pread pwrite pwritev fsync fdatasync fallocate ftruncate fcntl "
-         "openat stat lseek malloc calloc realloc strdup asprintf "
+         "openat stat lseek mmap malloc calloc realloc strdup asprintf "
          "pthread_create socket connect send recv bind listen accept4 "
          "rename link unlink").split()
 MEMORY = ("malloc", "calloc", "realloc", "strdup", "asprintf", "mmap",
@@ -102,7 +102,7 @@ class Story:
 
     def __init__(self, name, argv, files, judged=(), program=None,
                  is_server=False, after=None, names=(), varies=False,
-                 failed_over=(1, 1, 3, 3)):
+                 waypoints=None, failed_over=None):
         self.name = name
         self.argv = argv
         self.files = files
@@ -110,7 +110,9 @@ class Story:
         self.program = program or argv[0]
         self.is_server = is_server
         self.after = after      # a command that succeeds then, whatever failed
-        self.failed_over = failed_over  # the disk then, if it was accepted
+        # What the disk may be then; what it is if a failover was accepted.
+        self.waypoints = waypoints
+        self.failed_over = failed_over
         self.is_pair = after is not None or "--filter=replication" in argv
         self.varies = varies or is_server # how often it makes a call
         self.names = names      # what messages may name besides files
@@ -238,7 +240,8 @@ class Campaign:
         else:
             values = disk_values("second.raw")
             good = values == self.story.failed_over \
-                if os.path.exists("accepted") else values in WAYPOINTS
+                if os.path.exists("accepted") \
+                else values in self.story.waypoints
             if not good:
                 self.complain(what, f"the disk has {values}")
 
@@ -320,9 +323,10 @@ SERVED = "timeout 5 qemu-io -f raw -c 'write -P 9 0 6k' -c 'write -P 8 40k 2k' "
 
 
 def disk_values(name):
-    """The first byte of each KiB from 0 on, of four."""
+    """The first byte of some KiB."""
     with open(name, "rb") as file:
-        return tuple(file.read(4096)[::1024])
+        content = file.read(16384)
+    return tuple(content[kib * 1024] for kib in (0, 1, 2, 3, 8))
 
 
 # A secondary: a primary writes 1, a checkpoint, 2, and its guest 3; then the
@@ -332,7 +336,8 @@ SECONDARY = ["nbdkit", "-U", "-", "--filter=replication", "file", "second.raw",
              "replication-hidden=hidden.qed", "replication-top-id=guest"]
 # Without a failover a clean end is a stop, after which the disk is the
 # primary's.  A failover was accepted if the file of this name exists.
-WAYPOINTS = ((0, 0, 0, 0), (1, 1, 1, 0), (1, 2, 1, 0), (1, 1, 3, 3))
+FAILED_OVER = (1, 1, 3, 3, 0)
+WAYPOINTS = ((0, 0, 0, 0, 0), (1, 1, 1, 0, 0), (1, 2, 1, 0, 0), FAILED_OVER)
 # A client has a time limit of its own: where the server ends at once, nbdkit,
 # which waits for the end of --run, listens on and takes nobody.
 SECONDARY_STORY = """
@@ -359,8 +364,8 @@ put 'read -P 3 2k 2k' "$guest"
 
 # A checkpoint of several disks, of which nobody knows whether it was made on
 # all, and the one before is kept: then the primary writes on and the server is
-# killed, or a failover goes back.  Where the calls are counted the server is
-# ended, so that it reports them.
+# killed, or it is given up before, or a failover goes back.  Where the calls
+# are counted, the server reports them when it ends.
 DOUBT_STORY = """
 set -e
 put ()
@@ -370,13 +375,13 @@ put ()
   ! grep -q failed io
 }
 nbdkit -f -U sock -P pid "${@:2}" replication-control=ctl 2>err &
-signal=-KILL
+signal=KILL
 if [ -z "$FAULT_KIND" ]; then
-  signal=-TERM
+  signal=USR2
 fi
 finish ()
 {
-  kill $signal $! || :
+  kill -$signal $! || :
   wait $! 2>/dev/null || [ $? -eq 137 ] || status=1
   cat err >&2
   exit $status
@@ -391,11 +396,12 @@ put 'write -P 1 0 3k'
 blkctl ./ctl replication-checkpoint
 id=$(blkctl ./ctl query-replication | grep '"checkpoint-id"' | cut -d '"' -f 4)
 put 'write -P 2 1k 1k'
-python3 stock/doubt.py
+put 'write -P 4 8k 1k'
+python3 stock/doubt.py "$1"
 while blkctl ./ctl replication-start 2>&1 | grep -q 'waits for'; do
   sleep 0.01
 done
-if [ "$1" = kill ]; then
+if [ "$1" != back ]; then
   put 'write -P 3 2k 1k'
 else
   blkctl ./ctl replication-stop failover=true "checkpoint=$id"
@@ -406,10 +412,14 @@ else
 fi
 """
 
-# One client makes a checkpoint and hangs up.
+# New, at the first checkpoint, and at the second one.
+DOUBT_WAYPOINTS = ((0, 0, 0, 0, 0), (1, 1, 1, 0, 0), (1, 2, 1, 0, 4))
+
+# One client makes a checkpoint and hangs up, or gives it up.
 DOUBT = """
 import json
 import socket
+import sys
 
 STEP = "replication-checkpoint-"
 control = socket.socket(socket.AF_UNIX)
@@ -417,7 +427,10 @@ control.connect("ctl")
 lines = control.makefile("rw")
 for step, arguments in (("qmp_capabilities", {}),
                         (STEP + "prepare", {"id": 8 * "beef"}),
-                        (STEP + "commit", {"release": False})):
+                        (STEP + "commit", {"release": False}),
+                        (STEP + "abort", {})):
+    if step == STEP + "abort" and sys.argv[1] != "abort":
+        break
     print(json.dumps({"execute": step, "arguments": arguments}), file=lines,
           flush=True)
     answer = {}
@@ -451,7 +464,7 @@ cmp zero.raw remote.raw
 PLAY = "uri=$uri unixsocket=$unixsocket timeout 20 bash stock/{}.sh"
 
 
-def doubt(end, failed_over=None):
+def doubt(end):
     """A story of a checkpoint in doubt."""
     return Story(f"doubt-{end}",
                  ["timeout", "20", "bash", "stock/doubt.sh", end,
@@ -459,7 +472,7 @@ def doubt(end, failed_over=None):
                  "nbdkit-replication", True,
                  [*SECONDARY, "replication-recover=rollback", "--run", "true"],
                  ("active.qed", "hidden.qed", "replication", "ctl"),
-                 failed_over=failed_over)
+                 waypoints=DOUBT_WAYPOINTS, failed_over=DOUBT_WAYPOINTS[1])
 
 
 def server(name, judged, *arguments):
@@ -514,9 +527,11 @@ STORIES = [
                         PLAY.format("secondary")],
           ("second.raw",), ("second.raw",), "nbdkit-replication", True,
           [*SECONDARY, "replication-recover=rollback", "--run", "true"],
-          ("active.qed", "hidden.qed", "replication", "ctl")),
+          ("active.qed", "hidden.qed", "replication", "ctl"),
+          waypoints=WAYPOINTS, failed_over=FAILED_OVER),
     doubt("kill"),
-    doubt("back", (1, 1, 1, 0)),
+    doubt("abort"),
+    doubt("back"),
     Story("primary", ["nbdkit", "-U", "-", "--filter=replication", "file",
                       "zero.raw", "replication-mode=primary",
                       "replication-remote=nbd+unix:///?socket=remote.sock",

@@ -11,8 +11,9 @@
  *   FAULT_NR       which call of this kind, from 1
  *   FAULT_ERRNO    a number; 0 for a count that is too short
  *   FAULT_LATE     1: it does its work all the same
- *   FAULT_REPORT   a file that has, at the end, a line "KIND CALLS" for each
- *                  kind, and at once "fired" if a call is made to fail
+ *   FAULT_REPORT   a file that has, at the end (or SIGUSR2, where calls are
+ *                  counted), a line "KIND CALLS" for each kind, and at once
+ *                  "fired" if a call is made to fail
  */
 
 #include <config.h>
@@ -22,6 +23,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -53,6 +55,16 @@ static int wanted_kind = -1, wanted_errno;
 static unsigned long wanted_nr;
 static bool late;
 
+static void end (void);
+
+/* Who would go on to the end of its program is ended here. */
+static void
+end_at_once (int signal)
+{
+  end ();
+  _exit (0);
+}
+
 static __attribute__ ((constructor)) void
 begin (void)
 {
@@ -70,6 +82,8 @@ begin (void)
   wanted_errno = getenv ("FAULT_ERRNO") ? atoi (getenv ("FAULT_ERRNO")) : EIO;
   late = getenv ("FAULT_LATE") && *getenv ("FAULT_LATE") == '1';
   ready = true;
+  if (*kind == '\0')
+    signal (SIGUSR2, end_at_once);
 }
 
 static bool
