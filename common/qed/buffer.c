@@ -570,10 +570,11 @@ qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN],
 {
   struct qed *s = qed_of_node (n);
   uint64_t offset;
+  int r;
 
-  if (find_note (s, &offset) == -1 ||
-      node_pwrite (s->file, note, QED_NOTE_LEN, offset) == -1)
+  if (find_note (s, &offset) == -1)
     return -1;
+  r = node_pwrite (s->file, note, QED_NOTE_LEN, offset);
   flusher_written (&s->flusher);
-  return durable ? flusher_flush (&s->flusher) : 0;
+  return r == 0 && durable ? flusher_flush (&s->flusher) : r;
 }

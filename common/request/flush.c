@@ -5,7 +5,7 @@
 
 /* Notes on the design
  *
- * A writer counts up "written" when its write is complete.  Whoever
+ * A writer counts up "written" when its write has ended.  Whoever
  * wants to be durable notes "written" (its target) and waits until
  * "durable" has come that far.  At most one of those who wait is in
  * flush () at a time: it notes "written" at the start, and if the flush

@@ -37,7 +37,9 @@ extern void flusher_init (struct flusher *f, int (*flush) (void *),
                           void *opaque);
 extern void flusher_destroy (struct flusher *f);
 
-/* Call after each completed write, before it is acknowledged. */
+/* Call after each write, before it is acknowledged; also after one that failed,
+ * which may have been done, and read by somebody.
+ */
 extern void flusher_written (struct flusher *f);
 
 /* Return when all that was written before the call is durable, also by an

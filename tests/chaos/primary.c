@@ -4,11 +4,11 @@
  */
 
 /* Chaos of a replication's primary: its disk, its bitmap and the remote's disk
- * each on a medium of its own, of which some fail; a guest's requests from many
- * threads while checkpoints are made and the wire to the remote is cut and
- * mended; the primary is killed or its power lost, and so is the remote, with
- * what it had not flushed.  In the end, and whenever a checkpoint succeeds
- * with nobody writing, the remote has durably what the disk has
+ * each on a medium of its own, of which some fail; a guest's requests from
+ * many threads while checkpoints are made and the wire to the remote is cut
+ * and mended; the primary is killed or its power lost, and so is the remote,
+ * with what it had not flushed.  In the end, and whenever a checkpoint
+ * succeeds with nobody writing, the remote has durably what the disk has
  * (replication.md, "Whose data is right").
  */
 

@@ -28,6 +28,7 @@ struct secondary_run {
   uint64_t *checkpoint;         /* what the disk may have been there */
   unsigned change_faults, read_faults;
   pthread_mutex_t one_checkpoint; /* at a time */
+  bool failed_over;             /* or perhaps: it was said to have failed */
 
   struct node *disk;
   struct secondary *s;
@@ -133,12 +134,32 @@ checkpoint (struct secondary_run *run)
     guest_sees_disk (run);
 }
 
+/* After a failover that was done, or failed and was done all the same: the disk
+ * becomes what the guest saw.
+ */
+static void
+settle_promoted (struct secondary_run *run, const uint64_t *seen)
+{
+  CHECK (secondary_is_promoted (run->s) && stage (run) == REPLICATION_DONE);
+  settle (run, seen, true, "the disk after a failover");
+  CHECK (secondary_reset (run->s, &run->refusal) == 0);
+  start (run);
+  run->failed_over = false;
+}
+
 static void
 kill_and_recover (struct secondary_run *run, enum secondary_recover how)
 {
+  CLEANUP_FREE uint64_t *seen = model_copy (&run->guest.model, false);
+
   world_kill (&run->world);
   close_secondary (run);
   CHECK (open_secondary (run, how));
+  atomic_fetch_add (&chaos_figures->deaths, 1);
+  if (run->failed_over && secondary_is_promoted (run->s)) {
+    settle_promoted (run, seen);
+    return;
+  }
   if (how == RECOVER_ROLLBACK)
     settle (run, run->checkpoint, true, "the disk after a rollback");
   else {
@@ -146,7 +167,6 @@ kill_and_recover (struct secondary_run *run, enum secondary_recover how)
 
     settle (run, live, false, "the disk, as the primary wrote it");
   }
-  atomic_fetch_add (&chaos_figures->deaths, 1);
   start (run);
 }
 
@@ -155,6 +175,7 @@ static void
 lose_power (struct secondary_run *run, uint64_t chance)
 {
   CLEANUP_FREE uint64_t *lost = model_copy (&run->primary.model, true);
+  CLEANUP_FREE uint64_t *seen = model_copy (&run->guest.model, false);
 
   divert_boot (0);
   world_lose_power (&run->world, chance);
@@ -163,9 +184,13 @@ lose_power (struct secondary_run *run, uint64_t chance)
     ;                           /* nothing had got into them */
   else
     CHECK (open_secondary (run, RECOVER_DISCARD));
-  settle (run, lost, true, "the disk after a power loss");
   atomic_fetch_add (&chaos_figures->losses, 1);
   atomic_fetch_add (&chaos_figures->states, 1);
+  if (run->failed_over && secondary_is_promoted (run->s)) {
+    settle_promoted (run, seen);
+    return;
+  }
+  settle (run, lost, true, "the disk after a power loss");
   start (run);
 }
 
@@ -182,6 +207,7 @@ fail_over (struct secondary_run *run, uint64_t chance)
   r = secondary_stop (run->s, true, false, &run->refusal);
   if (r == -1) {
     calm (run, true);
+    run->failed_over = true;
     return;
   }
   if (chance % 3 == 0)
@@ -198,10 +224,7 @@ fail_over (struct secondary_run *run, uint64_t chance)
   close_secondary (run);
   CHECK (open_secondary (run, (chance >> 4) % 2 ? RECOVER_ROLLBACK
                          : RECOVER_DISCARD));
-  CHECK (secondary_is_promoted (run->s) && stage (run) == REPLICATION_DONE);
-  settle (run, seen, true, "the disk after a failover");
-  CHECK (secondary_reset (run->s, &run->refusal) == 0);
-  start (run);
+  settle_promoted (run, seen);
 }
 
 enum quiet { CHECK_LIVE, CHECKPOINT, ROLLBACK, DISCARD_BUFFERS, LOSE_POWER,

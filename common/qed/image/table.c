@@ -57,18 +57,18 @@ write_l1_entry (struct qed *s, uint64_t l1_index, uint64_t value)
   const uint64_t first = round_down (l1_index, per_write);
   const uint64_t n = MIN (per_write, s->nr_l1 - first);
   uint8_t buf[L1_WRITE_LEN];
+  int r;
 
   for (uint64_t i = 0; i < n; ++i)
     qed_entry_put (buf, i, atomic_load (&s->l1[first + i]));
   qed_entry_put (buf, l1_index - first, value);
   TRACE_META ("qed: L1 entry %" PRIu64 " = %" PRIu64, l1_index, value);
-  if (node_pwrite (s->file, buf, n * QED_ENTRY_LEN,
-                   s->header.l1_table_offset + first * QED_ENTRY_LEN) == -1) {
-    atomic_store (&s->metadata_failed, true);
-    return -1;
-  }
+  r = node_pwrite (s->file, buf, n * QED_ENTRY_LEN,
+                   s->header.l1_table_offset + first * QED_ENTRY_LEN);
   flusher_written (&s->flusher);
-  return 0;
+  if (r == -1)
+    atomic_store (&s->metadata_failed, true);
+  return r;
 }
 
 /* Make an empty L2 table, under table_lock. */
@@ -129,6 +129,7 @@ write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
   const struct l2_update *u;
   uint8_t buf[SLICE_LEN];
   unsigned i;
+  int r;
 
   for (i = 0; i < SLICE_ENTRIES; ++i)
     qed_entry_put (buf, i, atomic_load_explicit (&entries[i],
@@ -137,7 +138,9 @@ write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
     for (i = 0; i < u->n; ++i)
       qed_entry_put (buf, u->index + i, updated_value (u, i));
 
-  if (node_pwrite (s->file, buf, sizeof buf, file_offset) == -1) {
+  r = node_pwrite (s->file, buf, sizeof buf, file_offset);
+  flusher_written (&s->flusher);
+  if (r == -1) {
     const int err = errno;
 
     atomic_store (&s->metadata_failed, true);
@@ -145,7 +148,6 @@ write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
     errno = err;
     return -1;
   }
-  flusher_written (&s->flusher);
 
   for (u = updates; u; u = u->next)
     for (i = 0; i < u->n; ++i)

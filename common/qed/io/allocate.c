@@ -280,11 +280,9 @@ map_data (struct qed *s, const struct allocation *a)
   if (space_reserve (s, a->n, &file_offset) == -1)
     return -1;
   r = write_clusters (s, a, file_offset);
-  if (r == 0) {
-    flusher_written (&s->flusher);
-    if (s->ordered)
-      r = flusher_flush (&s->flusher);
-  }
+  flusher_written (&s->flusher);
+  if (r == 0 && s->ordered)
+    r = flusher_flush (&s->flusher);
   if (r == 0)
     r = need_table (s, a, &table);
   if (r == -1) {

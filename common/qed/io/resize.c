@@ -84,9 +84,11 @@ clear_entries (struct qed *s, uint64_t table, uint64_t first)
     if (!is_zero (buf, length)) {
       TRACE_META ("qed: resize: stale entries in the table at %" PRIu64,
                   table);
-      if (node_zero (s->file, length, table + done, 0) == -1)
-        return -1;
+      const int r = node_zero (s->file, length, table + done, 0);
+
       flusher_written (&s->flusher);
+      if (r == -1)
+        return -1;
     }
     done += length;
   }

@@ -28,9 +28,11 @@ write_run (struct qed *s, const void *buf, size_t count, uint64_t offset)
   if (qed_map (s, count, offset, &m) == -1)
     return -1;
   if (m.kind == MAP_DATA) {
-    if (node_pwrite (s->file, buf, m.length, m.file_offset) == -1)
-      return -1;
+    const int r = node_pwrite (s->file, buf, m.length, m.file_offset);
+
     flusher_written (&s->flusher);
+    if (r == -1)
+      return -1;
   }
   else if (allocate (s, ALLOCATE_DATA, buf, m.length, offset, &m.length)
            == -1)

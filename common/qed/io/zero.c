@@ -126,13 +126,15 @@ zero_range (struct qed *s, uint64_t count, uint64_t offset,
       return -1;
     done = m.length;
     if (m.kind == MAP_DATA) {
-      if (node_zero (s->file, m.length, m.file_offset, flags) == -1) {
+      const int r = node_zero (s->file, m.length, m.file_offset, flags);
+
+      flusher_written (&s->flusher);
+      if (r == -1) {
         if (errno != ENOTSUP || !changed)
           return -1;
         flags &= ~NODE_FAST;
         continue;
       }
-      flusher_written (&s->flusher);
       changed = true;
     }
     else if (m.kind == MAP_UNALLOCATED) {
@@ -174,13 +176,13 @@ qed_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
 static int
 trim_data (struct qed *s, const struct mapping *m)
 {
-  if (node_zero (s->file, m->length, m->file_offset,
-                 NODE_MAY_TRIM | NODE_FAST) == -1 &&
-      (errno != ENOTSUP ||
-       node_discard (s->file, m->length, m->file_offset) == -1))
-    return -1;
+  int r = node_zero (s->file, m->length, m->file_offset,
+                     NODE_MAY_TRIM | NODE_FAST);
+
+  if (r == -1 && errno == ENOTSUP)
+    r = node_discard (s->file, m->length, m->file_offset);
   flusher_written (&s->flusher);
-  return 0;
+  return r;
 }
 
 /* Whole clusters that this layer does not have are marked as zeroes if
