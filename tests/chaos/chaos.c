@@ -233,8 +233,9 @@ print_plan (const struct plan *plan)
       plan->subject->describe (plan, i, what, sizeof what);
       printf ("#   %u: %s\n", i, what);
     }
-  printf ("# again: tests/chaos/chaos --subject=%s --seed=%" PRIu64
-          " --only=", plan->subject->name, plan->seed);
+  printf ("# again: tests/chaos/chaos --subject=%s --threads=%u --seed=%"
+          PRIu64 " --only=", plan->subject->name, plan->nr_threads,
+          plan->seed);
   for (unsigned i = 0, n = 0; i < plan->nr_phases * PHASE_STEPS; ++i)
     if (!plan->left_out[i])
       printf ("%s%u", n++ ? "," : "", i);

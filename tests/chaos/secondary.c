@@ -122,9 +122,11 @@ stage (struct secondary_run *run)
 
 /* ---- Steps for which the requests stop */
 
+/* If it fails it may have been made. */
 static void
 checkpoint (struct secondary_run *run)
 {
+  CLEANUP_FREE uint64_t *live = model_copy (&run->primary.model, false);
   int r;
 
   calm (run, false);
@@ -132,6 +134,11 @@ checkpoint (struct secondary_run *run)
   calm (run, true);
   if (r == 0)
     guest_sees_disk (run);
+  else
+    for (unsigned i = 0; i < NR_CELLS; ++i) {
+      run->guest.model.cells[i].live |= live[i];
+      run->checkpoint[i] |= live[i];
+    }
 }
 
 /* After a failover that was done, or failed and was done all the same: the disk
