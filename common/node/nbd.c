@@ -5,11 +5,10 @@
 
 /* The node of an NBD export, through libnbd: its requests.
  *
- * A request becomes one or more asynchronous libnbd commands, all on
- * the same connection.  Each command's completion callback posts the
- * semaphore of the request, and the caller waits there.  So any number
- * of threads can have requests in flight on one connection.  For who
- * moves the connection while they wait see nbd-conn.c.
+ * A request becomes one or more asynchronous libnbd commands, all on the same
+ * connection.  The last one to complete posts the semaphore of the request,
+ * where the caller waits, so he is woken once.  Any number of threads can have
+ * requests in flight.  Who moves the connection meanwhile: see nbd-conn.c.
  */
 
 #include <config.h>
@@ -55,11 +54,12 @@ struct request {
   struct conn *conn;
   const char *what;
   uint64_t count, offset;
-  unsigned pending;             /* commands issued and not waited for */
+  int nr_issued;                /* commands, since the last wait */
+  _Atomic int balance;          /* what is waited for, less what is done */
   bool again;                   /* it failed, without a message, and shall
                                    be made again */
   _Atomic int error;            /* of the first command that failed */
-  sem_t done;                   /* posted by each command */
+  sem_t done;                   /* posted when none is left to wait for */
 };
 
 /* The one place which reports that a request failed. */
@@ -127,7 +127,8 @@ command_completed (void *vp, int *error)
 
   if (*error)
     set_error (r, *error);
-  sem_post (&r->done);          /* r may be gone after this */
+  if (atomic_fetch_sub (&r->balance, 1) == 1)
+    sem_post (&r->done);        /* r may be gone after either */
   return 1;                     /* the command need not be retired */
 }
 
@@ -148,7 +149,7 @@ issued (struct request *r, int64_t cookie)
   if (cookie == -1)
     set_error (r, conn_is_finished (r->conn) ? ENOTCONN : libnbd_errno ());
   else
-    r->pending++;
+    r->nr_issued++;
   conn_kick (r->conn);
   return atomic_load (&r->error) ? -1 : 0;
 }
@@ -157,14 +158,17 @@ issued (struct request *r, int64_t cookie)
 static void
 wait_request (struct request *r)
 {
-  for (; r->pending > 0; r->pending--) {
-    if (r->n->conns.started)
-      while (sem_wait (&r->done) == -1)
-        ;                       /* EINTR */
-    else
-      while (sem_trywait (&r->done) == -1)
-        conn_drive (r->conn);
-  }
+  const int nr = r->nr_issued;
+
+  r->nr_issued = 0;
+  if (atomic_fetch_add (&r->balance, nr) + nr == 0)
+    return;
+  if (r->n->conns.started)
+    while (sem_wait (&r->done) == -1)
+      ;                         /* EINTR */
+  else
+    while (sem_trywait (&r->done) == -1)
+      conn_drive (r->conn);
 }
 
 /* The connection is dead: a server cannot send ENOTCONN. */
