@@ -186,6 +186,14 @@ def line(key, title, unit, target):
     print(f"{title:36}{cells}  {unit:6}{ratios}   {target}")
 
 
+def limit(key, title):
+    """What no filter can exceed: nbdkit alone, with the disk only."""
+    file, qemu = (statistics.median(results[key, kind])
+                  for kind in ("file", "qemu"))
+    print(f"limit: nbdkit file, with no filter at all, does {title} "
+          f"{file / qemu:.2f} times as fast as QEMU's secondary")
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="replication-bench.",
                                      dir="/dev/shm") as directory:
@@ -217,6 +225,10 @@ def main():
     line("primary-1m", "primary, 1 MiB sequential write", "MiB/s",
          "0.45 file")
     line("resync", "resync of all (file: nbdcopy)", "MiB/s", "0.8 nbdcopy")
+    print()
+    limit("first", "4 KiB in each new cluster")
+    limit("again", "4 KiB random repeated")
+    limit("first-1m", "1 MiB writes")
 
 
 if __name__ == "__main__":
