@@ -435,9 +435,12 @@ for step, arguments in (("qmp_capabilities", {}),
           flush=True)
     answer = {}
     while "return" not in answer:
-        answer = json.loads(lines.readline() or '{"error": "hung up"}')
+        try:
+            answer = json.loads(lines.readline() or '{"error": "hung up"}')
+        except OSError as error:
+            answer = {"error": error}
         if "error" in answer:
-            raise SystemExit(answer)
+            raise SystemExit(f"ctl: {step}: {answer['error']}")
 """
 
 # A primary whose remote comes, and goes on where the bitmap says.

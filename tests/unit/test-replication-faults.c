@@ -6,7 +6,8 @@
 /* Each call that changes a file of a secondary fails once during a failover,
  * or from one on all do; before its work is done or after.  Then the process
  * is killed and started again.  Whatever the command said: what the guest had
- * flushed is there, or the start is refused.
+ * flushed is there, or the start is refused.  The same while a checkpoint is
+ * made and given up: a rollback gives it or the one before.
  *
  * A child plays the story over files; what it was told stands in shared
  * memory.
@@ -29,6 +30,9 @@
 
 #define SIZE (UINT64_C (256) * 1024)
 #define HALF (SIZE / 2)
+/* In another L2 table of the buffers. */
+#define FAR (UINT64_C (40) * 1024 * 1024)
+#define CLUSTER 4096
 #define DISK "disk.raw"
 
 /* Each call fails, or where sanitizers make it slow some of them. */
@@ -225,36 +229,106 @@ look (int nr, enum mode m)
   syscall (SYS_exit_group, 0);
 }
 
+/* In a child: a checkpoint is made and given up, and the primary goes on in a
+ * part of what it has written in between.
+ */
 static void
-make_disk (void)
+play_back (int nr, enum mode m)
+{
+  struct node *disk;
+  struct bench b;
+  uint8_t q[CLUSTER];
+
+  memset (q, 'q', sizeof q);
+  CHECK (open_bench (&b, &disk, RECOVER_FAIL) == 0);
+  write_byte (b.primary, 'o', CLUSTER, 0);
+  write_byte (b.primary, 'o', CLUSTER, FAR);
+  CHECK (secondary_start (b.s, &b.refusal) == 0);
+  write_byte (b.primary, 'p', CLUSTER, 0);
+  write_byte (b.primary, 'p', CLUSTER, FAR);
+  write_byte (b.guest, 'g', CLUSTER, FAR);
+  CHECK (secondary_checkpoint_prepare (b.s, NULL, &b.refusal) == 0);
+
+  atomic_store (&mode, m);
+  atomic_store (&calls_made, 0);
+  atomic_store (&calls_left, nr);
+  secondary_checkpoint_commit (b.s, &b.refusal);
+  secondary_checkpoint_abort (b.s);
+  account->calls = atomic_load (&calls_made);
+  atomic_store (&calls_left, INT_MAX);
+
+  /* It was made, or the guest goes on as if nothing had been.  What it has
+   * written is lost where nothing can be written any more.
+   */
+  CHECK ((byte_of (b.guest, "op", CLUSTER, 0) == 'p') ==
+         (byte_of (b.guest, m >= ALWAYS_BEFORE ? "gpo" : "gp", CLUSTER, FAR)
+          == 'p'));
+  (void) !node_pwrite (b.primary, q, sizeof q, 0);
+  account->ended = true;
+  syscall (SYS_exit_group, 0);
+}
+
+/* In a child. */
+static void
+look_back (int nr, enum mode m)
+{
+  struct node *disk;
+  struct bench b;
+
+  CHECK (open_bench (&b, &disk, RECOVER_ROLLBACK) == 0);
+  CHECK (byte_of (disk, "op", CLUSTER, 0) ==
+         byte_of (disk, "op", CLUSTER, FAR));
+  syscall (SYS_exit_group, 0);
+}
+
+static void
+make_disk (uint64_t size)
 {
   const int fd = open (DISK, O_CREAT | O_TRUNC | O_RDWR, 0600);
 
   unlink (ACTIVE);
   unlink (HIDDEN);
   assert_int_not_equal (fd, -1);
-  assert_int_equal (NEXT_OFF (ftruncate) (fd, SIZE), 0);
+  assert_int_equal (NEXT_OFF (ftruncate) (fd, size), 0);
   close (fd);
+}
+
+/* Let each call of the story fail that is made in it without a fault, too. */
+static void
+play_all (void (*play_it) (int nr, enum mode m),
+          void (*look_at_it) (int nr, enum mode m), uint64_t size)
+{
+  const int calls = account->calls;
+
+  for (enum mode m = 0; m < MODES; ++m)
+    for (int nr = 1; nr <= calls; nr += STEP) {
+      *account = (struct account) { .accepted = false };
+      make_disk (size);
+      in_child (play_it, nr, m);
+      assert_true (account->ended);
+      in_child (look_at_it, nr, m);
+    }
 }
 
 static void
 test_each_call_of_a_failover_fails (void **state)
 {
-  int calls;
-
   (void) state;
-  make_disk ();
+  make_disk (SIZE);
   in_child (play, INT_MAX, ONCE_BEFORE);
   assert_true (account->accepted && account->late_flushed);
-  calls = account->calls;
-  for (enum mode m = 0; m < MODES; ++m)
-    for (int nr = 1; nr <= calls; nr += STEP) {
-      *account = (struct account) { .accepted = false };
-      make_disk ();
-      in_child (play, nr, m);
-      assert_true (account->ended);
-      in_child (look, nr, m);
-    }
+  play_all (play, look, SIZE);
+}
+
+static void
+test_each_call_of_a_checkpoint_that_is_given_up_fails (void **state)
+{
+  (void) state;
+  make_disk (FAR + SIZE);
+  in_child (play_back, INT_MAX, ONCE_BEFORE);
+  in_child (look_back, INT_MAX, ONCE_BEFORE);
+  assert_true (account->calls > 5);
+  play_all (play_back, look_back, FAR + SIZE);
 }
 
 static int
@@ -277,6 +351,7 @@ main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_each_call_of_a_failover_fails),
+    cmocka_unit_test (test_each_call_of_a_checkpoint_that_is_given_up_fails),
   };
 
   return cmocka_run_group_tests (tests, set_up, tear_down);
