@@ -328,6 +328,37 @@ h.pwrite(b"c" * 1024, 8192)'
   assert_output 0
 }
 
+# A trim is done, and what it has left cannot be read until the file goes.
+trim_unreadable ()
+{
+  head -c 1M /dev/urandom >disk
+  cp disk base
+  touch fail
+  start_nbdkit --filter=blklogwrites --filter=error file disk log=log \
+    error-pread-rate=100% error-pread-file="$tmp/fail" "$@"
+  client "$uri" '
+import os
+try:
+    h.trim(65536, 4096)
+    assert False
+except nbd.Error as e:
+    assert e.errno == "EIO", e
+h.flush()
+os.unlink("fail")
+'"$then"
+  run cat "$log"
+  assert_output --partial "the log lacks what a request has left on the disk \
+at offset 4096, count 65536"
+  stop_nbdkit
+  replays_to base disk
+}
+
+@test "what a request left on a disk that cannot be read is logged later" {
+  then='h.flush()' trim_unreadable
+  then='h.pwrite(b"a" * 512, 0)' trim_unreadable log-order=durability
+  then='h.pwrite(b"a" * 512, 8192)' trim_unreadable
+}
+
 @test "the client gets the error that the disk gave" {
   truncate -s 1M disk
   start_nbdkit --filter=blklogwrites --filter=error file disk log=log \
