@@ -236,6 +236,7 @@ signalled ()
   # Under nohup it would be right to go on.
   TMPDIR=$tmp/t env --default-signal=HUP \
     logwrites explore --jobs=2 "$@" disk.log -- '
+    if [ $entry -eq "${HOLD:--1}" ]; then sleep 60; fi
     if [ $entry -ge 3 ]; then >ready; sleep 60; fi' >said 2>&1 3>&- &
   pid=$!
   remember $pid
@@ -253,9 +254,11 @@ signalled ()
     grep -E 'tried before it was interrupted: [1-9] good, 0 bad' said
     nothing_is_left
   done
-  signalled INT 1 --states=entry --output=json
+  # Also of states behind one that has not ended.
+  HOLD=0 signalled INT 1 --states=entry --output=json
   sed -i '/warning/d' said
-  jq -e '.summary.complete == false and (.states | length) > 0' said
+  jq -e '.summary.complete == false and (.states | length) > 0 and
+         (.states | length) == .summary.good' said
   signalled INT 1 --states=entry --output=tap --disk
   grep '^Bail out! interrupted$' said
   nothing_is_left

@@ -356,9 +356,9 @@ state_to_json (const struct explore *e, size_t i)
 }
 
 static int
-print_state_json (const struct explore *e, size_t i)
+print_state_json (const struct explore *e, size_t i, bool first)
 {
-  fputs (i > 0 ? ",\n        " : "\n        ", stdout);
+  fputs (first ? "\n        " : ",\n        ", stdout);
   return tool_dump_json (state_to_json (e, i), JSON_ENSURE_ASCII);
 }
 
@@ -493,17 +493,26 @@ explore_print_start (const struct explore *e)
     printf ("TAP version 13\n1..%zu\n", e->plan.nr);
 }
 
+static void
+print_state (struct explore *e, size_t i)
+{
+  if (e->format == EXPLORE_JSON)
+    print_state_json (e, i, e->nr_printed == 0);
+  else
+    print_state_tap (e, i);
+  e->nr_printed++;
+}
+
 void
-explore_print_states (struct explore *e)
+explore_print_states (struct explore *e, bool all)
 {
   if (e->format == EXPLORE_HUMAN)
     return;
-  for (; e->printed < e->plan.nr &&
-         e->verdicts[e->printed] != EXPLORE_NOT_TRIED; ++e->printed)
-    if (e->format == EXPLORE_JSON)
-      print_state_json (e, e->printed);
-    else
-      print_state_tap (e, e->printed);
+  for (; e->passed < e->plan.nr; ++e->passed)
+    if (e->verdicts[e->passed] != EXPLORE_NOT_TRIED)
+      print_state (e, e->passed);
+    else if (!all)
+      break;
   tool_flush ();
 }
 
@@ -529,7 +538,7 @@ explore_print_list (const struct explore *e)
     CLEANUP_FREE char *name = NULL;
 
     if (e->format == EXPLORE_JSON) {
-      if (print_state_json (e, i) == -1)
+      if (print_state_json (e, i, i == 0) == -1)
         return -1;
       continue;
     }

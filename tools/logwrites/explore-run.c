@@ -189,7 +189,7 @@ note_state (void *opaque, size_t number, struct try_outcome *outcome)
     }
     warn_untold (e, number, note ? note->why : NULL);
   }
-  explore_print_states (e);
+  explore_print_states (e, false);
   return true;
 }
 
@@ -223,7 +223,7 @@ try_all (struct session *s)
       e->broken = true;
   }
   explore_clear_progress ();
-  explore_print_states (e);
+  explore_print_states (e, true);
   return 0;
 }
 

@@ -61,7 +61,7 @@ struct explore {
   uint8_t *verdicts;
   struct explore_note **notes;  /* NULL for good ones */
   uint64_t nr[TRY_UNTOLD + 1];  /* states of each verdict */
-  size_t printed;               /* states, in their order */
+  size_t passed, nr_printed;    /* states, in their order */
   bool interrupted, cannot_run;
   bool broken;                  /* it could not go on */
 
@@ -82,10 +82,10 @@ extern int explore_run (struct explore *e);
 /* ---- explore-print.c */
 
 /* What stands before the states, each state (in their order, as far as they
- * are done), and what stands at the end.
+ * are done; or all that were tried), and what stands at the end.
  */
 extern void explore_print_start (const struct explore *e);
-extern void explore_print_states (struct explore *e);
+extern void explore_print_states (struct explore *e, bool all);
 extern int explore_print_end (struct explore *e);
 
 /* The list of states. */
