@@ -37,8 +37,8 @@ extern void flusher_init (struct flusher *f, int (*flush) (void *),
                           void *opaque);
 extern void flusher_destroy (struct flusher *f);
 
-/* Call after each write, before it is acknowledged; also after one that failed,
- * which may have been done, and read by somebody.
+/* Call after each write, before it is acknowledged; also after one that
+ * failed, which may have been done, and read by somebody.
  */
 extern void flusher_written (struct flusher *f);
 

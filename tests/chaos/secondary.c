@@ -141,8 +141,8 @@ checkpoint (struct secondary_run *run)
     }
 }
 
-/* After a failover that was done, or failed and was done all the same: the disk
- * becomes what the guest saw.
+/* After a failover that was done, or failed and was done all the same: the
+ * disk becomes what the guest saw.
  */
 static void
 settle_promoted (struct secondary_run *run, const uint64_t *seen)
