@@ -19,6 +19,7 @@
 #ifndef BLOCKDRIVERS_NODE_H
 #define BLOCKDRIVERS_NODE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -123,6 +124,8 @@ struct node {
   bool no_flush;                /* flushing does nothing */
   struct node *adapted;         /* the node that this one is only another
                                    way to, or NULL */
+  pthread_mutex_t flush_lock;   /* with keeps_flush_error: one flush at a
+                                   time; zero is its first state.  I/O */
   _Atomic int flush_errno;      /* of a flush that failed for good, or 0 */
   char *description;            /* what the server says of it when it is
                                    opened, or NULL; NBD only */

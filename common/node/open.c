@@ -76,11 +76,36 @@ check_writable (const struct node *n, const char *what, uint64_t offset)
   return -1;
 }
 
+/* One after the other where a failure stays: of two at the same time one may
+ * lose what was written and fail, and the other finds nothing left to do.
+ */
+static int
+flush (struct node *n)
+{
+  int err, r;
+
+  if (!n->keeps_flush_error)
+    return n->ops->flush (n);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&n->flush_lock);
+  err = atomic_load (&n->flush_errno);
+  if (err) {
+    errno = err;
+    msg_error ("%s: flush: an earlier flush failed and data may have been "
+               "lost; mend the cause and open the image again: %m", n->name);
+    return -1;
+  }
+  r = n->ops->flush (n);
+  if (r == -1)
+    atomic_store (&n->flush_errno, errno ? errno : EIO);
+  return r;
+}
+
 /* What a change returned; make it durable if each one is to be. */
 static int
 settle (struct node *n, int r)
 {
-  return r == 0 && n->sync ? n->ops->flush (n) : r;
+  return r == 0 && n->sync ? flush (n) : r;
 }
 
 int
@@ -222,21 +247,7 @@ node_discard (struct node *n, uint64_t count, uint64_t offset)
 int
 node_flush (struct node *n)
 {
-  const int earlier = atomic_load (&n->flush_errno);
-
-  if (n->read_only || n->no_flush)
-    return 0;
-  if (earlier) {
-    errno = earlier;
-    msg_error ("%s: flush: an earlier flush failed and data may have been "
-               "lost; mend the cause and open the image again: %m", n->name);
-    return -1;
-  }
-  if (n->ops->flush (n) == 0)
-    return 0;
-  if (n->keeps_flush_error)
-    atomic_store (&n->flush_errno, errno ? errno : EIO);
-  return -1;
+  return n->read_only || n->no_flush ? 0 : flush (n);
 }
 
 int

@@ -276,6 +276,64 @@ test_limit (void **state)
                       sigismember (&before, signal));
 }
 
+/* A medium that loses what it could not write: the flush that finds that out
+ * fails, and one more would have nothing left to do.
+ */
+static atomic_uint nr_flushes;
+
+static int
+lossy_flush (struct node *n)
+{
+  const unsigned nr = atomic_fetch_add (&nr_flushes, 1);
+
+  (void) n;
+  if (nr > 0)
+    return 0;
+  usleep (50000);
+  errno = ENOSPC;
+  return -1;
+}
+
+static int
+lossy_pwritev (struct node *n, const struct iovec *iov, int iovcnt,
+               size_t count, uint64_t offset)
+{
+  (void) n, (void) iov, (void) iovcnt, (void) count, (void) offset;
+  return 0;
+}
+
+static const struct node_ops lossy_ops = {
+  .type = "lossy", .pwritev = lossy_pwritev, .flush = lossy_flush,
+};
+
+static void
+flush_lossy (struct unit_thread *t)
+{
+  CHECK (node_flush (t->opaque) == -1 && errno == ENOSPC);
+}
+
+static void
+test_flushes_that_fail (void **state)
+{
+  struct node n = {
+    .ops = &lossy_ops, .name = (char *) "lossy", .size = 4096,
+    .keeps_flush_error = true
+  };
+
+  (void) state;
+  run_threads (4, flush_lossy, &n);
+  assert_int_equal (nr_flushes, 1);
+  assert_int_equal (node_pwrite (&n, "x", 1, 0), 0);
+
+  /* The same where each write is flushed. */
+  n.flush_errno = 0;
+  n.sync = true;
+  nr_flushes = 0;
+  assert_int_equal (node_pwrite (&n, "x", 1, 0), -1);
+  assert_int_equal (node_pwrite (&n, "x", 1, 0), -1);
+  assert_int_equal (node_flush (&n), -1);
+}
+
 int
 main (void)
 {
@@ -285,6 +343,7 @@ main (void)
     cmocka_unit_test (test_extents),
     cmocka_unit_test (test_identity),
     cmocka_unit_test (test_limit),
+    cmocka_unit_test (test_flushes_that_fail),
   };
 
   alarm (HANG_SECONDS);

@@ -413,8 +413,10 @@ static int
 log_failed_request (struct recorder *rec, struct node *disk,
                     struct window w)
 {
-  const int err = errno;
+  const int err = errno, lost = atomic_load (&disk->flush_errno);
 
+  if (lost)
+    atomic_store (&rec->flush_errno, lost);
   log_or_owe (rec, disk, w, 0, 0);
   errno = err;
   return -1;
