@@ -93,7 +93,7 @@ read_back (const uint8_t *data, size_t size)
   if (note_read (&note, hidden, &same_boot) == 0) {
     struct moment made;
     const struct note_change change = {
-      .set_flags = size % 4, .clear_flags = ~size % 4,
+      .set_flags = size % 4, .clear_flags = ~(unsigned) (size % 4),
       .new_history = size > 30 && data[30] % 2, .made = &made,
       .weak = size > 31 && data[31] % 2,
     };
