@@ -18,8 +18,6 @@
  * order (sequence odd, then entries, then key and sequence even) and
  * the reader's (sequence, key, entry, sequence) are kept by release
  * stores and acquire loads of each entry, which cost nothing on x86.
- * The keys of a set stand side by side, in one or two lines of the
- * processor's cache: a lookup touches no slice but the right one.
  *
  * A miss takes cache->lock to choose a victim, by a clock that spares
  * what was used since its hand last passed, and reads without the lock.
@@ -51,7 +49,6 @@
 struct slice_cache {
   struct slice *slices;         /* nr_sets * nr_ways */
   _Atomic uint64_t *entries;    /* SLICE_ENTRIES of each, mapped */
-  _Atomic uint64_t *keys;       /* of each: its number + 1, or 0 */
   uint64_t nr_sets;             /* power of two */
   unsigned nr_ways;
 
@@ -92,16 +89,12 @@ cache_init (struct qed *s, uint64_t max_bytes)
     cache->nr_ways = MIN (number, (uint64_t) MAX_WAYS);
     cache->nr_sets = UINT64_C (1) << log_2 (number / cache->nr_ways);
     cache->slices = calloc (nr_slices (cache), sizeof *cache->slices);
-    cache->keys = calloc (nr_slices (cache), sizeof *cache->keys);
   }
-  if (cache == NULL || cache->slices == NULL || cache->keys == NULL ||
-      map_entries (cache) == -1) {
+  if (cache == NULL || cache->slices == NULL || map_entries (cache) == -1) {
     msg_error ("Could not open '%s': memory for L2 tables: %m",
                s->node.name);
-    if (cache) {
+    if (cache)
       free (cache->slices);
-      free (cache->keys);
-    }
     free (cache);
     return -1;
   }
@@ -120,7 +113,6 @@ cache_free (struct qed *s)
     return;
   munmap (cache->entries, nr_slices (cache) * SLICE_LEN);
   free (cache->slices);
-  free (cache->keys);
   pthread_mutex_destroy (&cache->lock);
   pthread_cond_destroy (&cache->changed);
   free (cache);
@@ -139,7 +131,7 @@ cache_forget (struct qed *s)
 
     assert (slice->pins == 0);
     atomic_fetch_add (&slice->sequence, 2);
-    atomic_store (&cache->keys[i], 0);
+    atomic_store (&slice->key, 0);
     slice->doubtful = 0;
   }
 }
@@ -150,29 +142,17 @@ set_of (struct slice_cache *cache, uint64_t number)
   return &cache->slices[(number & (cache->nr_sets - 1)) * cache->nr_ways];
 }
 
-static _Atomic uint64_t *
-key_of (struct slice_cache *cache, const struct slice *slice)
-{
-  return &cache->keys[slice - cache->slices];
-}
-
 /* Read an entry of a slice if that is, and stays, the one with this
  * key.
  */
 static bool
-peek (struct slice_cache *cache, struct slice *slice, uint64_t key,
-      unsigned index, uint64_t *entry)
+peek (struct slice *slice, uint64_t key, unsigned index, uint64_t *entry)
 {
-  _Atomic uint64_t *const here = key_of (cache, slice);
-
-  if (atomic_load_explicit (here, memory_order_relaxed) != key)
-    return false;
-
   const uint64_t sequence =
     atomic_load_explicit (&slice->sequence, memory_order_acquire);
 
   if ((sequence & 1) ||
-      atomic_load_explicit (here, memory_order_acquire) != key)
+      atomic_load_explicit (&slice->key, memory_order_acquire) != key)
     return false;
   *entry = atomic_load_explicit (&slice->entries[index],
                                  memory_order_acquire);
@@ -195,7 +175,7 @@ cache_lookup (struct qed *s, uint64_t cluster, uint64_t table_offset,
   struct slice *slice;
 
   for (unsigned way = 0; way < s->cache->nr_ways; ++way)
-    if (peek (s->cache, &set[way], number + 1, index, entry))
+    if (peek (&set[way], number + 1, index, entry))
       return 0;
 
   slice = cache_pin (s, cluster, table_offset);
@@ -217,8 +197,7 @@ cache_run (struct qed *s, uint64_t cluster, uint64_t entry)
   uint64_t value;
 
   for (unsigned way = 0; way < s->cache->nr_ways; ++way)
-    while (i < SLICE_ENTRIES &&
-           peek (s->cache, &set[way], number + 1, i, &value) &&
+    while (i < SLICE_ENTRIES && peek (&set[way], number + 1, i, &value) &&
            value == entry)
       i++;
   return MAX (i - first, 1U);
@@ -232,7 +211,7 @@ find (struct slice_cache *cache, struct slice *set, uint64_t key)
 {
   for (unsigned way = 0; way < cache->nr_ways; ++way)
     if (set[way].loading == key || set[way].doubtful == key ||
-        atomic_load (key_of (cache, &set[way])) == key)
+        atomic_load (&set[way].key) == key)
       return &set[way];
   return NULL;
 }
@@ -283,14 +262,14 @@ replace (struct qed *s, struct slice *slice, uint64_t key,
   slice->loading = key;
   slice->doubtful = 0;
   atomic_fetch_add (&slice->sequence, 1);
-  atomic_store (key_of (cache, slice), 0);
+  atomic_store (&slice->key, 0);
   pthread_mutex_unlock (&cache->lock);
   r = load (s, slice, key - 1, table_offset);
   err = errno;
   pthread_mutex_lock (&cache->lock);
   slice->loading = 0;
   if (r == 0)
-    atomic_store (key_of (cache, slice), key);
+    atomic_store (&slice->key, key);
   atomic_fetch_add (&slice->sequence, 1);
   pthread_cond_broadcast (&cache->changed);
   errno = err;
@@ -315,8 +294,7 @@ cache_pin (struct qed *s, uint64_t cluster, uint64_t table_offset)
       replaceable = false;
     if (slice && replaceable && replace (s, slice, key, table_offset) == -1)
       return NULL;
-    if (slice && slice->loading == 0 &&
-        atomic_load (key_of (cache, slice)) == key) {
+    if (slice && slice->loading == 0 && atomic_load (&slice->key) == key) {
       slice->pins++;
       atomic_store_explicit (&slice->used, true, memory_order_relaxed);
       return slice;
@@ -341,7 +319,7 @@ cache_doubt (struct qed *s, struct slice *slice)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->cache->lock);
 
   assert (slice->pins > 0);
-  slice->doubtful = atomic_load (key_of (s->cache, slice));
+  slice->doubtful = atomic_load (&slice->key);
   atomic_fetch_add (&slice->sequence, 2);
-  atomic_store (key_of (s->cache, slice), 0);
+  atomic_store (&slice->key, 0);
 }

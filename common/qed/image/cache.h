@@ -21,11 +21,11 @@
 #define SLICE_BITS 9
 
 struct slice {
-  /* What lookups read without a lock, as well as the slice's key (cache.c).
-   * sequence is odd while the slice is being replaced, and another number
-   * afterwards.
+  /* What lookups read without a lock.  sequence is odd while the slice
+   * is being replaced, and another number afterwards.
    */
   _Atomic uint64_t sequence;
+  _Atomic uint64_t key;         /* slice number + 1, or 0 */
   _Atomic uint64_t *entries;    /* SLICE_ENTRIES; constant */
   atomic_bool used;             /* since the clock hand last passed */
 
