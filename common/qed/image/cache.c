@@ -220,12 +220,15 @@ find (struct slice_cache *cache, struct slice *set, uint64_t key)
 static struct slice *
 find_victim (struct slice_cache *cache, struct slice *set)
 {
-  /* The first round may only take away the used marks. */
-  for (unsigned i = 0; i < 2 * cache->nr_ways; ++i) {
+  /* The first round may only take away the used marks, which lookups set again
+   * at any time; the third does not ask for them, or somebody would wait for
+   * slices that nobody holds.
+   */
+  for (unsigned i = 0; i < 3 * cache->nr_ways; ++i) {
     struct slice *slice = &set[cache->hand++ % cache->nr_ways];
 
     if (slice->pins == 0 && slice->loading == 0 &&
-        !atomic_exchange (&slice->used, false))
+        (!atomic_exchange (&slice->used, false) || i >= 2 * cache->nr_ways))
       return slice;
   }
   return NULL;
