@@ -11,9 +11,8 @@
 #ifndef BLOCKDRIVERS_WRITELOG_RECORD_H
 #define BLOCKDRIVERS_WRITELOG_RECORD_H
 
-#include <stdint.h>
-
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "node/node.h"
 #include "writelog/record/writer.h"
