@@ -330,37 +330,36 @@ buffers_empty_prepare (struct secondary *s)
     : qed_buffer_empty_prepare (s->hidden);
 }
 
-int
-buffers_empty_switch (struct secondary *s)
+/* Change both buffers, or neither. */
+static int
+change_both (struct node *first, struct node *second,
+             int (*change) (struct node *n), int (*undo) (struct node *n))
 {
-  if (qed_buffer_empty_switch (s->active) == -1)
+  int err;
+
+  if (change (first) == -1)
     return -1;
-  if (qed_buffer_empty_switch (s->hidden) == 0)
+  if (change (second) == 0)
     return 0;
-
-  const int err = errno;
-
-  qed_buffer_empty_back (s->active);
+  err = errno;
+  undo (first);
   errno = err;
   return -1;
 }
 
-/* The hidden one has what belongs to the disk, so it comes first; but it does
- * not go back alone.
- */
+int
+buffers_empty_switch (struct secondary *s)
+{
+  return change_both (s->active, s->hidden, qed_buffer_empty_switch,
+                      qed_buffer_empty_back);
+}
+
+/* The hidden one has what belongs to the disk, so it comes first. */
 int
 buffers_empty_back (struct secondary *s)
 {
-  if (qed_buffer_empty_back (s->hidden) == -1)
-    return -1;
-  if (qed_buffer_empty_back (s->active) == 0)
-    return 0;
-
-  const int err = errno;
-
-  qed_buffer_empty_switch (s->hidden);
-  errno = err;
-  return -1;
+  return change_both (s->hidden, s->active, qed_buffer_empty_back,
+                      qed_buffer_empty_switch);
 }
 
 void
@@ -387,11 +386,13 @@ static int
 exchange_hidden (struct secondary *s, const char *new, const char *kept)
 {
   CLEANUP_FREE char *real = realpath (s->hidden_name, NULL);
+  struct stat file;
 
-  if (real) {
+  if (real && stat (real, &file) == 0) {
     if (link (real, kept) == 0 && rename_new (new, real) == 0)
       return 0;
-    if (errno != EEXIST)        /* which is of somebody else */
+    /* What was there before, or is another file, is of somebody else. */
+    if (errno != EEXIST && is_at (&file, kept))
       remove_file (kept);
   }
   msg_error ("%s: keeping it as %s: %m", s->hidden_name, kept);
