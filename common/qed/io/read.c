@@ -20,6 +20,21 @@
 #include "utils/message.h"
 #include "utils/rounding.h"
 
+/* The mapping of the run that begins at offset, after it has been copied up
+ * if that is wanted.  Who cannot copy (no space) can still read.
+ */
+static int
+map_to_read (struct qed *s, uint64_t count, uint64_t offset,
+             struct mapping *m)
+{
+  if (qed_map (s, count, offset, m) == -1)
+    return -1;
+  if (m->kind != MAP_UNALLOCATED || !s->options.copy_on_read || !s->backing)
+    return 0;
+  allocate_copy_up (s, m->length, offset);
+  return qed_map (s, m->length, offset, m);
+}
+
 /* Read the run that begins at offset; returns how far it went or -1: 0
  * if its mapping has changed meanwhile.
  */
@@ -29,7 +44,7 @@ read_run (struct qed *s, void *buf, size_t count, uint64_t offset)
   struct mapping m;
   int r = 0;
 
-  if (qed_map (s, count, offset, &m) == -1)
+  if (map_to_read (s, count, offset, &m) == -1)
     return -1;
 
   switch (m.kind) {
@@ -56,9 +71,6 @@ qed_pread (struct node *n, void *buf, size_t count, uint64_t offset)
 
   TRACE_IO ("qed: read count=%zu offset=%" PRIu64, count, offset);
   qed_request_begin (s);
-  /* Who cannot copy (no space) can still read. */
-  if (s->options.copy_on_read && s->backing)
-    allocate_copy_up (s, count, offset);
   while (count > 0) {
     const ssize_t done = read_run (s, buf, count, offset);
 
