@@ -62,21 +62,25 @@ class Bench:
                 f.write(bytes(1 << 20))
         os.unlink(name)
 
-    def fio(self, uri, field, *options):
-        """Run fio, return a field of its report."""
+    def fio(self, uris, field, *options):
+        """Run fio with a job for each URI at the same time, return a field
+        of its report: of the slowest job."""
+        uris = [uris] if isinstance(uris, str) else uris
         report = self.path("fio.json")
-        subprocess.run(["fio", "--name=bench", "--ioengine=nbd",
-                        f"--uri={uri}", "--iodepth=16", "--randrepeat=0",
-                        f"--size={SIZE}", "--output-format=json",
-                        f"--output={report}", *options], check=True,
+        jobs = [option for uri in uris
+                for option in ("--name=bench", f"--uri={uri}")]
+        subprocess.run(["fio", "--ioengine=nbd", "--iodepth=16",
+                        "--randrepeat=0", f"--size={SIZE}",
+                        "--output-format=json", f"--output={report}",
+                        *options, *jobs], check=True,
                        stdout=subprocess.DEVNULL)
         with open(report, encoding="utf-8") as f:
             text = f.read()
         # fio's engine prints lines of its own before the report.
-        job = json.loads(text[text.index("\n{") + 1:]
-                         if not text.startswith("{") else text)["jobs"][0]
-        kind, field = field.split(".")
-        return job[kind][field]
+        report = json.loads(text[text.index("\n{") + 1:]
+                            if not text.startswith("{") else text)
+        direction, field = field.split(".")
+        return min(job[direction][field] for job in report["jobs"])
 
     def secondary(self, kind, primary_uri, guest_uri, checkpoint):
         def put(key, value):
@@ -130,17 +134,19 @@ class Bench:
         server.kill()
         self.remove("active", "hidden")
 
-    def primary_rows(self, kind, uri):
+    def primary_rows(self, kind, uris):
         results.setdefault(("primary", kind), []).append(
-            self.fio(uri, "write.iops", "--rw=randwrite", "--bs=4k", *TIMED))
+            self.fio(uris, "write.iops", "--rw=randwrite", "--bs=4k", *TIMED))
         results.setdefault(("primary-1m", kind), []).append(
-            self.fio(uri, "write.bw", "--rw=write", "--bs=1M", *TIMED) / 1024)
+            self.fio(uris, "write.bw", "--rw=write", "--bs=1M", *TIMED)
+            / 1024)
 
     def play_primary(self):
         alone = Server(self.fresh_disk(), plugin="file")
         self.primary_rows("file", alone.uri)
-        alone.kill()
         remote = Server(self.fresh_disk("remote"), plugin="file")
+        self.primary_rows("two", [alone.uri, remote.uri])
+        alone.kill()
         server = Primary(self.fresh_disk(), remote.uri)
         server.start()
         self.primary_rows("ours", server.uri)
@@ -186,6 +192,16 @@ def line(key, title, unit, target):
     print(f"{title:36}{cells}  {unit:6}{ratios}   {target}")
 
 
+def limit_of_two(key, title):
+    """What no primary on the host of its remote can exceed by much: the
+    client writes to both disks itself."""
+    file, two, ours = (statistics.median(results[key, kind])
+                       for kind in ("file", "two", "ours"))
+    print(f"limit: a client that writes {title} to two plain servers at once "
+          f"does {two / file:.2f} of one; the primary does {ours / two:.2f} "
+          "of that")
+
+
 def limit(key, title):
     """What no filter can exceed: nbdkit alone, with the disk only."""
     file, qemu = (statistics.median(results[key, kind])
@@ -229,6 +245,8 @@ def main():
     limit("first", "4 KiB in each new cluster")
     limit("again", "4 KiB random repeated")
     limit("first-1m", "1 MiB writes")
+    limit_of_two("primary", "4 KiB")
+    limit_of_two("primary-1m", "1 MiB")
 
 
 if __name__ == "__main__":
