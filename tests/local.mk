@@ -136,6 +136,11 @@ check_LTLIBRARIES += tests/bench/nohole.la
 tests_bench_nohole_la_SOURCES = tests/bench/nohole.c
 tests_bench_nohole_la_CFLAGS = -std=gnu11 $(WARNING_CFLAGS)
 tests_bench_nohole_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
+# A filter of bench/blklogwrites.sh.
+check_LTLIBRARIES += tests/bench/twice.la
+tests_bench_twice_la_SOURCES = tests/bench/twice.c
+tests_bench_twice_la_CFLAGS = -std=gnu11 $(WARNING_CFLAGS)
+tests_bench_twice_la_LDFLAGS = -module -avoid-version -shared -rpath /nowhere
 # Preloaded with a sanitizer's runtime by tests/sanitized.sh.
 if SANITIZERS
 check_LTLIBRARIES += tests/unit/keep.la
@@ -336,7 +341,7 @@ benches = \
 	tests/bench/replication.sh \
 	tests/bench/status.sh \
 	tests/bench/tables.sh
-bench: all tests/bench/nohole.la
+bench: all tests/bench/nohole.la tests/bench/twice.la
 	@for b in $(benches); do \
 	    $(top_builddir)/run bash $(srcdir)/$$b || exit 1; \
 	done

@@ -13,7 +13,9 @@
 # connection, 16 requests deep.  The servers take turns in each round, each
 # with a fresh log, and the medians of all rounds are printed.  "two writes"
 # is a loop that writes each piece to the disk and, behind a sector, to a
-# log, with nothing in between: what the memory can do with one thread.
+# log, with nothing in between: what the memory can do with one thread; and
+# "twice" is nbdkit with a filter that does the same (tests/bench/twice.c): what
+# a log in nbdkit can do at best.
 #
 # A log takes memory that nobody has used for a while, and in a virtual
 # machine the host may have to find it first, which takes many times as long
@@ -28,7 +30,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-servers=(file ours qemu)
+servers=(file ours qemu twice)
 ours=ours
 need nbdkit qemu-storage-daemon fio jq python3
 make_folder log-bench
@@ -43,6 +45,9 @@ serve ()
     ours)
       start_nbdkit ours --filter=blklogwrites file "$dir/disk" \
                    "log=$dir/log" ;;
+    twice)
+      start_nbdkit twice --filter="$PWD/tests/bench/.libs/twice.so" \
+                   file "$dir/disk" "twice=$dir/log" ;;
     qemu)
       : >"$dir/log"
       start qemu qemu-storage-daemon \
@@ -117,6 +122,7 @@ done
 line ()
 {
   local columns=("${servers[@]}")
+  unset 'columns[3]'
   if [ "${results[$1,loop]}" ]; then columns+=(loop); fi
   medians "$1" "${columns[@]}" | awk -v title="$2" -v unit="$3" -v target="$4" '
     { printf "%-24s %9.0f %9.0f %9.0f %10s  %-5s %8.2f %8.2f %8s   %s\n",
@@ -135,9 +141,11 @@ line flushes "4 KiB, a flush every 32" IOPS "3 qemu"
 line sequential "1 MiB sequential write" MiB/s "0.9 two writes"
 echo
 for key in random flushes sequential; do
-  medians "$key" file qemu | awk -v key="$key" '
+  medians "$key" file qemu twice ours | awk -v key="$key" '
     { printf "limit (%s): nbdkit file, which writes no log, is %.2f " \
-             "times as fast as QEMU\n", key, $1 / $2 }'
+             "times as fast as QEMU; what writes all twice has %.2f of " \
+             "that, and we have %.2f of what writes twice\n",
+             key, $1 / $2, $3 / $1, $4 / $3 }'
 done
 echo
 echo "peak resident memory of the server with the filter: $memory MiB" \
