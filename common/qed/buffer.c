@@ -45,6 +45,7 @@
 #include <stdlib.h>
 
 #include "qed/empty.h"
+#include "qed/image/file.h"
 #include "qed/image/map.h"
 #include "qed/image/space.h"
 #include "qed/io/allocate.h"
@@ -570,11 +571,9 @@ qed_buffer_put_note (struct node *n, const uint8_t note[QED_NOTE_LEN],
 {
   struct qed *s = qed_of_node (n);
   uint64_t offset;
-  int r;
 
-  if (find_note (s, &offset) == -1)
+  if (find_note (s, &offset) == -1 ||
+      file_pwrite (s, note, QED_NOTE_LEN, offset) == -1)
     return -1;
-  r = node_pwrite (s->file, note, QED_NOTE_LEN, offset);
-  flusher_written (&s->flusher);
-  return r == 0 && durable ? flusher_flush (&s->flusher) : r;
+  return durable ? flusher_flush (&s->flusher) : 0;
 }

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qed/image/file.h"
 #include "qed/image/image.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -270,15 +271,14 @@ static int
 write_header (struct qed *s, const struct qed_header *h, bool flush)
 {
   uint8_t buf[QED_HEADER_LEN];
-  int r;
 
   TRACE_META ("qed: header features=0x%" PRIx64 " l1_table_offset=%" PRIu64
               " image_size=%" PRIu64, h->features, h->l1_table_offset,
               h->image_size);
   qed_header_encode (h, buf);
-  r = node_pwrite (s->file, buf, sizeof buf, 0);
-  flusher_written (&s->flusher);
-  return r == 0 && flush ? flusher_flush (&s->flusher) : r;
+  if (file_pwrite (s, buf, sizeof buf, 0) == -1)
+    return -1;
+  return flush ? flusher_flush (&s->flusher) : 0;
 }
 
 /* Make the header in the file the one in memory.  Under header_lock. */

@@ -40,6 +40,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qed/image/file.h"
 #include "qed/image/space.h"
 #include "utils/cleanup.h"
 #include "utils/message.h"
@@ -94,6 +95,7 @@ set_length (struct qed *s, uint64_t length)
   /* Cut, and made longer again, it may be found short. */
   s->durable_length = MIN (s->durable_length, length);
   r = node_resize (s->file, length);
+  flusher_written (&s->flusher);
 
   /* It may have been done all the same. */
   s->length_unknown = r == -1;
@@ -198,7 +200,7 @@ make_new (struct qed *s, uint64_t count, uint64_t offset)
 {
   if (s->file->fixed_size)
     return 0;
-  if (node_zero (s->file, count, offset, NODE_MAY_TRIM | NODE_FAST) == -1)
+  if (file_zero (s, count, offset, NODE_MAY_TRIM | NODE_FAST) == -1)
     return -1;
   return s->ordered || s->is_volatile ? 0 : image_flush (s);
 }

@@ -24,6 +24,7 @@
 #include <inttypes.h>
 
 #include "qed/image/cache.h"
+#include "qed/image/file.h"
 #include "qed/image/space.h"
 #include "qed/image/table.h"
 #include "utils/cleanup.h"
@@ -57,18 +58,16 @@ write_l1_entry (struct qed *s, uint64_t l1_index, uint64_t value)
   const uint64_t first = round_down (l1_index, per_write);
   const uint64_t n = MIN (per_write, s->nr_l1 - first);
   uint8_t buf[L1_WRITE_LEN];
-  int r;
 
   for (uint64_t i = 0; i < n; ++i)
     qed_entry_put (buf, i, atomic_load (&s->l1[first + i]));
   qed_entry_put (buf, l1_index - first, value);
   TRACE_META ("qed: L1 entry %" PRIu64 " = %" PRIu64, l1_index, value);
-  r = node_pwrite (s->file, buf, n * QED_ENTRY_LEN,
-                   s->header.l1_table_offset + first * QED_ENTRY_LEN);
-  flusher_written (&s->flusher);
-  if (r == -1)
-    atomic_store (&s->metadata_failed, true);
-  return r;
+  if (file_pwrite (s, buf, n * QED_ENTRY_LEN,
+                   s->header.l1_table_offset + first * QED_ENTRY_LEN) == 0)
+    return 0;
+  atomic_store (&s->metadata_failed, true);
+  return -1;
 }
 
 /* Make an empty L2 table, under table_lock. */
@@ -81,11 +80,10 @@ make_table (struct qed *s, uint64_t l1_index, uint64_t *table)
     return -1;
   TRACE_META ("qed: new L2 table at %" PRIu64, *table);
   if (!space_is_zero (s, *table) &&
-      node_zero (s->file, bytes, *table, NODE_MAY_TRIM) == -1) {
+      file_zero (s, bytes, *table, NODE_MAY_TRIM) == -1) {
     space_give_back (s, s->header.table_size, *table);
     return -1;
   }
-  flusher_written (&s->flusher);
   if (s->ordered && flusher_flush (&s->flusher) == -1)
     return -1;
   return write_l1_entry (s, l1_index, *table);
@@ -129,7 +127,6 @@ write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
   const struct l2_update *u;
   uint8_t buf[SLICE_LEN];
   unsigned i;
-  int r;
 
   for (i = 0; i < SLICE_ENTRIES; ++i)
     qed_entry_put (buf, i, atomic_load_explicit (&entries[i],
@@ -138,9 +135,7 @@ write_slice (struct qed *s, struct slice *slice, uint64_t file_offset,
     for (i = 0; i < u->n; ++i)
       qed_entry_put (buf, u->index + i, updated_value (u, i));
 
-  r = node_pwrite (s->file, buf, sizeof buf, file_offset);
-  flusher_written (&s->flusher);
-  if (r == -1) {
+  if (file_pwrite (s, buf, sizeof buf, file_offset) == -1) {
     const int err = errno;
 
     atomic_store (&s->metadata_failed, true);

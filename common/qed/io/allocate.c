@@ -33,6 +33,7 @@
 #include <string.h>
 
 #include "qed/image/cache.h"
+#include "qed/image/file.h"
 #include "qed/image/map.h"
 #include "qed/image/need-check.h"
 #include "qed/image/space.h"
@@ -117,7 +118,7 @@ fill_zero (struct qed *s, uint64_t count, uint64_t file_offset)
 {
   if (count == 0 || space_is_zero (s, file_offset))
     return 0;
-  return node_zero (s->file, count, file_offset, NODE_MAY_TRIM);
+  return file_zero (s, count, file_offset, NODE_MAY_TRIM);
 }
 
 static int
@@ -127,7 +128,7 @@ copy_piece (struct qed *s, uint8_t *buf, uint64_t count, uint64_t offset,
   if (node_pread_padded (s->backing, buf, count, offset) == -1)
     return -1;
   return is_zero (buf, count) ? fill_zero (s, count, file_offset)
-    : node_pwrite (s->file, buf, count, file_offset);
+    : file_pwrite (s, buf, count, file_offset);
 }
 
 /* Copy what the backing image has into new space. */
@@ -190,9 +191,9 @@ write_around (struct qed *s, const struct allocation *a, uint8_t *buf,
     return -1;
   if (space_is_zero (s, file_offset) && is_zero (buf, head) &&
       is_zero (buf + after, s->cluster_size - after))
-    return node_pwrite (s->file, a->buf, a->count, file_offset + head);
+    return file_pwrite (s, a->buf, a->count, file_offset + head);
   memcpy (buf + head, a->buf, a->count);
-  return node_pwrite (s->file, buf, s->cluster_size, file_offset);
+  return file_pwrite (s, buf, s->cluster_size, file_offset);
 }
 
 static int
@@ -208,7 +209,7 @@ write_one_cluster (struct qed *s, const struct allocation *a,
       == -1)
     return -1;
   if (length == 0 && space_is_zero (s, file_offset))
-    return node_pwrite (s->file, a->buf, a->count, file_offset + head);
+    return file_pwrite (s, a->buf, a->count, file_offset + head);
   scratch = scratch_get (s);
   if (scratch == NULL)
     return -1;
@@ -238,7 +239,7 @@ write_clusters (struct qed *s, const struct allocation *a,
     return -1;
   file_offset += head;
   return a->kind == ALLOCATE_ZEROES ? fill_zero (s, a->count, file_offset)
-    : node_pwrite (s->file, a->buf, a->count, file_offset);
+    : file_pwrite (s, a->buf, a->count, file_offset);
 }
 
 /* ---- Mapping, under a claim */
@@ -280,7 +281,6 @@ map_data (struct qed *s, const struct allocation *a)
   if (space_reserve (s, a->n, &file_offset) == -1)
     return -1;
   r = write_clusters (s, a, file_offset);
-  flusher_written (&s->flusher);
   if (r == 0 && s->ordered)
     r = flusher_flush (&s->flusher);
   if (r == 0)

@@ -28,6 +28,7 @@
 #include <stdlib.h>
 
 #include "qed/image/cache.h"
+#include "qed/image/file.h"
 #include "qed/io/allocate.h"
 #include "qed/io/backing.h"
 #include "qed/io/io.h"
@@ -84,10 +85,7 @@ clear_entries (struct qed *s, uint64_t table, uint64_t first)
     if (!is_zero (buf, length)) {
       TRACE_META ("qed: resize: stale entries in the table at %" PRIu64,
                   table);
-      const int r = node_zero (s->file, length, table + done, 0);
-
-      flusher_written (&s->flusher);
-      if (r == -1)
+      if (file_zero (s, length, table + done, 0) == -1)
         return -1;
     }
     done += length;

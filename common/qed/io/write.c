@@ -12,6 +12,7 @@
 
 #include <inttypes.h>
 
+#include "qed/image/file.h"
 #include "qed/image/map.h"
 #include "qed/io/allocate.h"
 #include "qed/io/io.h"
@@ -28,10 +29,7 @@ write_run (struct qed *s, const void *buf, size_t count, uint64_t offset)
   if (qed_map (s, count, offset, &m) == -1)
     return -1;
   if (m.kind == MAP_DATA) {
-    const int r = node_pwrite (s->file, buf, m.length, m.file_offset);
-
-    flusher_written (&s->flusher);
-    if (r == -1)
+    if (file_pwrite (s, buf, m.length, m.file_offset) == -1)
       return -1;
   }
   else if (allocate (s, ALLOCATE_DATA, buf, m.length, offset, &m.length)

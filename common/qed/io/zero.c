@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "qed/image/file.h"
 #include "qed/image/map.h"
 #include "qed/io/allocate.h"
 #include "qed/io/backing.h"
@@ -126,10 +127,7 @@ zero_range (struct qed *s, uint64_t count, uint64_t offset,
       return -1;
     done = m.length;
     if (m.kind == MAP_DATA) {
-      const int r = node_zero (s->file, m.length, m.file_offset, flags);
-
-      flusher_written (&s->flusher);
-      if (r == -1) {
+      if (file_zero (s, m.length, m.file_offset, flags) == -1) {
         if (errno != ENOTSUP || !changed)
           return -1;
         flags &= ~NODE_FAST;
@@ -176,13 +174,11 @@ qed_zero (struct node *n, uint64_t count, uint64_t offset, unsigned flags)
 static int
 trim_data (struct qed *s, const struct mapping *m)
 {
-  int r = node_zero (s->file, m->length, m->file_offset,
-                     NODE_MAY_TRIM | NODE_FAST);
+  const int r = file_zero (s, m->length, m->file_offset,
+                           NODE_MAY_TRIM | NODE_FAST);
 
-  if (r == -1 && errno == ENOTSUP)
-    r = node_discard (s->file, m->length, m->file_offset);
-  flusher_written (&s->flusher);
-  return r;
+  return r == -1 && errno == ENOTSUP
+    ? file_discard (s, m->length, m->file_offset) : r;
 }
 
 /* Whole clusters that this layer does not have are marked as zeroes if
