@@ -65,9 +65,10 @@ def read_file(name):
 
 def trace_slowly(pid, call, seconds):
     """Let a system call of a process's main thread take longer to return.
-    The tracer ends with the process."""
+    The tracer ends with the process.  (Nobody reads what it says about the
+    calls, so it must not go to a pipe, which would be full at some time.)"""
     tracer = subprocess.Popen(
-        ["strace", "-p", str(pid), "-e", f"trace={call}",
+        ["strace", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}",
          "-e", f"inject={call}:delay_exit={int(seconds * 1e6)}"],
         stderr=subprocess.PIPE, encoding="utf-8")
     line = tracer.stderr.readline()
