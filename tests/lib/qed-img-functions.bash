@@ -288,6 +288,10 @@ same_files ()
     diff -r files ours
     return
   fi
+  # Mostly all of them are the same, which one process sees, not one a file.
+  if diff -rq qemu ours >/dev/null; then
+    return
+  fi
   while read -r name; do
     "${2:-same_file}" "$name" || result=1
   done < <(find qemu ours -type f -printf '%P\n' | sort -u)
