@@ -474,6 +474,21 @@ qed_buffer_empty_back (struct node *n)
   return empty_switch_table (s, s->buffer->previous_l1, false);
 }
 
+void
+qed_buffer_empty_undo (struct node *n)
+{
+  struct qed *s = qed_of_node (n);
+  const struct buffer *b = s->buffer;
+  const bool switched = s->header.l1_table_offset == b->next_l1;
+  const struct header_edit edit = {
+    .set = QED_NEED_CHECK,
+    .l1_table_offset = switched ? b->previous_l1 : b->next_l1
+  };
+
+  /* If it fails, nothing is written until the file has this header. */
+  header_undo (s, &edit);
+}
+
 /* All but the new table is free now.  Under space_lock. */
 static void
 begin_layer (struct qed *s, uint64_t table)

@@ -301,13 +301,16 @@ extern uint64_t qed_buffer_cluster_size (struct node *n);
  * does what may fail.  Switch empties the file, and is all that a crash
  * can tell; it fails only if the header cannot be written, and then
  * changes nothing.  After it comes finish, which cannot fail, or back,
- * which undoes the switch.  Finish does nothing where nothing was switched.
+ * which goes back, and may fail as well.  Undo takes back the last of these
+ * two; where that fails, nothing can be written until it has been done.
+ * Finish does nothing where nothing was switched.
  * Prepare may be called again.  All take constant time; the space is given
  * back in the background.
  */
 extern int qed_buffer_empty_prepare (struct node *n);
 extern int qed_buffer_empty_switch (struct node *n);
 extern int qed_buffer_empty_back (struct node *n);
+extern void qed_buffer_empty_undo (struct node *n);
 extern void qed_buffer_empty_finish (struct node *n);
 
 /* Make it and its space as new, and durable, while the caller lets no

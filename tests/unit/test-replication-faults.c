@@ -4,10 +4,11 @@
  */
 
 /* Each call that changes a file of a secondary fails once during a failover,
- * or from one on all do; before its work is done or after.  Then the process
- * is killed and started again.  Whatever the command said: what the guest had
- * flushed is there, or the start is refused.  The same while a checkpoint is
- * made and given up: a rollback gives it or the one before.
+ * or some do, or from one on all; before its work is done or after.  Then
+ * the process is killed and started again.  Whatever the command said: what
+ * the guest had flushed is there, or the start is refused.  The same while a
+ * checkpoint is made and given up: a rollback gives it or the one before, and
+ * a failover what the guest saw.
  *
  * A child plays the story over files; what it was told stands in shared
  * memory.
@@ -44,7 +45,12 @@
 
 /* ---- Failing system calls */
 
-enum mode { ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER, MODES };
+enum mode {
+  ONCE_BEFORE, ONCE_AFTER,
+  FEW_BEFORE, FEW_AFTER,        /* and what is to undo it */
+  ALWAYS_BEFORE, ALWAYS_AFTER, MODES
+};
+#define FEW 4
 
 static atomic_int calls_left = INT_MAX;
 static _Atomic enum mode mode;
@@ -56,10 +62,11 @@ fails (bool *works)
 {
   const int left = atomic_fetch_sub (&calls_left, 1);
   const enum mode m = atomic_load (&mode);
-  const bool fail = left == 1 || (left <= 0 && m >= ALWAYS_BEFORE);
+  const int more = m >= ALWAYS_BEFORE ? INT_MAX : m >= FEW_BEFORE ? FEW : 1;
+  const bool fail = left <= 1 && left > 1 - more;
 
   atomic_fetch_add (&calls_made, 1);
-  *works = !fail || m == ONCE_AFTER || m == ALWAYS_AFTER;
+  *works = !fail || m % 2 == ONCE_AFTER;
   return fail;
 }
 
@@ -112,6 +119,7 @@ struct account {
   bool accepted;                /* the failover was */
   bool ended;                   /* the child came to its end */
   bool late_flushed;            /* what the guest wrote afterwards was */
+  char seen;                    /* by the guest at FAR before that, or 0 */
   int calls;                    /* made from the command on */
 };
 
@@ -202,7 +210,18 @@ byte_of (struct node *n, const char *allowed, uint64_t count, uint64_t offset)
   return buf[0];
 }
 
-/* In a child: start again, as the operator would. */
+/* Start again, as the operator would. */
+static void
+open_again (struct bench *b, struct node **disk)
+{
+  if (open_bench (b, disk, RECOVER_FAIL) == -1) {
+    secondary_close (b->s);
+    node_close (*disk);
+    CHECK (open_bench (b, disk, RECOVER_DISCARD) == 0);
+  }
+}
+
+/* In a child. */
 static void
 look (int nr, enum mode m)
 {
@@ -210,11 +229,7 @@ look (int nr, enum mode m)
   struct bench b;
   bool promoted;
 
-  if (open_bench (&b, &disk, RECOVER_FAIL) == -1) {
-    secondary_close (b.s);
-    node_close (disk);
-    CHECK (open_bench (&b, &disk, RECOVER_DISCARD) == 0);
-  }
+  open_again (&b, &disk);
   promoted = secondary_is_promoted (b.s);
   if (account->accepted) {
     CHECK (promoted);
@@ -223,14 +238,15 @@ look (int nr, enum mode m)
     CHECK (byte_of (disk, "o", HALF, HALF) == 'o');
   }
   else if (promoted)            /* nothing could be taken back */
-    CHECK (m >= ALWAYS_BEFORE && byte_of (disk, "g", HALF, 0) == 'g');
+    CHECK (m >= FEW_BEFORE && byte_of (disk, "g", HALF, 0) == 'g');
   else
     CHECK (byte_of (disk, "p", SIZE, 0) == 'p');
   syscall (SYS_exit_group, 0);
 }
 
-/* In a child: a checkpoint is made and given up, and the primary goes on in a
- * part of what it has written in between.
+/* In a child: a checkpoint is made and given up.  Then the primary goes on in
+ * a part of what it has written in between; or, where some calls have failed
+ * and others do not, there is a failover.
  */
 static void
 play_back (int nr, enum mode m)
@@ -263,7 +279,12 @@ play_back (int nr, enum mode m)
   CHECK ((byte_of (b.guest, "op", CLUSTER, 0) == 'p') ==
          (byte_of (b.guest, m >= ALWAYS_BEFORE ? "gpo" : "gp", CLUSTER, FAR)
           == 'p'));
-  (void) !node_pwrite (b.primary, q, sizeof q, 0);
+  if (m >= ALWAYS_BEFORE)
+    (void) !node_pwrite (b.primary, q, sizeof q, 0);
+  else {
+    account->seen = byte_of (b.guest, "gpo", CLUSTER, FAR);
+    account->accepted = secondary_stop (b.s, true, false, &b.refusal) == 0;
+  }
   account->ended = true;
   syscall (SYS_exit_group, 0);
 }
@@ -275,6 +296,12 @@ look_back (int nr, enum mode m)
   struct node *disk;
   struct bench b;
 
+  if (account->accepted) {
+    open_again (&b, &disk);
+    await_failover (&b);
+    CHECK (byte_of (disk, "gp", CLUSTER, FAR) == account->seen);
+    syscall (SYS_exit_group, 0);
+  }
   CHECK (open_bench (&b, &disk, RECOVER_ROLLBACK) == 0);
   CHECK (byte_of (disk, "op", CLUSTER, 0) ==
          byte_of (disk, "op", CLUSTER, FAR));

@@ -320,6 +320,15 @@ header_change (struct qed *s, const struct header_edit *edit)
 }
 
 int
+header_undo (struct qed *s, const struct header_edit *edit)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
+  apply (&s->header, edit);
+  atomic_store (&s->header_unknown, true);
+  return restore_header (s);
+}
+
+int
 header_known (struct qed *s)
 {
   if (!atomic_load (&s->header_unknown))

@@ -78,7 +78,7 @@ struct qed {
 
   /* image.c */
   pthread_mutex_t header_lock;
-  struct qed_header header;     /* changes only in header_change */
+  struct qed_header header;     /* of header_change and header_undo */
   atomic_bool header_unknown;   /* the file may have another one */
   unsigned cluster_bits, table_bits;
   uint64_t cluster_size, table_entries;
@@ -178,17 +178,17 @@ struct header_edit {
   bool flush;                   /* return when it is durable */
 };
 
-/* Write the header with a change.  If that fails, which does not say that
- * it was not done, the file is given the old one again, durably; if that
- * fails too, header_known does it.  Memory has the old one then.
+/* Write the header with a change.  If that fails, and perhaps was done, memory
+ * has the old one, and the file is given it again, durably; by header_known if
+ * that fails, too.  What undoes a change memory has even if it fails.
  */
 extern int header_change (struct qed *s, const struct header_edit *edit);
+extern int header_undo (struct qed *s, const struct header_edit *edit);
 
-/* Before anything is written: is the header in memory the one in the file?
- * Writes it, if that is not known; -1 after a message.
+/* Before anything is written: write the header, if it is not known that the
+ * file has the one in memory; -1 after a message.
  */
 extern int header_known (struct qed *s);
-
 extern int header_clear_unknown (struct qed *s); /* before all writes */
 
 /* Trace, where the flag is set. */

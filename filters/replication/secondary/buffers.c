@@ -333,7 +333,7 @@ buffers_empty_prepare (struct secondary *s)
 /* Change both buffers, or neither. */
 static int
 change_both (struct node *first, struct node *second,
-             int (*change) (struct node *n), int (*undo) (struct node *n))
+             int (*change) (struct node *n))
 {
   int err;
 
@@ -342,7 +342,7 @@ change_both (struct node *first, struct node *second,
   if (change (second) == 0)
     return 0;
   err = errno;
-  undo (first);
+  qed_buffer_empty_undo (first);
   errno = err;
   return -1;
 }
@@ -350,16 +350,14 @@ change_both (struct node *first, struct node *second,
 int
 buffers_empty_switch (struct secondary *s)
 {
-  return change_both (s->active, s->hidden, qed_buffer_empty_switch,
-                      qed_buffer_empty_back);
+  return change_both (s->active, s->hidden, qed_buffer_empty_switch);
 }
 
 /* The hidden one has what belongs to the disk, so it comes first. */
 int
 buffers_empty_back (struct secondary *s)
 {
-  return change_both (s->hidden, s->active, qed_buffer_empty_back,
-                      qed_buffer_empty_switch);
+  return change_both (s->hidden, s->active, qed_buffer_empty_back);
 }
 
 void
