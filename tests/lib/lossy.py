@@ -19,7 +19,8 @@ SECTOR = 512
 HEAD = struct.Struct("<QQQ")    # offset, length of the old bytes, file's size
 
 # What becomes of calls from the chosen one on.
-ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER = range(4)
+(ONCE_BEFORE, ONCE_AFTER, FEW_BEFORE, FEW_AFTER,
+ ALWAYS_BEFORE, ALWAYS_AFTER) = range(6)
 
 
 class Host:

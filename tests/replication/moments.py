@@ -75,7 +75,7 @@ class Moment(Pair):
         if kind == "power":
             host.arm(kill_at=number)
         else:
-            host.arm(fail_at=number, mode=self.rng.randrange(4))
+            host.arm(fail_at=number, mode=self.rng.randrange(6))
         acked = self.acked = False
         try:
             self.servers[self.side].command(self.name, **self.arguments)

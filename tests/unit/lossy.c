@@ -40,7 +40,10 @@
 
 #define EXPORT __attribute__ ((visibility ("default")))
 
-enum mode { ONCE_BEFORE, ONCE_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER };
+enum mode {
+  ONCE_BEFORE, ONCE_AFTER, FEW_BEFORE, FEW_AFTER, ALWAYS_BEFORE, ALWAYS_AFTER
+};
+#define FEW 4                   /* in a row */
 
 struct control {
   _Atomic uint64_t changes;     /* so far; calls that change or flush a file */
@@ -149,13 +152,15 @@ fails (bool *works)
   const uint64_t nr = atomic_fetch_add (&control->changes, 1) + 1;
   const uint64_t at = atomic_load (&control->fail_at);
   const enum mode mode = atomic_load (&control->mode);
-  const bool fail = at && (nr == at || (nr > at && mode >= ALWAYS_BEFORE));
+  const uint64_t n =
+    mode >= ALWAYS_BEFORE ? UINT64_MAX - at : mode >= FEW_BEFORE ? FEW : 1;
+  const bool fail = at && nr >= at && nr < at + n;
 
   if (nr == atomic_load (&control->kill_at)) {
     kill (getpid (), SIGKILL);
     pause ();
   }
-  *works = !fail || mode == ONCE_AFTER || mode == ALWAYS_AFTER;
+  *works = !fail || mode % 2 == ONCE_AFTER;
   return fail;
 }
 
