@@ -188,6 +188,7 @@ EXTRA_DIST += \
 	tests/sanitized.sh \
 	tests/smoke.sh \
 	tests/writelog/data/README \
+	tests/lib/answers.bash \
 	tests/lib/byte_model.py \
 	tests/lib/complete.zsh \
 	tests/lib/control-ask.py \
