@@ -9,6 +9,8 @@
 #
 # Run it by hand as:  ./run bash tests/house/sanitizers.sh
 
+. "$(dirname "$0")/../lib/answers.bash"
+
 builddir=$(cd "$(dirname "$(type -P nbdkit)")/../.." && pwd)
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/bd.XXXXXX") || exit 1
 trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
@@ -58,6 +60,14 @@ is_wanted ()
     [[ ! $one_at_a_time =~ [[:space:]]${1##*/}[[:space:]] ]]
 }
 
+# What configure asks the compiler is the same everywhere, a small shell is
+# quicker, in libtool, too, and a report needs lines, but no variables.
+configure ()
+{
+  CONFIG_SITE=$tmp/config.site CONFIG_SHELL=/bin/sh "$tmp/source/configure" \
+    --disable-dependency-tracking CFLAGS="-g1 -O1" "$@"
+}
+
 # check_with SANITIZERS TARGET...: make these in a tree of the sources, and run
 # its unit tests, two at a time: many wait for something most of the time.
 check_with ()
@@ -65,10 +75,8 @@ check_with ()
   local sanitizers=$1 dir=$tmp/$1 log=$tmp/$1.log test tests=()
   shift
   mkdir "$dir"
-  if ( cd "$dir" &&
-         "$tmp/source/configure" --enable-sanitizers="$sanitizers" \
-           CFLAGS="-g -O1" && for target; do make -j2 "$target" || exit; done
-       ) >"$log" 2>&1
+  if ( cd "$dir" && configure --enable-sanitizers="$sanitizers" &&
+         for target; do make -j2 "$target" || exit; done ) >"$log" 2>&1
   then
     report ok "$sanitizers: what is tested builds"
   else
@@ -100,6 +108,7 @@ check_with ()
 if ! make -C "$builddir" distdir distdir="$tmp/source" >"$tmp/log" 2>&1; then
   report "not ok" "the sources can be copied" "$tmp/log"
 else
+  answers "$builddir" >"$tmp/config.site"
   check_with address,undefined all unit-tests
   check_with thread unit-tests
 fi
