@@ -228,8 +228,8 @@ build ()
     return
   fi
   read -ra tests <<<"${BUILDS_TESTS:-$(
-    sed -n '/^unit_tests = /,/[^\\]$/p' Makefile | tr -d '\\\n' |
-      sed 's/^.*= *//') $(cd tests/fuzz && printf 'tests/fuzz/%s ' fuzz-*[!o])}"
+    sed -n '/^[a-z]*_unit_tests = /,/[^\\]$/p' Makefile |
+      sed 's/^.*= *//' | tr -d '\\\n') $(cd tests/fuzz && printf 'tests/fuzz/%s ' fuzz-*[!o])}"
   for test in "${tests[@]}"; do
     while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
     unit_test "$test" &

@@ -14,8 +14,12 @@
 #   tests/lib/            what these share: bash functions and Python modules
 
 # To add a unit test, add its name here and its sources below if it needs
-# more than the .c file of its name.
-unit_tests = \
+# more than the .c file of its name.  The first ones take the longest.
+slow_unit_tests = \
+	tests/unit/test-qed-powerloss \
+	tests/unit/test-replication-crash
+
+quick_unit_tests = \
 	tests/unit/test-align \
 	tests/unit/test-block-status \
 	tests/unit/test-claim \
@@ -31,11 +35,9 @@ unit_tests = \
 	tests/unit/test-qed-faults \
 	tests/unit/test-qed-locks \
 	tests/unit/test-qed-operations \
-	tests/unit/test-qed-powerloss \
 	tests/unit/test-qed-scan \
 	tests/unit/test-qed-threads \
 	tests/unit/test-replication-bitmap \
-	tests/unit/test-replication-crash \
 	tests/unit/test-replication-dirty \
 	tests/unit/test-replication-faults \
 	tests/unit/test-replication-forwarder \
@@ -54,6 +56,8 @@ unit_tests = \
 	tests/unit/test-writelog-reader \
 	tests/unit/test-writelog-record \
 	tests/unit/test-writelog-writer
+
+unit_tests = $(slow_unit_tests) $(quick_unit_tests)
 
 bats_tests = \
 	tests/control/control.bats \
@@ -117,7 +121,8 @@ bats_tests = \
 if SANITIZERS
 TESTS = $(unit_tests) $(chaos_tests) $(fuzz_tests)
 else
-TESTS = tests/house/sanitizers.sh $(faults_tests) $(bats_tests) $(unit_tests) $(chaos_tests) $(fuzz_tests)
+TESTS = tests/house/sanitizers.sh $(slow_unit_tests) $(faults_tests) \
+	$(bats_tests) $(chaos_tests) $(quick_unit_tests) $(fuzz_tests)
 endif
 
 # Each unit test is linked with the library.  The others are run by tests.
