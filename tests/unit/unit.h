@@ -56,11 +56,13 @@
  */
 #define HANG_SECONDS 800
 
-/* Of many states that are tried, the thread sanitizer, which is slow and
- * looks for something else, sees one in so many.
+/* Of many states that are tried, the sanitizers, which are slow and look for
+ * something else, see one in so many.
  */
-#ifdef __SANITIZE_THREAD__
+#if defined __SANITIZE_THREAD__
 #define ONE_IN 8
+#elif defined __SANITIZE_ADDRESS__
+#define ONE_IN 2
 #else
 #define ONE_IN 1
 #endif
