@@ -403,7 +403,7 @@ class Play:
 def main():
     name, directory = sys.argv[1:]
     seed = int(os.environ.get("SEED") or random.randrange(1 << 32))
-    rounds = int(os.environ.get("ROUNDS") or 25)
+    rounds = int(os.environ.get("ROUNDS") or 12)
     states = {}
     attempts = killed = 0
     try:

@@ -86,7 +86,7 @@ def spoil(rng, path):
 def main():
     path = os.path.join(sys.argv[1], "disk.qed")
     seed = int(os.environ.get("SEED") or random.randrange(1 << 32))
-    rounds = int(os.environ.get("ROUNDS") or 300)
+    rounds = int(os.environ.get("ROUNDS") or 150)
     first = int(os.environ.get("FIRST") or 0)
     for number in range(first, first + rounds):
         rng = random.Random(f"{seed} {number}")

@@ -435,9 +435,9 @@ class Pair(Round):
                            "are not equal")
 
 
-# 50 moments for either side.
-ROUNDS = {"running": 25, "failover": 15, "recovery": 10,
-          "primary": 30, "pair": 20}
+# In the suite; some 25 moments for either side.
+ROUNDS = {"running": 12, "failover": 8, "recovery": 5,
+          "primary": 15, "pair": 10}
 
 SCENARIOS = {"running": Running, "failover": Failover, "recovery": recovery,
              "primary": PrimaryDies, "pair": Pair}
