@@ -10,7 +10,7 @@ load ../lib/replication-functions
 
 @test "after any order of accidents: equal, or refused with a reason" {
   LOSSY=$builddir/tests/unit/.libs/lossy.so ORDERS_DIR=$tmp \
-    "$python" "$tests/orders.py" --count="${ORDERS:-40}" --seed="${SEED:-1}"
+    "$python" "$tests/orders.py" --count="${ORDERS:-24}" --seed="${SEED:-1}"
 }
 
 # moments KIND
