@@ -22,9 +22,27 @@
 # teardown_test in it.
 
 bats_require_minimum_version 1.5.0
-bats_load_library bats-support
-bats_load_library bats-assert
-bats_load_library bats-file
+
+# What the libraries of bats define, without their long comments: each test
+# reads it anew.  Made once for a file of tests.
+helpers=$BATS_RUN_TMPDIR/helpers.bash
+make_helpers ()
+{
+  local before
+  before=$(compgen -A function | sort)
+  bats_load_library bats-support
+  bats_load_library bats-assert
+  bats_load_library bats-file
+  compgen -A function | sort | comm -13 <(echo "$before") - >"$helpers.names"
+  mapfile -t before <"$helpers.names"
+  declare -f "${before[@]}"
+}
+if ! [ -e "$helpers" ]; then
+  (make_helpers) >"$helpers.new"
+  mv "$helpers.new" "$helpers"
+fi
+# shellcheck source=/dev/null
+. "$helpers"
 
 srcdir=$(cd "$BATS_TEST_DIRNAME/../.." && pwd)
 tests=$BATS_TEST_DIRNAME
@@ -96,7 +114,7 @@ find_builddir ()
 {
   local nbdkit
   nbdkit=$(type -P nbdkit) || nbdkit=
-  builddir=$(cd "$(dirname "$nbdkit")/../.." && pwd)
+  builddir=$(cd "${nbdkit%/*}/../.." && pwd)
   if ! [ -e "$builddir/build-aux/bin/nbdkit" ] || ! [ -e "$builddir/run" ]; then
     fail "nbdkit is not the in-tree one: start bats by ./run"
   fi
