@@ -199,7 +199,7 @@ EOF
   mkdir build
   cd build
   # As a user does it.
-  unset CONFIG_SITE CONFIG_SHELL
+  unset CC CONFIG_SITE CONFIG_SHELL
   ../source/configure --prefix=/usr/local --enable-werror \
       --with-plugindir=/usr/lib/somewhere/plugins \
       --with-filterdir=/usr/lib/somewhere/filters
