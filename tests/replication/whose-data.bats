@@ -328,6 +328,40 @@ guest_has_its_data ()
   blkctl primary.ctl replication-checkpoint
 }
 
+# accepted: the connections that the first server has accepted.
+accepted ()
+{
+  grep -c "accepted connection" nbdkit1.log
+}
+
+more_than ()
+{
+  [ "$(accepted)" -gt "$1" ]
+}
+
+@test "a command is not answered by an attempt that had begun before it" {
+  disks
+  # Each attempt to connect takes its time.
+  start_nbdkit -v --filter=delay --filter=replication file disk.img \
+               delay-open=400ms "${secondary[@]}"
+  local remote=$uri before
+  start_primary "$remote" replication-bitmap=map
+  blkctl primary.ctl replication-start
+  qemu_io "$uri" "write -P 0x61 0 64k"
+  blkctl primary.ctl replication-checkpoint
+  stop_nbdkit "$pid"
+  cp primary.img other.img
+  mv other.img primary.img
+  start_primary "$remote" replication-bitmap=map replication-start=true
+  assert_equal "$(status_of primary.ctl link)" refused
+  # It goes on trying, which is refused again.
+  before=$(accepted)
+  wait_until 60 more_than "$before"
+  blkctl primary.ctl replication-start sync=full
+  blkctl primary.ctl replication-checkpoint
+  assert_same_disk primary.img disk.img
+}
+
 @test "one server replicates a disk at a time" {
   disks
   start_at_place

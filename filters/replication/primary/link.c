@@ -366,6 +366,7 @@ static void
 try_to_connect (struct mirror *m)
 {
   const bool all_dirty = m->all_dirty;
+  const uint64_t attempt = ++m->attempts;
   char cause[CAUSE_LEN];
   bool refused, identified;
   struct node *n;
@@ -383,6 +384,7 @@ try_to_connect (struct mirror *m)
     if (refused)
       note_refusal (m, cause);
     m->refused = refused;
+    m->failed_attempt = attempt;
     link_note_failure (m, "%s", cause);
     return;
   }

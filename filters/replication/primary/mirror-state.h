@@ -134,6 +134,8 @@ struct mirror {
   int64_t rest_until;           /* before the next pass */
   unsigned waiters;             /* commands that wait for the copying */
   uint64_t failures;            /* attempts to connect, copy or flush */
+  uint64_t attempts;            /* to connect, begun so far */
+  uint64_t failed_attempt;      /* the last of these that failed */
   char cause[CAUSE_LEN];        /* of the last one */
   const char *reported;         /* the link's state in the last event */
   char reported_cause[CAUSE_LEN];

@@ -224,14 +224,15 @@ refuse_interrupted (const struct mirror *m,
 }
 
 /* *made_dirty: the connection was made with everything dirty, and it is not
- * an older one.
+ * an older one.  An attempt that had begun before was made without all_dirty
+ * and equal, so that its failure is no answer.
  */
 static int
 wait_for_connection (struct mirror *m, bool all_dirty, bool equal,
                      bool *made_dirty, struct replication_refusal *refusal)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&m->lock);
-  const uint64_t failures = m->failures;
+  const uint64_t begun = m->attempts;
   const bool wanted = m->wanted;
 
   m->wanted = true;
@@ -239,15 +240,18 @@ wait_for_connection (struct mirror *m, bool all_dirty, bool equal,
   m->equal |= equal;
   m->made_dirty = false;
   hurry (m);
-  while (m->remote == NULL && m->failures == failures && !m->interrupted)
+  while (m->remote == NULL && m->failed_attempt <= begun && !m->interrupted) {
     pthread_cond_wait (&m->changed, &m->lock);
+    if (m->failed_attempt == begun && m->connect_at > 0)
+      hurry (m);
+  }
   m->all_dirty = false;
   *made_dirty = m->made_dirty;
   if (m->remote)
     return 0;
   m->wanted = wanted;
   link_announce (m);
-  if (m->failures == failures)
+  if (m->failed_attempt <= begun)
     return refuse_interrupted (m, refusal);
   return replication_refuse (refusal, "%.100s: %.400s", m->uri, m->cause);
 }
