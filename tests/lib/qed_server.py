@@ -17,6 +17,9 @@ import time
 
 import nbd
 
+# Whether servers run with a sanitizer, whose calls and memory are its own.
+SANITIZED = "BESIDES_RUNTIME" in os.environ
+
 
 class ServerError(Exception):
     """The server did not start, or did not end as it should."""
@@ -74,7 +77,7 @@ class Server:
 
     def peak_memory(self):
         """Peak resident memory in bytes; 0 where a sanitizer has its own."""
-        if "BESIDES_RUNTIME" in os.environ:
+        if SANITIZED:
             return 0
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
             for line in f:

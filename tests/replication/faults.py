@@ -38,7 +38,7 @@ import time
 
 import nbd
 
-from qed_server import ServerError
+from qed_server import SANITIZED, ServerError
 from qmp_client import QmpError
 from byte_model import Mismatch
 from flight_model import Client, Mix, Model
@@ -366,7 +366,7 @@ class Hung(Forward):
         answers, for which it takes its time.  (A sanitizer has thousands
         of such calls.)"""
         tracer = trace_slowly(server.process.pid, "munmap",
-                              0 if "BESIDES_RUNTIME" in os.environ else 0.2)
+                              0 if SANITIZED else 0.2)
         end_by_main_thread(server.process.pid)
         server.wait_for_message("still no answer at the end")
         self.remote.go_on()
