@@ -18,13 +18,15 @@
 #            wait for the disk, and share flushes.
 #            "copy" is a loop in two threads that reads and writes clusters,
 #            with nothing in between: what the file system can do.
-# sequential: 1 MiB, whole clusters
-# copy-on-read: each cluster is read once, and then once more; "plain" is the
-#            second pass without copy-on-read
+# sequential: 1 MiB, whole clusters, beside "nbdkit file" on a new file, which is
+#            what nbdkit can do
+# copy-on-read: each cluster is read once, beside "copy" above, and then once
+#            more, beside the same without copy-on-read
 # chain:     4 KiB are read at random from 8 overlays, each of which has one
 #            cluster in 9, over a raw file, beside "nbdkit file" on that
 #            file, which is what nbdkit can do; and qed-img map of it beside
-#            qemu-img map
+#            qemu-img map, and beside one SEEK_HOLE of the raw file, which both
+#            ask for
 #
 # BENCH_ROUNDS   measurements of each cell (5)
 # BENCH_SECONDS  duration of one measurement that is limited by time (2)
@@ -127,8 +129,12 @@ allocate ()
 sequential ()
 {
   local server
-  for server in qed qemu; do
+  for server in file qed qemu; do
     overlay "$dir/full.raw"
+    if [ "$server" = file ]; then
+      rm "$top"
+      truncate -s 1G "$top"
+    fi
     warm_up
     serve "$server" "$top"
     results[sequential,$server]+=" $(measure write.bw --rw=write --bs=1M \
@@ -200,6 +206,12 @@ chain ()
     stop "$server"
   done
   take map,qed qed-img map --output=json -f qed "$dir/chain8"
+  results[map,hole]+=" $(python3 -c '
+import os, sys, time
+fd = os.open (sys.argv[1], os.O_RDONLY)
+begin = time.monotonic ()
+os.lseek (fd, 0, os.SEEK_HOLE)
+print ((time.monotonic () - begin) * 1000)' "$dir/full.raw")"
   take map,qemu qemu-img map --output=json -f qed "$dir/chain8"
 }
 
@@ -233,7 +245,8 @@ for ((round = 1; round <= rounds; round++)); do
   chain
 done
 
-for server in qed qemu; do
+results[cor-first,copy]=${results[memory-full,copy]}
+for server in file qed qemu; do
   in_mib "sequential,$server"
 done
 
@@ -260,11 +273,11 @@ for base in full sparse fragments; do
   line "memory-$base" "4 KiB allocating, $base, in memory" IOPS "5 qemu" copy
   line "disk-$base" "4 KiB allocating, $base, on disk" IOPS "5 qemu" copy
 done
-line sequential "1 MiB sequential allocating, in memory" MiB/s "3 qemu"
-line cor-first "4 KiB copy-on-read, first pass" IOPS "3 qemu"
+line sequential "1 MiB sequential allocating, in memory" MiB/s "3 qemu" file
+line cor-first "4 KiB copy-on-read, first pass" IOPS "3 qemu" copy
 line cor-second "4 KiB copy-on-read, second pass" IOPS "3 qemu, 1 plain" plain
 line chain "4 KiB random read of 8 overlays" IOPS "5 qemu, 1 file" file
-line map "map of 8 overlays" ms "5 qemu"
+line map "map of 8 overlays" ms "5 qemu" hole
 echo
 echo "peak resident memory of the qed server: $memory MiB" \
      "(target: l2-cache-size + 40 = 72 MiB)"
