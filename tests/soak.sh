@@ -35,7 +35,8 @@ done
    done
  done) &
 (while [ "$(left)" -gt 0 ]; do
-   FAULTS_TIMEOUT=120 FAULTS_STEP=7 FAULTS_AT=$((RANDOM % 7)) ./run python3 \
+   FAULTS_TIMEOUT=120 FAULTS_STEP=7 FAULTS_AT=$((RANDOM % 7)) \
+   FAULT_ROW=$((1 + RANDOM % 3)) ./run python3 \
      "$here/faults/faults.py" "$PWD/tests/faults/.libs/shim.so" \
      >>"$work/faults" 2>&1 || exit 1
  done) &

@@ -17,9 +17,10 @@ file is concerned, and leaves the old content or the new one in a good image;
 one that succeeds has done its work, whatever failed below.
 
 FAULTS_STEP=N tries only every N-th call, from another one each time FAULTS_AT
-is.  FAULTS_TIMEOUT=N (30) seconds without an end are a hang.  With --valgrind
-no call fails, but memcheck looks at each tool's command for wrong accesses
-and leaks.
+is.  FAULT_ROW=N lets N calls in a row fail, and with them what is to undo the
+first.  FAULTS_TIMEOUT=N (30) seconds without an end are a hang.  With
+--valgrind no call fails, but memcheck looks at each tool's command for wrong
+accesses and leaks.
 
 Exit status 1, after a line for each fault, if there was one; also if a
 call that was counted did not come again, or a kind of a story never did.

@@ -3,12 +3,13 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* To be preloaded: one call of a kind fails, of those that are made by our
- * own code.
+/* To be preloaded: one call of a kind fails, or some in a row, of those that
+ * are made by our own code.
  *
  *   FAULT_OBJECT   part of the name of the program or module that calls
  *   FAULT_KIND     a function, as in the table below; "" only counts
  *   FAULT_NR       which call of this kind, from 1
+ *   FAULT_ROW      how many (1)
  *   FAULT_ERRNO    a number; 0 for a count that is too short
  *   FAULT_LATE     1: it does its work all the same
  *   FAULT_REPORT   a file that has, at the end (or SIGUSR2, where calls are
@@ -52,7 +53,7 @@ static atomic_ulong calls[NR_KINDS];
 static bool ready;
 static const char *object, *report;
 static int wanted_kind = -1, wanted_errno;
-static unsigned long wanted_nr;
+static unsigned long wanted_nr, wanted_row;
 static bool late;
 
 static void end (void);
@@ -79,6 +80,8 @@ begin (void)
       wanted_kind = i;
   wanted_nr = getenv ("FAULT_NR") ? strtoul (getenv ("FAULT_NR"), NULL, 10)
     : 0;
+  wanted_row = getenv ("FAULT_ROW") ? strtoul (getenv ("FAULT_ROW"), NULL, 10)
+    : 1;
   wanted_errno = getenv ("FAULT_ERRNO") ? atoi (getenv ("FAULT_ERRNO")) : EIO;
   late = getenv ("FAULT_LATE") && *getenv ("FAULT_LATE") == '1';
   ready = true;
@@ -136,8 +139,10 @@ fails (enum kind kind, const void *caller)
 {
   if (!ready || !is_ours (caller))
     return false;
-  if (atomic_fetch_add (&calls[kind], 1) + 1 != wanted_nr ||
-      (int) kind != wanted_kind)
+  const unsigned long nr = atomic_fetch_add (&calls[kind], 1) + 1;
+
+  if ((int) kind != wanted_kind || nr < wanted_nr ||
+      nr - wanted_nr >= wanted_row)
     return false;
   report_fired ();
   return true;
