@@ -558,6 +558,8 @@ qed_buffer_keep (struct node *n)
 static int
 find_note (struct qed *s, uint64_t *offset)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->header_lock);
+
   *offset = s->cluster_size - QED_NOTE_LEN;
   if ((s->header.features & QED_BACKING_FILE) &&
       s->header.backing_offset + (uint64_t) s->header.backing_len > *offset) {

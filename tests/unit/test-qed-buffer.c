@@ -291,6 +291,35 @@ test_the_note_stays (void **state)
   assert_int_equal (result.corruptions + result.leaks, 0);
 }
 
+static atomic_bool emptied;
+
+static void
+put_notes (struct unit_thread *t)
+{
+  static const uint8_t note[QED_NOTE_LEN] = "note";
+  struct bench *b = t->opaque;
+
+  while (!atomic_load (&emptied))
+    CHECK (qed_buffer_put_note (b->buffer, note, false) == 0);
+}
+
+/* The thread sanitizer sees whether one looks at what the other changes. */
+static void
+test_a_note_is_put_while_it_is_emptied (void **state)
+{
+  struct unit_thread thread;
+  struct bench b;
+
+  (void) state;
+  make_buffer (&b);
+  start_threads (&thread, 1, put_notes, &b);
+  for (unsigned i = 0; i < 5; ++i)
+    assert_int_equal (qed_buffer_clean (b.buffer), 0);
+  atomic_store (&emptied, true);
+  join_threads (&thread, 1);
+  close_all (&b);
+}
+
 /* A buffer that has been kept is in order at any moment: what is mapped
  * was flushed before.
  */
@@ -617,6 +646,7 @@ main (void)
     cmocka_unit_test (test_writes),
     cmocka_unit_test (test_earlier_layers_do_not_show),
     cmocka_unit_test (test_the_note_stays),
+    cmocka_unit_test (test_a_note_is_put_while_it_is_emptied),
     cmocka_unit_test (test_keeping),
     cmocka_unit_test (test_large_disks),
     cmocka_unit_test (test_opening_changes_nothing),
