@@ -531,6 +531,77 @@ test_failover_leaves_what_the_guest_saw (void **state)
   assert_clean_buffers ();
 }
 
+/* Notice at once that it is complete. */
+static void
+fail_over_and_look (struct bench *b)
+{
+  assert_int_equal (secondary_stop (b->s, true, false, &b->refusal), 0);
+  do
+    secondary_query (b->s, &b->status);
+  while (b->status.stage == REPLICATION_FAILOVER);
+  assert_int_equal (b->status.stage, REPLICATION_DONE);
+}
+
+/* A failover is complete before its buffers are empty, and what is held from
+ * then on stays.
+ */
+static void
+test_a_start_right_after_a_failover (void **state)
+{
+  struct bench b;
+
+  (void) state;
+  bench_open (&b, SIZE, RECOVER_FAIL);
+  for (unsigned round = 0; round < 8; ++round) {
+    fill_disk (&b, 'o');
+    assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+    write_byte (b.guest, 'g', 100, 0);
+    fail_over_and_look (&b);
+    assert_int_equal (secondary_reset (b.s, &b.refusal), 0);
+    assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+    secondary_disconnect (b.s, b.primary);
+    b.primary = secondary_connect (b.s, &(struct history) { "" });
+    write_byte (b.primary, 'p', 1000, 0);
+    assert_int_equal (node_flush (b.guest), 0);
+    assert_byte (b.guest, 'g', 100, 0);
+    assert_byte (b.guest, 'o', 900, 100);
+    assert_int_equal (secondary_stop (b.s, false, false, &b.refusal), 0);
+  }
+  bench_close (&b);
+  assert_clean_buffers ();
+}
+
+/* If they cannot be emptied, it does not matter before the next start. */
+static void
+test_a_start_after_a_failover_that_left_something (void **state)
+{
+  struct rlimit before, none;
+
+  (void) state;
+  signal (SIGXFSZ, SIG_IGN);
+  getrlimit (RLIMIT_FSIZE, &before);
+  none = before;
+  none.rlim_cur = 0;
+  for (unsigned round = 0; round < 8; ++round) {
+    struct bench b;
+
+    bench_open (&b, SIZE, RECOVER_FAIL);
+    assert_int_equal (secondary_start (b.s, &b.refusal), 0);
+    write_byte (b.guest, 'g', 100, 0);
+    fail_over_and_look (&b);
+    setrlimit (RLIMIT_FSIZE, &none);
+    write_byte (b.guest, 'h', 100, 0);
+    usleep (1000 * round);
+    setrlimit (RLIMIT_FSIZE, &before);
+    assert_int_equal (secondary_reset (b.s, &b.refusal), 0);
+    if (secondary_start (b.s, &b.refusal) == 0)
+      assert_byte (b.guest, 'h', 100, 0);
+    else
+      assert_string_equal (b.refusal.desc, "The buffers are not empty");
+    bench_close (&b);
+  }
+}
+
 /* ---- A checkpoint in two steps */
 
 static void
@@ -1398,6 +1469,8 @@ main (void)
     cmocka_unit_test (test_the_guest_does_not_notice_a_failing_commit),
     cmocka_unit_test (test_stop_leaves_the_primarys_disk),
     cmocka_unit_test (test_failover_leaves_what_the_guest_saw),
+    cmocka_unit_test (test_a_start_right_after_a_failover),
+    cmocka_unit_test (test_a_start_after_a_failover_that_left_something),
     cmocka_unit_test (test_prepare_and_abort),
     cmocka_unit_test (test_failover_aborts_what_is_prepared),
     cmocka_unit_test (test_close_aborts_what_is_prepared),

@@ -140,8 +140,7 @@ refuse_note (struct replication_refusal *refusal)
   return secondary_refuse_errno (refusal, "Cannot write to the hidden buffer");
 }
 
-/* Enter RUNNING with buffers that are empty: nobody has used them since begin,
- * or the stop has emptied them.  This is a checkpoint, too.
+/* Enter RUNNING with buffers that are empty.  This is a checkpoint, too.
  */
 static int
 enter_running (struct secondary *s, struct replication_refusal *refusal)
@@ -168,11 +167,13 @@ enter_running (struct secondary *s, struct replication_refusal *refusal)
   return r == -1 ? refuse_note (refusal) : 0;
 }
 
-/* Both buffers were emptied by the stop, but perhaps not for good. */
+/* Both buffers were emptied by the stop, or the failover, but perhaps not for
+ * good.
+ */
 static int
-start_again (struct secondary *s, struct replication_refusal *refusal)
+start_when_empty (struct secondary *s, struct replication_refusal *refusal)
 {
-  if (atomic_load (&s->failed_over))
+  if (secondary_is_promoted (s))
     return replication_refuse (refusal, "This disk was promoted by a "
                                "failover; replication-reset says that it may "
                                "be overwritten again");
@@ -189,10 +190,17 @@ secondary_start (struct secondary *s, struct replication_refusal *refusal)
 
   const int r = secondary_check (s, COMMAND_START, refusal);
 
-  if (r <= 0)
-    return r;
-  return atomic_load (&s->stage) == REPLICATION_DONE
-    ? start_again (s, refusal) : enter_running (s, refusal);
+  return r <= 0 ? r : start_when_empty (s, refusal);
+}
+
+/* A failover that is complete still empties the buffers, which the next start
+ * is to find empty, and then nobody may empty them any more.
+ */
+static void
+await_failover (struct secondary *s)
+{
+  job_wait (s->commit_job);
+  s->commit_job = NULL;
 }
 
 /* A map of what has changed since the failover is of no use to anybody; one of
@@ -219,6 +227,7 @@ secondary_reset (struct secondary *s, struct replication_refusal *refusal)
     return -1;
   if (!secondary_is_promoted (s))
     return stages_check (ANSWER_NOT_PROMOTED, &s->error, refusal);
+  await_failover (s);
   drain_begin (&s->requests);
   r = reset_map (s);
   if (r == 0)
@@ -462,7 +471,7 @@ secondary_close (struct secondary *s)
       secondary_stop (s, false, false, &refusal) == -1)
     msg_error ("replication: at the end: %s", refusal.desc);
   /* A failover is finished: the guest's writes are in the buffers. */
-  job_wait (s->commit_job);
+  await_failover (s);
   if (atomic_load (&s->stage) == REPLICATION_FAILOVER_FAILED)
     secondary_end_commit (s);
   if (atomic_load (&s->stage) == REPLICATION_FAILOVER_FAILED)

@@ -144,7 +144,7 @@ struct secondary {
   char *kept_name;
   struct moment failover_at;    /* the note of a failover */
   unsigned failover_flags;
-  struct job *commit_job;       /* NULL before the failover */
+  struct job *commit_job;       /* NULL before a failover */
 };
 
 /* Under command_lock, or drained by the failover's job. */
