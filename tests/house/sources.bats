@@ -249,3 +249,13 @@ make_variable ()
     done
   fi
 }
+
+@test "the faults that are planted to test the tests fit the sources" {
+  local patch git=(git -c safe.directory='*' -C "$srcdir")
+  require_tool git
+  for patch in "$srcdir"/tests/planted/*.patch; do
+    run env GIT_CEILING_DIRECTORIES="${srcdir%/*}" \
+        "${git[@]}" apply --check "$(realpath "$patch")"
+    assert_success
+  done
+}
