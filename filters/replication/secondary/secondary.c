@@ -140,8 +140,7 @@ refuse_note (struct replication_refusal *refusal)
   return secondary_refuse_errno (refusal, "Cannot write to the hidden buffer");
 }
 
-/* Enter RUNNING with buffers that are empty.  This is a checkpoint, too.
- */
+/* Enter RUNNING with buffers that are empty.  This is a checkpoint, too. */
 static int
 enter_running (struct secondary *s, struct replication_refusal *refusal)
 {
