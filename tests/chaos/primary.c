@@ -145,7 +145,7 @@ lose_power (struct primary_run *run, uint64_t chance)
 /* ---- Steps for which the requests stop */
 
 static void
-stop (struct primary_run *run)
+stop_replication (struct primary_run *run)
 {
   struct replication_refusal refusal;
 
@@ -239,7 +239,7 @@ quiet_step (struct primary_run *run, unsigned step)
   case KILL: kill_primary (run); break;
   case LOSE_POWER: lose_power (run, chance); break;
   case LOSE_REMOTE: lose_remote (run, chance); break;
-  case STOP: stop (run); break;
+  case STOP: stop_replication (run); break;
   case START: start (run); break;
   default: break;
   }
