@@ -250,6 +250,15 @@ make_variable ()
   fi
 }
 
+# What is a function with one version of cmocka is a macro with the next.
+@test "no test defines in C what cmocka 2 defines" {
+  local type='(u?int|ptr|float|double|null|non_null)'
+  run grep -nE -r --include=*.[ch] \
+      "^(stop|has_mock|(mock|will|cast|assign)_.*|(assert|expect)_$type.*) \(" \
+      "$srcdir/tests"
+  assert_equal "$status" 1
+}
+
 @test "the faults that are planted to test the tests fit the sources" {
   local patch git=(git -c safe.directory='*' -C "$srcdir")
   require_tool git
