@@ -71,7 +71,8 @@ identity_read (struct disk_identity *id, const char *description)
   read_value (&id->partner, description, PARTNER_KEY);
   read_value (&id->before, description, BEFORE_KEY);
   read_value (&id->former.primary, description, FORMER_KEY);
-  read_value (&id->former.remote, description, FORMER_OF_KEY);
+  if (id->former.primary.text[0])
+    read_value (&id->former.remote, description, FORMER_OF_KEY);
 }
 
 /* ---- How a primary names itself */

@@ -37,7 +37,8 @@ struct disk_identity {
                                    history, to which it was rolled back, and
                                    nobody has written since; or "" */
   struct pairing former;        /* the disk was this primary's, and nobody has
-                                   written since; or both "" */
+                                   written since, with a map for that disk
+                                   or ""; or both "" */
 };
 
 /* The description of an export: text of at most MEETING_TEXT bytes. */

@@ -48,6 +48,7 @@ EXTRA_DIST += \
 	tests/fuzz/corpus/names/description \
 	tests/fuzz/corpus/names/export \
 	tests/fuzz/corpus/names/flat \
+	tests/fuzz/corpus/names/former \
 	tests/fuzz/corpus/names/json \
 	tests/fuzz/corpus/names/number \
 	tests/fuzz/corpus/names/path \

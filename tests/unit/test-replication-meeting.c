@@ -176,6 +176,13 @@ test_descriptions_of_others (void **state)
                  "history 0123456789abcdeX0123456789abcdef");
   assert_int_equal (id.kind, DISK_SECONDARY);
   assert_string_equal (id.history.text, "");
+
+  /* There is no map of nobody's. */
+  identity_read (&id, "replication secondary: for the primary's writes; "
+                 "was primary 9abcd; "
+                 "with a map for 0123456789abcdef0123456789abcdef");
+  assert_string_equal (id.former.primary.text, "");
+  assert_string_equal (id.former.remote.text, "");
 }
 
 static void
