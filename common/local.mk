@@ -103,8 +103,8 @@ common_libblockdrivers_la_SOURCES = \
 	common/qed/guard.h \
 	common/qed/image/cache.c \
 	common/qed/image/cache.h \
-	common/qed/image/image.c \
 	common/qed/image/file.h \
+	common/qed/image/image.c \
 	common/qed/image/image.h \
 	common/qed/image/map.c \
 	common/qed/image/map.h \

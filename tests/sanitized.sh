@@ -93,8 +93,9 @@ for file in "${files[@]}"; do
   passed=$((passed + good)) failed=$((failed + bad))
   echo "$file: $good passed, $bad failed, $SECONDS seconds," \
        "$(find "$reports" -type f | wc -l) reports in all"
-  if [ "$bad" -ne 0 ]; then
+  if [ "$bad" -ne 0 ] || [ "$good" -eq 0 ]; then
     cat "$build/out"
+    failed=$((failed + (bad == 0)))
   fi
 done
 

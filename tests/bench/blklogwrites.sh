@@ -121,8 +121,7 @@ done
 # line KEY TITLE UNIT TARGET
 line ()
 {
-  local columns=("${servers[@]}")
-  unset 'columns[3]'
+  local columns=(file ours qemu)
   if [ "${results[$1,loop]}" ]; then columns+=(loop); fi
   medians "$1" "${columns[@]}" | awk -v title="$2" -v unit="$3" -v target="$4" '
     { printf "%-24s %9.0f %9.0f %9.0f %10s  %-5s %8.2f %8.2f %8s   %s\n",
