@@ -32,13 +32,13 @@
  */
 #define GAP 2
 
-/* Milliseconds between two passes over what is dirty: three times what
+/* Milliseconds between two passes over what is dirty: four times what
  * the pass took, within limits, so that where both share a processor the
- * guest has most of it.
+ * guest has most of it, and what it writes again meanwhile is sent once.
  */
-#define REST_FACTOR 3
+#define REST_FACTOR 5
 #define MIN_REST 100
-#define MAX_REST 1000
+#define MAX_REST 2000
 
 /* Where in the batch's buffer is the area? */
 static char *
