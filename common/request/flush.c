@@ -65,7 +65,9 @@ flusher_has_failed (struct flusher *f)
   return f->failed_errno != 0;
 }
 
-/* Flush once, for all that wait.  Called and returns with the lock. */
+/* Flush once, for all that wait, who are to be woken (see flusher_flush).
+ * Called and returns with the lock.
+ */
 static void
 run_round (struct flusher *f)
 {
@@ -83,7 +85,6 @@ run_round (struct flusher *f)
     atomic_store (&f->durable, covers);
   else if (f->failed_errno == 0)
     f->failed_errno = err ? err : EIO;
-  pthread_cond_broadcast (&f->done);
 }
 
 /* After a failure a flush is made all the same, for its message. */
@@ -95,23 +96,41 @@ say_again (struct flusher *f)
   run_round (f);
 }
 
-int
-flusher_flush (struct flusher *f)
+/* *ran: this has flushed, for others, too. */
+static int
+flush_or_wait (struct flusher *f, bool *ran)
 {
   const uint64_t target = atomic_load (&f->written);
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&f->lock);
 
+  *ran = f->failed_errno != 0;
   if (f->failed_errno)
     say_again (f);
   while (atomic_load (&f->durable) < target && f->failed_errno == 0) {
     if (f->running)
       pthread_cond_wait (&f->done, &f->lock);
-    else
+    else {
       run_round (f);
+      *ran = true;
+    }
   }
   if (f->failed_errno == 0)
     return 0;
   errno = f->failed_errno;
   return -1;
+}
+
+int
+flusher_flush (struct flusher *f)
+{
+  bool ran;
+  const int r = flush_or_wait (f, &ran);
+  const int err = errno;
+
+  /* Without the lock, for which they would wait again. */
+  if (ran)
+    pthread_cond_broadcast (&f->done);
+  errno = err;
+  return r;
 }

@@ -9,6 +9,8 @@
 
 #include <config.h>
 
+#include <stddef.h>
+
 #include "writelog/record/pending.h"
 
 void
@@ -33,27 +35,51 @@ take_off (struct pending_list *list, struct pending *p)
     list->complete_end = p->end;
   }
   p->left = true;
-  if (p->waited)
-    pthread_cond_signal (&p->turn);
 }
 
-void
+struct pending *
 pending_done (struct pending_list *list, struct pending *p, bool failed)
 {
+  struct pending *woken = NULL, **end = &woken;
+
   p->done = true;
   p->failed = failed;
-  while (list->first && list->first->done)
-    take_off (list, list->first);
+  while (list->first && list->first->done) {
+    struct pending *first = list->first;
+
+    take_off (list, first);
+    if (first->waited) {
+      *end = first;
+      end = &first->next;
+    }
+  }
+  *end = NULL;
+  if (!p->left) {
+    sem_init (&p->turn, 0, 0);
+    p->waited = true;
+  }
+  return woken;
 }
 
 void
-pending_wait (struct pending *p, pthread_mutex_t *lock)
+pending_wake (struct pending *woken)
 {
-  if (p->left)
-    return;
-  pthread_cond_init (&p->turn, NULL);
-  p->waited = true;
-  while (!p->left)
-    pthread_cond_wait (&p->turn, lock);
-  pthread_cond_destroy (&p->turn);
+  while (woken) {
+    struct pending *next = woken->next;
+
+    /* It may be gone as soon as this returns. */
+    sem_post (&woken->turn);
+    woken = next;
+  }
+}
+
+bool
+pending_wait (struct pending *p)
+{
+  if (p->waited) {
+    while (sem_wait (&p->turn) == -1)
+      ;                         /* a signal */
+    sem_destroy (&p->turn);
+  }
+  return !p->failed;
 }

@@ -11,7 +11,7 @@
 #ifndef BLOCKDRIVERS_WRITELOG_PENDING_H
 #define BLOCKDRIVERS_WRITELOG_PENDING_H
 
-#include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -25,11 +25,11 @@ struct pending {
   bool done;                    /* written, or failed */
   bool failed;
   bool left;                    /* taken off the list: failed is final */
-  bool waited;                  /* its writer waits on turn */
-  pthread_cond_t turn;
+  bool waited;                  /* its writer waits, or will */
+  sem_t turn;                   /* if waited: posted when it has left */
 };
 
-/* Guarded by a lock of its owner, with which all of these are called. */
+/* Guarded by a lock of its owner. */
 struct pending_list {
   struct pending *first, *last; /* in order */
   bool broken;                  /* an entry is missing: no more is counted */
@@ -37,18 +37,25 @@ struct pending_list {
   uint64_t complete_end;        /* where the last of these ends, bytes */
 };
 
-/* Put an entry that has its place at the end. */
+/* Put an entry that has its place at the end.  Called with the lock. */
 extern void pending_add (struct pending_list *list, struct pending *p);
 
-/* An entry is done: take what is done off the head of the list, and wake
- * who waits for that.
+/* An entry is done: take what is done off the head of the list.  Returns
+ * those among these whose writers wait, for pending_wake.  Called with the
+ * lock.
  */
-extern void pending_done (struct pending_list *list, struct pending *p,
-                          bool failed);
+extern struct pending *pending_done (struct pending_list *list,
+                                     struct pending *p, bool failed);
 
-/* Wait until all entries before this one have ended, and itself.  p->failed
- * then says whether it counts.
+/* Wake the writers of what pending_done returned, or NULL.  Called without
+ * the lock, for which they would wait again.
  */
-extern void pending_wait (struct pending *p, pthread_mutex_t *lock);
+extern void pending_wake (struct pending *woken);
+
+/* Wait, after pending_done, until all entries before this one have ended,
+ * and itself.  Returns whether it counts.  Called without the lock, by its
+ * writer.
+ */
+extern bool pending_wait (struct pending *p);
 
 #endif /* BLOCKDRIVERS_WRITELOG_PENDING_H */

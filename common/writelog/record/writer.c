@@ -96,7 +96,8 @@ struct writelog {
                                    taken before those of events */
   uint64_t next;                /* number of the next place; changes under
                                    the room's lock as well */
-  bool stopped;                 /* no entry gets a place any more */
+  atomic_bool stopped;          /* no entry gets a place any more; looked at
+                                   without it, too */
   struct pending_list written;  /* and what is being written */
   char *last_mark;
   char reason[REASON_LEN];      /* with error */
@@ -253,7 +254,7 @@ stop (struct writelog *log, int err, const char *reason)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
   fail_locked (log, err, reason);
-  log->stopped = true;
+  atomic_store (&log->stopped, true);
   errno = err;
   return -1;
 }
@@ -304,7 +305,7 @@ give_space_back (struct writelog *log)
 
   pthread_mutex_lock (&log->lock);
   /* Nobody writes behind the end, nor ever will. */
-  if (log->stopped && log->written.first == NULL)
+  if (atomic_load (&log->stopped) && log->written.first == NULL)
     end = log->written.complete_end;
   pthread_mutex_unlock (&log->lock);
   if (can_grow (log) && end < node_size (log->node))
@@ -395,7 +396,7 @@ no_room (struct writelog *log, const struct pending *p)
                   : "does not fit: the log is full");
   /* What is promised does fit. */
   if (!log->room.promises)
-    log->stopped = true;
+    atomic_store (&log->stopped, true);
   return writelog_check (log);
 }
 
@@ -405,9 +406,8 @@ no_room (struct writelog *log, const struct pending *p)
 static int
 may_append (struct writelog *log, const struct append *a)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
-
-  return log->stopped || a->what.mark ? writelog_check (log) : 0;
+  return atomic_load (&log->stopped) || a->what.mark ? writelog_check (log)
+                                                     : 0;
 }
 
 static void
@@ -443,6 +443,19 @@ reserve (struct append *a, uint64_t nr_sectors)
   return 0;
 }
 
+/* It has been written, or err says why not. */
+static struct pending *
+count (struct writelog *log, struct pending *p, int err)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
+
+  if (err) {
+    fail_at_locked (log, err, p, "could not be written");
+    atomic_store (&log->stopped, true);
+  }
+  return pending_done (&log->written, p, err != 0);
+}
+
 /* Write it at its place.  How that went stands in its struct pending. */
 static int
 write_and_count (void *opaque)
@@ -453,23 +466,8 @@ write_and_count (void *opaque)
                                log->room.promises, a->p.offset, &a->what)
     == 0 ? 0 : errno ? : EIO;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
-  if (err) {
-    fail_at_locked (log, err, &a->p, "could not be written");
-    log->stopped = true;
-  }
-  pending_done (&log->written, &a->p, err != 0);
+  pending_wake (count (log, &a->p, err));
   return 0;
-}
-
-/* Wait until all entries before this one have ended. */
-static int
-wait_until_counted (struct writelog *log, struct pending *p)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&log->lock);
-
-  pending_wait (p, &log->lock);
-  return p->failed ? writelog_check (log) : 0;
 }
 
 static int
@@ -484,8 +482,8 @@ append (struct append *a)
     serial_queue_run (&log->queue, write_and_count, a);
   else
     write_and_count (a);
-  if (wait_until_counted (log, &a->p) == -1)
-    return -1;
+  if (!pending_wait (&a->p))
+    return writelog_check (log);
   flusher_written (&log->flusher);
   update_after_interval (log, a->p.number);
   return 0;
