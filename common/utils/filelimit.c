@@ -5,11 +5,13 @@
 
 /* Notes on the design
  *
- * The kernel sends SIGXFSZ to the thread that goes beyond the limit, so
- * that thread keeps it blocked meanwhile, and takes it when it came.  That
- * is four calls of the kernel, and so done only where the limit may be
- * hit; to ask for the limit is one, a hundredth of a write's time.  It
- * is asked for each time, because prlimit(1) may change it.
+ * The kernel sends SIGXFSZ to the thread that goes beyond the limit, and
+ * prlimit(1) may set one at any time.  So a thread blocks the signal, once
+ * and for good: one that comes stays pending for it, and does nothing.
+ *
+ * The main thread keeps it blocked during a write only, and takes it when it
+ * came.  That is four calls of the kernel, and so done only where the limit
+ * may be hit; to ask for that is one.
  */
 
 #include <config.h>
@@ -18,6 +20,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "utils/filelimit.h"
 
@@ -39,17 +42,39 @@ only_xfsz (void)
   return set;
 }
 
+/* The main thread starts programs (--run), which inherit its mask. */
+static bool
+is_main_thread (void)
+{
+  return getpid () == gettid ();
+}
+
+/* May the thread go beyond the limit as it is? */
+static bool
+is_borne (uint64_t end)
+{
+  struct rlimit limit;
+
+  return getrlimit (RLIMIT_FSIZE, &limit) == 0 && end <= limit.rlim_cur;
+}
+
 struct file_limit
 file_limit_begin (uint64_t end)
 {
-  const int err = errno;
-  struct file_limit l;
-  struct rlimit limit;
+  static _Thread_local bool blocked;
+  const sigset_t set = only_xfsz ();
+  struct file_limit l = { .guarded = false };
+  int err;
 
-  l.guarded = getrlimit (RLIMIT_FSIZE, &limit) == -1 || end > limit.rlim_cur;
-  if (l.guarded) {
-    const sigset_t set = only_xfsz ();
-
+  if (blocked)
+    return l;
+  err = errno;
+  if (!is_main_thread ()) {
+    pthread_sigmask (SIG_BLOCK, &set, NULL);
+    blocked = true;
+  }
+  else if (!is_borne (end)) {
+    l.guarded = true;
     l.pending = is_pending ();
     pthread_sigmask (SIG_BLOCK, &set, &l.mask);
   }

@@ -276,6 +276,57 @@ test_limit (void **state)
                       sigismember (&before, signal));
 }
 
+static void *
+write_beyond (void *opaque)
+{
+  struct node *n = opaque;
+  const uint8_t block[4096] = { 0 };
+
+  for (int i = 0; i < 2; ++i) {
+    CHECK (node_pwrite (n, block, sizeof block, 8192) == -1);
+    CHECK (errno == EFBIG);
+    CHECK (node_pwrite (n, block, sizeof block, 4096) == 0);
+  }
+  return NULL;
+}
+
+/* A limit that comes when a thread has written before. */
+static void *
+write_and_limit (void *opaque)
+{
+  const struct rlimit limit = { 8192, RLIM_INFINITY };
+  struct node *n = opaque;
+  const uint8_t block[4096] = { 0 };
+
+  CHECK (node_pwrite (n, block, sizeof block, 8192) == 0);
+  CHECK (setrlimit (RLIMIT_FSIZE, &limit) == 0);
+  return write_beyond (n);
+}
+
+/* The same in threads, of which those of a server write; another one's
+ * signal does not come here.
+ */
+static void
+test_limit_in_threads (void **state)
+{
+  const struct rlimit none = { RLIM_INFINITY, RLIM_INFINITY };
+  struct node *n = open_new (modes[0], 12288);
+  sigset_t pending;
+  pthread_t thread;
+
+  (void) state;
+  signal (SIGXFSZ, SIG_DFL);
+  assert_int_equal (pthread_create (&thread, NULL, write_and_limit, n), 0);
+  assert_int_equal (pthread_join (thread, NULL), 0);
+  assert_int_equal (pthread_create (&thread, NULL, write_beyond, n), 0);
+  assert_int_equal (pthread_join (thread, NULL), 0);
+  assert_int_equal (sigpending (&pending), 0);
+  assert_false (sigismember (&pending, SIGXFSZ));
+  CHECK (setrlimit (RLIMIT_FSIZE, &none) == 0);
+  assert_int_equal (node_close (n), 0);
+  unlink (NAME);
+}
+
 /* A medium that loses what it could not write: the flush that finds that out
  * fails, and one more would have nothing left to do.
  */
@@ -343,6 +394,7 @@ main (void)
     cmocka_unit_test (test_extents),
     cmocka_unit_test (test_identity),
     cmocka_unit_test (test_limit),
+    cmocka_unit_test (test_limit_in_threads),
     cmocka_unit_test (test_flushes_that_fail),
   };
 
