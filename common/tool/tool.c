@@ -324,7 +324,8 @@ tool_dump_json (json_t *value, size_t flags)
 int
 tool_print_json (json_t *value)
 {
-  if (tool_dump_json (value, JSON_INDENT (4) | JSON_ENSURE_ASCII) == -1)
+  if (tool_dump_json (value, JSON_INDENT (4) | JSON_ENSURE_ASCII |
+                      JSON_ENCODE_ANY) == -1)
     return -1;
   putchar ('\n');
   return 0;

@@ -305,6 +305,10 @@ listens ()
   assert_equal "$(jq '.[0].image."virtual-size"' <<<"$output")" 4096
   exits 1 "Failed to find node with node-name='y'" ./qemu.sock \
         blockdev-del node-name=y
+  # An answer that is no object.
+  run -0 blkctl ./qemu.sock human-monitor-command "command-line=help quit"
+  assert_equal "$(jq -r . <<<"$output" | tr -d '\r')" \
+               "quit|q  -- quit the emulator"
 }
 
 @test "help and version" {
