@@ -62,6 +62,7 @@ unit_tests = $(slow_unit_tests) $(quick_unit_tests)
 bats_tests = \
 	tests/control/control.bats \
 	tests/house/arrows.bats \
+	tests/house/bounds.bats \
 	tests/house/frame.bats \
 	tests/house/lengths.bats \
 	tests/house/modules.bats \
@@ -187,6 +188,7 @@ EXTRA_DIST += \
 	tests/bench/status.py \
 	tests/demo.sh \
 	tests/house/arrows.py \
+	tests/house/bounds.py \
 	tests/house/sanitizers.sh \
 	tests/builds.sh \
 	tests/matrix.sh \

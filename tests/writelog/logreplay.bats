@@ -480,7 +480,7 @@ there, or cannot be lost"
 }
 
 # Everything is opened at the start, and each connection is nothing.
-@test "a million entries take less than 400 bytes each, in any moment" {
+@test "a million entries take less than 180 bytes each, in any moment" {
   local empty peak n
   make_log none.log 32
   model many many.log
@@ -499,5 +499,5 @@ for n in range(0, 1000000, 997):
         assert h.pread(32, n * 7919 % 1000000 * 32) == b'%032d' % n"
   peak=$(awk '/VmHWM/ { print $2 }' "/proc/$pid/status")
   echo "$((peak - empty)) KiB"
-  is_sanitized || [ $(((peak - empty) * 1024)) -lt 400000000 ]
+  is_sanitized || [ $(((peak - empty) * 1024)) -lt 180000000 ]
 }
