@@ -73,20 +73,23 @@ explore ()
   logwrites explore --limit=$states --jobs="$jobs" --size=1G log -- "$1"
 }
 
-# What all processes take that belong to us, when the last but one state is
-# tried: each page is counted for its share.
+# What all processes take that belong to us, in bytes, when the last but one
+# state is tried: each page is counted for its share.
 measure_memory ()
 {
-  local pids
   # shellcheck disable=SC2016
   explore 'parent=$(awk "/^PPid/ { print \$2 }" /proc/$PPID/status)
     for pid in $parent $(cat /proc/$parent/task/*/children); do
       cat /proc/$pid/smaps_rollup; done |
     awk "/^Pss:/ { sum += \$2 } END { print sum * 1024 }" >>memory' \
           >/dev/null 2>&1
-  pids=$(sort -n memory | tail -n 1)
+  sort -n memory | tail -n 1
   rm memory
-  awk "BEGIN { printf \"%.0f\", ($pids - $jobs * 8 * 1048576) / $1 }"
+}
+
+an_entry ()
+{
+  awk "BEGIN { printf \"%.0f\", ($taken - $jobs * 8 * 1048576) / $1 }"
 }
 
 replay_some ()
@@ -109,9 +112,13 @@ for entries in 1000 10000 100000; do
   # shellcheck disable=SC2016
   connecting=$(seconds explore 'nbdinfo --size "$uri" >/dev/null')
   copying=$(seconds replay_some $entries)
+  taken=$(measure_memory)
   printf '%-10s %10s %10s %10s %10s   (list: %s s)\n' $entries \
          "$(rate $states "$nothing")" "$(rate $states "$connecting")" \
          "$(awk "BEGIN { printf \"%.1f\", $copies / $copying }")" \
-         "$(measure_memory $entries)" "$list"
+         "$(an_entry $entries)" "$list"
 done
 printf '\ntargets: true at 100 or more, memory below 400 bytes an entry\n'
+echo
+tell_memory "logwrites explore of $entries entries, $jobs jobs" \
+            $((${taken%.*} >> 20)) $((10 + entries * 400 / 1048576 + 8 * jobs))

@@ -120,6 +120,20 @@ in_mib ()
                   awk '/./ { print $1 / 1024 }')
 }
 
+# peak COMMAND...: MiB of memory that it takes at most.
+peak ()
+{
+  command time -q -f %M -o "$dir/peak" "$@" >/dev/null
+  awk '{ printf "%.0f", $1 / 1024 }' "$dir/peak"
+}
+
+# tell_memory WHAT MIB BOUND: beside what the manual pages, in MEMORY, have as
+# the most.
+tell_memory ()
+{
+  echo "memory: $1 $2 MiB (the manual: at most $3)"
+}
+
 # median: of the numbers on standard input.
 median ()
 {

@@ -30,12 +30,14 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")/../lib" && pwd)
 python=/usr/bin/python3
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$lib
 
+need nbdkit logwrites time
 make_folder logreplay-bench
 cd "$dir"
 
 "$python" - <<'EOP'
 import random
 import statistics
+import subprocess
 import time
 
 import nbd
@@ -105,6 +107,7 @@ server, _ = start("empty")
 empty = {key: memory(server, key) for key in ("VmHWM", "VmRSS")}
 server.stop()
 
+highest = 0
 print("\na million entries; milliseconds, and bytes an entry\n")
 print("%-10s %8s %8s %8s %8s %8s %8s %8s" %
       ("", "start", "open", "longest", "crash", "longest", "highest",
@@ -120,12 +123,29 @@ for name, entry in (("apart", apart), ("random", overlapping),
            *((memory(server, key) - empty[key]) / COUNT
              for key in ("VmHWM", "VmRSS")))
     print("%-10s %8.0f %8.2f %8.2f %8.2f %8.2f %8.0f %8.0f" % (name, *row))
+    highest = max(highest, memory(server, "VmHWM") >> 20)
     server.stop()
+
+taken = {}
+with open("disk", "wb") as f:
+    f.truncate(2 * COUNT * SIZE)
+for command in ("list", "verify"):
+    subprocess.run(["time", "-q", "-f", "%M", "-o", "peak", "logwrites",
+                    command, "apart",
+                    *(["disk"] if command == "verify" else [])],
+                   stdout=subprocess.DEVNULL, check=command == "list")
+    with open("peak", encoding="ascii") as f:
+        taken[command] = int(f.read()) >> 10
 
 server, begin = start("32M", plugin="memory")
 print("%-10s %8.0f %8.2f %8.2f" %
       ("memory", begin, *visit(server, ["x"] * 200)))
 server.stop()
 print("\ntargets: start below 300 ms, open below 50 ms, memory below 400 "
-      "bytes an entry")
+      "bytes an entry\n")
+index = 180 * COUNT >> 20
+for what, peak, bound in (("nbdkit logreplay", highest, 5 + 3 + 1 + index),
+                          ("logwrites list", taken["list"], 10),
+                          ("logwrites verify", taken["verify"], 10 + index)):
+    print(f"memory: {what} {peak} MiB (the manual: at most {bound})")
 EOP

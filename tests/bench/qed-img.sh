@@ -27,7 +27,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-need qed-img qemu-img qemu-io nbdkit nbdcopy
+need qed-img qemu-img qemu-io nbdkit nbdcopy time
 make_folder qed-img-bench
 cd "$dir"
 
@@ -145,9 +145,16 @@ for ((round = 1; round <= rounds; round++)); do
   convert_all to-raw qed source.qed raw
   nbdcopy_all to-raw qed source.qed file
 done
+rm copy
+convert_memory=$(peak qed-img convert -f raw -O qed source.raw copy)
 rm source.raw source.qed copy
 
 both rebase megabytes.qed rebase -b other.qed -F qed
+
+fresh megabytes.qed
+rebase_memory=$(peak qed-img rebase -b other.qed -F qed top.qed)
+fresh clusters.qed
+commit_memory=$(peak qed-img commit -q top.qed)
 
 # line KEY TITLE TARGET
 line ()
@@ -186,3 +193,8 @@ for key in to-qed to-raw; do
   done
   printf '\n'
 done
+
+echo
+tell_memory "qed-img commit" "$commit_memory" 78
+tell_memory "qed-img convert" "$convert_memory" 82
+tell_memory "qed-img rebase" "$rebase_memory" 111

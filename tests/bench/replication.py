@@ -23,7 +23,17 @@ SECONDS = os.environ.get("BENCH_SECONDS") or "2"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS") or 5)
 TIMED = ["--time_based", f"--runtime={SECONDS}"]
 
+# nbdkit and the 16 requests of 1 MiB of one client, the filter, and what is on
+# its way; or tables and copies in 16 threads.  In MiB, from the manual page.
+BOUNDS = {"primary": 5 + 16 + 4 + 8 + 40 * SIZE // (1 << 40),
+          "secondary": 5 + 16 + 4 + 66 + 1 + 8, "blkctl": 3}
+
 results = {}
+memory = dict.fromkeys(BOUNDS, 0)
+
+
+def note_memory(side, server):
+    memory[side] = max(memory[side], server.peak_memory() >> 20)
 
 
 class Bench:
@@ -122,6 +132,7 @@ class Bench:
         server.start()
         self.secondary("ours", server.uri_of(), server.uri_of("guest"),
                        server.checkpoint)
+        note_memory("secondary", server)
         server.kill()
         self.remove("active", "hidden")
 
@@ -151,9 +162,18 @@ class Bench:
         server = Primary(self.fresh_disk(), remote.uri)
         server.start()
         self.primary_rows("ours", server.uri)
+        note_memory("primary", server)
         server.kill()
         remote.kill()
         self.remove("remote")
+
+    def memory_of_blkctl(self, server):
+        name = self.path("peak")
+        subprocess.run(["time", "-q", "-f", "%M", "-o", name, "blkctl",
+                        server.control_path, "query-replication"],
+                       stdout=subprocess.DEVNULL, check=True)
+        with open(name, encoding="ascii") as f:
+            return int(f.read()) >> 10
 
     def play_resync(self):
         """Everything is dirty in areas of 64 KiB when the remote comes
@@ -171,6 +191,8 @@ class Bench:
         server.wait_for(lambda s: s["dirty-bytes"] == 0, "in step")
         results.setdefault(("resync", "ours"), []).append(
             dirty / (1 << 20) / (time.monotonic() - begin))
+        note_memory("primary", server)
+        memory["blkctl"] = self.memory_of_blkctl(server)
         server.kill()
         source = Server(self.path("disk"), plugin="file")
         begin = time.monotonic()
@@ -250,6 +272,10 @@ def main():
     limit("first-1m", "1 MiB writes")
     limit_of_two("primary", "4 KiB")
     limit_of_two("primary-1m", "1 MiB")
+    print()
+    for side, bound in BOUNDS.items():
+        print(f"memory: {side} {memory[side]} MiB (the manual: at most "
+              f"{bound})")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/functions.bash"
 
-need nbdkit nbdcopy qemu-system-x86_64 qemu-img fio
+need nbdkit nbdcopy qemu-system-x86_64 qemu-img fio time
 
 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$(dirname "$0")/../lib" \
   exec /usr/bin/python3 "$(dirname "$0")/replication.py"
