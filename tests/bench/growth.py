@@ -145,6 +145,13 @@ def dirty_share(work):
     return t
 
 
+# MiB that a server takes at most, from the manual pages: nbdkit with what is
+# in flight, the module, and what grows with the work.
+BOUNDS = {"image size": 5 + 36 + 1,
+          "log length": 5 + 4 + (180 * 64 * 15625 >> 20),
+          "clients": 5 + 36 + 64 * 16 * (20 + 4) // 1024,
+          "dirty share": 5 + 1 + 4 + 8 + 1}
+
 KINDS = {"image size": image_size, "tables": tables,
          "chain length": chain, "log length": log_length,
          "clients": clients, "dirty share": dirty_share}
@@ -162,6 +169,7 @@ def measure(kind, work):
 def main():
     target = os.path.abspath(sys.argv[1])
     os.makedirs(target, exist_ok=True)
+    taken = []
     print("\nmilliseconds (and MiB of the server) at 1, 4, 16 and 64 times "
           "the work;\nthe last column is what 64 times takes more than "
           "once\n")
@@ -171,18 +179,24 @@ def main():
         os.chdir(directory)
         for name, kind in KINDS.items():
             times = []
+            most = 0
             line = f"{name:14}"
             print(f'"{name}"', file=data)
             for work in WORK:
                 t = measure(kind, work)
                 times.append(t.seconds)
                 line += f"{1000 * t.seconds:9.1f}"
+                most = max(most, t.memory >> 20)
                 if t.memory:
                     line += f" ({t.memory >> 20:3})"
                 print(work, 1000 * t.seconds, file=data)
             print(f"{line}   {times[-1] / times[0]:8.1f}", flush=True)
             print("\n", file=data)
             remove(*os.listdir("."))
+            if most:
+                taken.append(f"memory: {name} {most} MiB (the manual: at "
+                             f"most {BOUNDS[name]})")
+    print("", *taken, sep="\n")
     subprocess.run(["gnuplot"], check=True, text=True, input=f"""
         set terminal svg size 800,600
         set output '{target}/growth.svg'

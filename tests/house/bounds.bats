@@ -30,6 +30,10 @@ bounded ()
   bounded primary
 }
 
+@test "forwarder: the queue for a secondary that stands still" {
+  bounded forwarder
+}
+
 @test "secondary: writes all over a disk of 8 TiB" {
   bounded secondary
 }

@@ -23,7 +23,7 @@ import nbd
 import qed_format as qed
 import writelog_format as wl
 from qed_server import SANITIZED, Server
-from replication_server import GUEST, Primary, Remote, Secondary
+from replication_server import GUEST, Forwarder, Primary, Remote, Secondary
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -165,6 +165,28 @@ def primary():
     remote.kill()
 
 
+def forwarder():
+    """The queue for a secondary that stands still, and its buffers."""
+    remote = Remote(sparse("remote", 256 * MIB))
+    server = Forwarder(remote.uri, timeout=1)
+    server.start()
+    pieces = range(0, 128 * MIB, MIB // 4)
+
+    def write_piece(handle, offset):
+        handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(MIB // 4)),
+                          offset)
+
+    each(server.uri, write_piece, pieces)
+    remote.stand_still()
+    each(server.uri, write_piece, pieces)
+    # nbdkit's nbd plugin takes more than its file plugin.
+    at_most("forwarder", server.peak_memory(),
+            NBDKIT + 16 / 4 + FILTER + 33 + 2)
+    server.kill()
+    remote.go_on()
+    remote.kill()
+
+
 def secondary():
     """What is written all over a large disk is in the files."""
     size = 8 * TIB
@@ -227,7 +249,8 @@ def held():
 
 
 def answers():
-    """An answer of 16 MB to blkctl: 3 times as much of text, 30 of numbers, 50 of lists."""
+    """An answer of 16 MB to blkctl: 3 times as much of text, 30 of numbers,
+    50 of lists."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("sock")
     listener.listen()
@@ -253,5 +276,6 @@ def answers():
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (qed_server, qed_img, lone_clusters, primary,
-                             secondary, logs, held, answers)}[sys.argv[1]]()
+    cases = (qed_server, qed_img, lone_clusters, primary, forwarder,
+             secondary, logs, held, answers)
+    {f.__name__: f for f in cases}[sys.argv[1]]()
