@@ -26,6 +26,10 @@ bounded ()
   bounded lone_clusters
 }
 
+@test "qed-img check -r all: 32000 clusters that are in use twice" {
+  bounded repair
+}
+
 @test "primary: the map of a disk of 4 TiB, clean and dirty" {
   bounded primary
 }
