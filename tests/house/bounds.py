@@ -222,6 +222,13 @@ def secondary():
     at_most("secondary", server.peak_memory(),
             NBDKIT + FILTER + 1 + 66 + 16 * 0.5)
     server.kill()
+    # A new bitmap, and one that says that all is dirty.
+    for kib in 4, 44:
+        server = Secondary(sparse("disk", 2 * TIB), "new", "buffers",
+                           bitmap="map")
+        at_most("secondary with a bitmap", server.peak_memory(),
+                NBDKIT + FILTER + 1 + kib * 2 * TIB / (1 << 40))
+        server.kill()
 
 
 def make_log(name, number):
