@@ -127,6 +127,17 @@ class Bench:
         self.secondary("file", server.uri, server.uri, lambda: None)
         server.kill()
 
+    def play_filter(self):
+        """nbdkit file behind a filter that does nothing with a write."""
+        server = Server(self.fresh_disk(), plugin="file",
+                        options=["--filter=noextents"])
+        self.warm_up()
+        self.fio(server.uri, "write.bw", "--rw=write", "--bs=1M")
+        results.setdefault(("again", "filter"), []).append(
+            self.fio(server.uri, "write.iops", "--rw=randwrite", "--bs=4k",
+                     *TIMED))
+        server.kill()
+
     def play_ours(self):
         self.remove("active", "hidden")
         server = Secondary(self.fresh_disk(), self.path("active"),
@@ -230,6 +241,15 @@ def limit_of_two(key, title):
           "of that")
 
 
+def limit_of_filter(key, title):
+    """What no filter can exceed: one that does nothing."""
+    file, empty, ours = (statistics.median(results[key, kind])
+                         for kind in ("file", "filter", "ours"))
+    print(f"limit: nbdkit file behind a filter that does nothing does {title} "
+          f"{empty / file:.2f} times as fast as without; the secondary does "
+          f"{ours / empty:.2f} of that")
+
+
 def limit(key, title):
     """What no filter can exceed: nbdkit alone, with the disk only."""
     file, qemu = (statistics.median(results[key, kind])
@@ -244,6 +264,7 @@ def main():
         bench = Bench(directory)
         for _ in range(ROUNDS):
             bench.play_file()
+            bench.play_filter()
             bench.play_ours()
             bench.play_qemu()
             bench.play_primary()
@@ -273,6 +294,7 @@ def main():
     limit("first", "4 KiB in each new cluster")
     limit("again", "4 KiB random repeated")
     limit("first-1m", "1 MiB writes")
+    limit_of_filter("again", "4 KiB random repeated")
     limit_of_two("primary", "4 KiB")
     limit_of_two("primary-1m", "1 MiB")
     print()
