@@ -181,10 +181,13 @@ common_libblockdrivers_la_SOURCES = \
 	common/writelog/explore/content.h \
 	common/writelog/explore/disk.c \
 	common/writelog/explore/disk.h \
+	common/writelog/explore/names.c \
 	common/writelog/explore/plan.c \
 	common/writelog/explore/plan.h \
 	common/writelog/explore/pool.c \
 	common/writelog/explore/pool.h \
+	common/writelog/explore/runs.c \
+	common/writelog/explore/runs.h \
 	common/writelog/explore/shrink.c \
 	common/writelog/explore/shrink.h \
 	common/writelog/explore/try.c \

@@ -530,3 +530,48 @@ END
   explore 1 --report=missing/out disk.log -- touch ran
   assert_file_not_exist ran
 }
+
+# Each of these took minutes when its cost grew with the square of the length
+# of an interval; now they are done at once.
+@test "a long interval takes no longer than what is listed of it" {
+  make_log long.log 32 '*[entry(2 * i, 1) for i in range(300000)]'
+  seq 0 299999 | sed 's|.*|lost/300000/& single|' >wanted
+  timeout 30 logwrites explore --list --size=1G --states=single \
+          long.log >got
+  cmp wanted got
+  { echo "entry/1 only"; echo "lost/2/0 only"
+    seq 1 299998 | awk '{ print "lost/" $1 + 2 "/0-" $1 " only" }'; } >wanted
+  timeout 30 logwrites explore --list --size=1G --states=only \
+          long.log >got
+  cmp wanted got
+}
+
+@test "entries over each other take no longer than as many apart" {
+  make_log same.log 32 '*[entry(i % 3, 2) for i in range(300000)]'
+  timeout 30 logwrites explore --list --size=1G --states=only \
+          same.log | tail -n 1 >got
+  assert_equal "$(cat got)" "lost/300000/0-299998 only"
+  make_log nested.log 32 \
+    '*[pack_entry(i, 2 * (60000 - i), DISCARD, b"", 32) for i in range(60000)]'
+  timeout 30 logwrites explore --list --size=1G nested.log |
+    tail -n 1 >got
+  assert_equal "$(cat got)" "cut/0/4 random"
+}
+
+@test "a seed takes no longer where marks are many" {
+  make_log marks.log 32 'entry(0, 1)' '*[mark(b"")] * 300000'
+  timeout 30 logwrites explore --list --size=1G \
+          --states=random:400000 marks.log >got
+  assert_equal "$(cut -d/ -f1,2 got | sort -u)" "cut/0"
+  assert_equal "$(wc -l <got)" 2
+}
+
+@test "what a seed has lost of a long interval is told at once" {
+  make_log long.log 32 '*[entry(2 * i, 1) for i in range(150000)]'
+  timeout 30 logwrites list --lost=cut/0/5 long.log >got
+  sed -i '/^the same state: /d' got
+  sort -n -c -u got
+  assert [ "$(wc -l <got)" -gt 10000 ]
+  run awk '$3 != 2 * $1 "+1" || $5 != $3' got
+  assert_output ""
+}

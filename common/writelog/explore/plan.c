@@ -183,54 +183,6 @@ plan_moment (const struct plan *plan, const struct plan_state *state,
   }
 }
 
-char *
-plan_moment_name (const struct writelog_index *index,
-                  const struct writelog_moment *moment)
-{
-  CLEANUP_FREE struct lost_piece *lost = NULL;
-  CLEANUP_FREE char *set = NULL;
-  char *name;
-  size_t nr;
-  int r;
-
-  if (writelog_moment_losses (index, moment, &lost, &nr) == -1)
-    return NULL;
-  if (nr == 0)
-    r = asprintf (&name, "entry/%" PRIu64, moment->entries);
-  else {
-    set = writelog_lost_print (index, lost, nr);
-    r = set ? asprintf (&name, "lost/%" PRIu64 "/%s", moment->entries, set)
-      : -1;
-  }
-  return r == -1 ? NULL : name;
-}
-
-char *
-plan_name (const struct plan *plan, const struct plan_state *state)
-{
-  struct writelog_moment moment;
-  char *name;
-  int r;
-
-  switch (state->kind) {
-  case PLAN_FLUSH:
-  case PLAN_FUA:
-    r = asprintf (&name, "%s/%" PRIu32, kind_names[state->kind],
-                  state->place);
-    return r == -1 ? NULL : name;
-  case PLAN_RANDOM:
-    r = asprintf (&name, "cut/%" PRIu32 "/%" PRIu32, state->place,
-                  state->choice);
-    return r == -1 ? NULL : name;
-  default:
-    if (plan_moment (plan, state, &moment) == -1)
-      return NULL;
-    name = plan_moment_name (plan->index, &moment);
-    writelog_moment_free (&moment);
-    return name;
-  }
-}
-
 /* ---- Making the list */
 
 struct make {
@@ -551,17 +503,6 @@ number_of_random (struct make *m, const struct plan_state *state,
   return number;
 }
 
-static uint64_t
-count_marks (const struct make *m, uint64_t entries)
-{
-  uint64_t marks = m->marks;
-
-  for (uint64_t entry = entries; entry < m->at; ++entry)
-    marks -= (writelog_index_entry (m->plan->index, entry).flags &
-              WRITELOG_MARK) != 0;
-  return marks;
-}
-
 /* Seeds for the interval, whose disk at the start has this number.  It may
  * end with the next flush, which has not been passed yet.
  */
@@ -585,7 +526,8 @@ add_random (struct make *m, uint64_t first, uint64_t at_start)
       return -1;
     if (add (m, PLAN_RANDOM, moment.entries, m->flush, seed,
              number_of_random (m, &state, &moment, at_start, pieces, nr),
-             count_marks (m, moment.entries)) == -1)
+             writelog_count_marks (m->plan->index,
+                                   MIN (moment.entries, m->at))) == -1)
       return -1;
   }
   return 0;
@@ -668,6 +610,8 @@ plan_make (struct plan *plan, const struct writelog_index *index,
   m.content.zero_base = wish->zero_base;
   writelog_index_totals (index, &m.totals);
   r = walk (&m);
+  if (r == 0 && has_kind (&m, PLAN_ONLY))
+    r = runs_find (&plan->runs, index);
   free (m.met);
   if (r == -1)
     plan_free (plan);
@@ -680,6 +624,7 @@ void
 plan_free (struct plan *plan)
 {
   free (plan->states);
+  runs_free (&plan->runs);
   plan->states = NULL;
   plan->nr = 0;
 }

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "writelog/explore/runs.h"
 #include "writelog/moments/index.h"
 #include "writelog/moments/loss.h"
 
@@ -51,6 +52,7 @@ struct plan {
   struct plan_wish wish;
   struct plan_state *states;    /* in the order of their moments, nearly */
   size_t nr;
+  struct runs runs;             /* for names of ONLY */
   uint64_t found;               /* before equal ones were left out */
   uint64_t distinct;            /* before the sample */
 };

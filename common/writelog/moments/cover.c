@@ -316,6 +316,19 @@ cover_below (const struct cover *c, size_t piece, uint64_t limit,
   }
 }
 
+void
+cover_cut (struct cover_lists *lists, uint64_t limit)
+{
+  for (unsigned i = 0; i < lists->nr;) {
+    lists->list[i].nr = count_below (lists->list[i].ids, lists->list[i].nr,
+                                     limit);
+    if (lists->list[i].nr > 0)
+      i++;
+    else
+      lists->list[i] = lists->list[--lists->nr];
+  }
+}
+
 uint32_t
 cover_pop (struct cover_lists *lists)
 {

@@ -66,6 +66,9 @@ struct cover_lists {
 extern void cover_below (const struct cover *c, size_t piece,
                          uint64_t limit, struct cover_lists *lists);
 
+/* Leave only the numbers below limit in lists. */
+extern void cover_cut (struct cover_lists *lists, uint64_t limit);
+
 /* Take the greatest number out of the lists.  COVER_NONE when they are
  * empty.
  */

@@ -70,6 +70,22 @@ append (struct entry_list *list, uint32_t entry)
   return 0;
 }
 
+size_t
+entry_list_below (const struct entry_list *list, uint64_t n)
+{
+  size_t low = 0, high = list->nr;
+
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+
+    if (list->numbers[middle] < n)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 static int
 add_mark (struct writelog_index *index, struct build *b,
           const struct writelog_item *item)

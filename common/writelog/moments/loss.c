@@ -128,12 +128,21 @@ is_volatile (const struct writelog_index *index, uint64_t entry)
     !(index->flags[entry] & WRITELOG_FUA);
 }
 
+/* The last entry behind a FUA write, of those up to n; 0 if there is none. */
+static uint64_t
+behind_fua (const struct writelog_index *index, uint64_t n)
+{
+  const size_t nr = entry_list_below (&index->fuas, n);
+
+  return nr > 0 ? index->fuas.numbers[nr - 1] + UINT64_C (1) : 0;
+}
+
 int
 writelog_moment_cut (const struct writelog_index *index, uint64_t n,
                      uint64_t seed, uint64_t tear,
                      struct writelog_moment *moment)
 {
-  uint64_t start, count, next, last;
+  uint64_t start, count, next;
 
   if (find_interval (index, n, &start, &count) == -1)
     return -1;
@@ -145,12 +154,11 @@ writelog_moment_cut (const struct writelog_index *index, uint64_t n,
   if (next < index->nr_entries && index->nr_sectors[next] > 0)
     count++;
   draw (moment, n, seed, tear, start, count);
-  if (mix (moment->key + 4) % 4 == 0) {
-    for (last = moment->entries; last > start; --last)
-      if (last - 1 == next || (index->flags[last - 1] & WRITELOG_FUA))
-        break;
-    if (last > start)
-      moment->entries = last;
+  if (mix (moment->key + 4) % 4 == 0 && moment->entries <= next) {
+    const uint64_t fua = behind_fua (index, moment->entries);
+
+    if (fua > start)
+      moment->entries = fua;
   }
   moment->in_flight = moment->entries > start;
   if (moment->entries > next)
@@ -453,6 +461,18 @@ moment_presence (const struct writelog_index *index,
   return is_whole (index, &moment->lost[i]) ? ABSENT : IN_PARTS;
 }
 
+uint64_t
+moment_absent_from (const struct writelog_index *index,
+                    const struct writelog_moment *moment, uint64_t entry)
+{
+  uint64_t from;
+
+  if (!moment->bare)
+    return entry;
+  from = MAX (moment->certain, behind_fua (index, entry));
+  return moment->one < entry ? MAX (from, moment->one + 1) : from;
+}
+
 bool
 moment_has (const struct writelog_index *index,
             const struct writelog_moment *moment, uint64_t entry,
@@ -494,6 +514,42 @@ same_until (const struct writelog_moment *moment, uint64_t entry,
   return MIN (end, sector < p->start ? p->start : p->end);
 }
 
+/* Add what has been lost of an entry, of which that is some parts. */
+static int
+add_parts (const struct writelog_index *index,
+           const struct writelog_moment *moment, uint64_t entry,
+           struct set *set)
+{
+  const uint64_t end = index->sector[entry] + index->nr_sectors[entry];
+  const size_t nr = set->nr;
+
+  for (uint64_t s = index->sector[entry], next; s < end; s = next) {
+    next = same_until (moment, entry, s, end);
+    if (!moment_has (index, moment, entry, s) &&
+        add (set, entry, s, next) == -1)
+      return -1;
+  }
+  /* Those of other entries have been joined. */
+  if (set->nr > nr)
+    set->nr = nr + join (set->lost + nr, set->nr - nr);
+  return 0;
+}
+
+static int
+copy_lost (const struct writelog_moment *moment, struct lost_piece **lost,
+           size_t *nr)
+{
+  *lost = NULL;
+  *nr = moment->nr_lost;
+  if (moment->nr_lost == 0)
+    return 0;
+  *lost = reallocarray (NULL, moment->nr_lost, sizeof **lost);
+  if (*lost == NULL)
+    return -1;
+  memcpy (*lost, moment->lost, moment->nr_lost * sizeof **lost);
+  return 0;
+}
+
 int
 writelog_moment_losses (const struct writelog_index *index,
                         const struct writelog_moment *moment,
@@ -501,6 +557,8 @@ writelog_moment_losses (const struct writelog_index *index,
 {
   struct set set = { NULL };
 
+  if (!moment->seeded && !moment->bare)
+    return copy_lost (moment, lost, nr);
   for (uint64_t e = moment->certain; e < moment->entries; ++e) {
     const uint64_t start = index->sector[e];
     const uint64_t end = start + index->nr_sectors[e];
@@ -513,15 +571,9 @@ writelog_moment_losses (const struct writelog_index *index,
         goto error;
       continue;
     default:
-      break;
-    }
-    for (uint64_t s = start, next; s < end; s = next) {
-      next = same_until (moment, e, s, end);
-      if (!moment_has (index, moment, e, s) &&
-          add (&set, e, s, next) == -1)
+      if (add_parts (index, moment, e, &set) == -1)
         goto error;
     }
-    set.nr = join (set.lost, set.nr);
   }
   *lost = set.lost;
   *nr = set.nr;

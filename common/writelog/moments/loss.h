@@ -117,6 +117,13 @@ extern enum presence moment_presence (const struct writelog_index *index,
                                       const struct writelog_moment *moment,
                                       uint64_t entry);
 
+/* Of one that is absent: from which entry on up to this one are all absent?
+ * That is for skipping, and need not be the first.
+ */
+extern uint64_t moment_absent_from (const struct writelog_index *index,
+                                    const struct writelog_moment *moment,
+                                    uint64_t entry);
+
 /* Of one that is there in parts: this sector of the disk? */
 extern bool moment_has (const struct writelog_index *index,
                         const struct writelog_moment *moment,

@@ -142,8 +142,8 @@ writelog_index_mark (const struct writelog_index *index, uint64_t i,
   return 0;
 }
 
-char *
-writelog_last_mark (const struct writelog_index *index, uint64_t n)
+uint64_t
+writelog_count_marks (const struct writelog_index *index, uint64_t n)
 {
   size_t low = 0, high = index->nr_marks;
 
@@ -155,23 +155,21 @@ writelog_last_mark (const struct writelog_index *index, uint64_t n)
     else
       high = middle;
   }
-  return low > 0 ? read_mark (index, &index->marks[low - 1]) : strdup ("");
+  return low;
+}
+
+char *
+writelog_last_mark (const struct writelog_index *index, uint64_t n)
+{
+  const uint64_t nr = writelog_count_marks (index, n);
+
+  return nr > 0 ? read_mark (index, &index->marks[nr - 1]) : strdup ("");
 }
 
 uint64_t
 writelog_count_flushes (const struct writelog_index *index, uint64_t n)
 {
-  size_t low = 0, high = index->flushes.nr;
-
-  while (low < high) {
-    const size_t middle = low + (high - low) / 2;
-
-    if (index->flushes.numbers[middle] < n)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return entry_list_below (&index->flushes, n);
 }
 
 /* ---- Names */

@@ -64,7 +64,9 @@ extern int writelog_index_mark (const struct writelog_index *index,
 extern char *writelog_last_mark (const struct writelog_index *index,
                                  uint64_t n);
 
-/* How many flushes are among the first n entries? */
+/* How many marks are among the first n entries, and how many flushes? */
+extern uint64_t writelog_count_marks (const struct writelog_index *index,
+                                      uint64_t n);
 extern uint64_t writelog_count_flushes (const struct writelog_index *index,
                                         uint64_t n);
 

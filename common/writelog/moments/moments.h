@@ -30,6 +30,9 @@ struct entry_list {
   size_t nr, allocated;
 };
 
+/* How many of them are below n? */
+extern size_t entry_list_below (const struct entry_list *list, uint64_t n);
+
 struct writelog_index {
   struct writelog_reader *reader;
   uint32_t sector_size;

@@ -76,6 +76,16 @@ walk_begin (struct walk *w, const struct state *s, uint64_t count,
                 div_round_up (offset + count, s->index->sector_size));
 }
 
+/* Of a long interval all may be absent but a few. */
+static void
+skip_absent (const struct state *s, struct cover_lists *lists, uint32_t entry)
+{
+  const uint64_t from = moment_absent_from (s->index, &s->moment, entry);
+
+  if (from < entry)
+    cover_cut (lists, from);
+}
+
 /* The latest entry that is there in the whole piece, if it is the same
  * one for all its sectors.  Otherwise false, and the lists are as they were.
  */
@@ -93,6 +103,7 @@ find_common (const struct state *s, struct cover_lists *lists,
     case PRESENT:
       return true;
     case ABSENT:
+      skip_absent (s, lists, *entry);
       break;
     case IN_PARTS:
       *lists = all;
@@ -199,6 +210,12 @@ writelog_moment_visit (const struct writelog_index *index,
 
   walk_sectors (&w, &s, start, end);
   w.most = MIN (w.most, most_parts);
+  /* The last run begins at the part of number most_parts at the latest, and
+   * is joined of w.most.  Each piece is a part or more.
+   */
+  if (cover_find (&index->cover, end - 1) - w.piece >=
+      (uint64_t) most_parts + w.most - 1)
+    return false;
   while (start < end) {
     uint32_t entry;
     uint64_t run_end;
