@@ -118,7 +118,7 @@ for entries in 1000 10000 100000; do
          "$(awk "BEGIN { printf \"%.1f\", $copies / $copying }")" \
          "$(an_entry $entries)" "$list"
 done
-printf '\ntargets: true at 100 or more, memory below 400 bytes an entry\n'
+printf '\ntargets: true at 100 or more, memory below 500 bytes an entry\n'
 echo
 tell_memory "logwrites explore of $entries entries, $jobs jobs" \
-            $((${taken%.*} >> 20)) $((10 + entries * 400 / 1048576 + 8 * jobs))
+            $((${taken%.*} >> 20)) $((10 + entries * 500 / 1048576 + 8 * jobs))

@@ -35,7 +35,7 @@ BLKCTL = 3
 QED = 3
 FILTER = 4
 INDEX = 180                     # bytes an entry
-EXPLORE = 400                   # the same
+EXPLORE = 500                   # the same
 
 ROOM = 3                        # the libraries of others may be larger
 
