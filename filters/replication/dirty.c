@@ -125,8 +125,9 @@ dirty_destroy (struct dirty *d)
   pthread_mutex_destroy (&d->lock);
 }
 
-/* A change of the file has ended so.  Nothing is written any more after the
- * first failure.  Called with the file's lock.
+/* A change of the file has ended so.  After the first failure nothing is
+ * written any more but that it is not to be trusted, until it says so.  Called
+ * with the file's lock.
  */
 static int
 note_file (struct dirty *d, int r)
@@ -142,7 +143,7 @@ static int
 write_file (struct dirty *d, uint64_t first, uint64_t last)
 {
   if (d->file_failed)
-    return 0;
+    return dirty_file_tell (d->file);
   return note_file (d, dirty_file_write (d->file, d->file_map, first, last));
 }
 
@@ -164,7 +165,9 @@ is_in_file (const struct dirty *d, uint64_t first, uint64_t last)
   return true;
 }
 
-/* Give the file the bits of areas first..last. */
+/* Give the file the bits of areas first..last.  As long as it neither has them
+ * nor says that it lacks something each write of these areas comes here.
+ */
 static int
 put_in_file (struct dirty *d, uint64_t first, uint64_t last)
 {
@@ -175,8 +178,9 @@ put_in_file (struct dirty *d, uint64_t first, uint64_t last)
     d->file_map[w] |= bits_of (w, first, last);
   r = write_file (d, first / 64, last / 64);
   err = errno;
-  {
+  if (!dirty_file_is_wrong (d->file)) {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
+    d->doubtful = false;
     for (uint64_t w = first / 64; w <= last / 64; ++w)
       d->in_file[w] |= bits_of (w, first, last);
   }
@@ -203,7 +207,7 @@ add_range (struct dirty *d, uint64_t offset, uint64_t count)
       blocks &= DIRTY_ALL >> (BLOCKS - 1 - end);
     add_blocks (d, area, blocks);
   }
-  return !d->file || is_in_file (d, first, last);
+  return !d->file || (!d->doubtful && is_in_file (d, first, last));
 }
 
 int
@@ -278,7 +282,15 @@ dirty_is_wrong (struct dirty *d)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
 
-  return dirty_file_is_wrong (d->file);
+  return d->file && dirty_file_is_wrong (d->file);
+}
+
+int
+dirty_tell (struct dirty *d)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->file_lock);
+
+  return d->file ? dirty_file_tell (d->file) : 0;
 }
 
 size_t
@@ -322,6 +334,7 @@ replace (struct dirty *d, const uint64_t *words, const struct pairing *parted)
   const int err = errno;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&d->lock);
   memcpy (d->in_file, d->file_map, n * sizeof *d->in_file);
+  d->doubtful = dirty_file_is_wrong (d->file);
   errno = err;
   return r;
 }

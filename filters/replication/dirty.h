@@ -62,6 +62,8 @@ struct dirty {
   uint64_t *unsure;             /* copied since the last flush began */
   uint64_t *settling;           /* copied before the flush that runs */
   uint64_t *in_file;            /* what the file is known to have, or NULL */
+  bool doubtful;                /* it is not, since all of the file's map was
+                                   to be another one, and that failed */
   uint64_t nr_dirty;            /* blocks that are dirty */
   uint64_t nr_taken;            /* blocks that are being copied */
   uint64_t nr_unsure;           /* areas */
@@ -78,8 +80,9 @@ extern int dirty_init (struct dirty *d, uint64_t size,
 extern void dirty_destroy (struct dirty *d);
 
 /* This range is going to be changed.  Returns -1 with errno, after a
- * message, if the file could not be told (only the first time); the map
- * in memory is right nevertheless.
+ * message, if the file could not be told; the map in memory is right
+ * nevertheless.  If dirty_is_wrong then says so the range must not be changed:
+ * who finds the file when the process was killed would not know of it.
  */
 extern int dirty_mark (struct dirty *d, uint64_t offset, uint64_t count);
 
@@ -113,6 +116,11 @@ extern bool dirty_disk_was_changed (struct dirty *d);
 /* Does the file lack something; and does it not say so? */
 extern bool dirty_has_failed (struct dirty *d);
 extern bool dirty_is_wrong (struct dirty *d);
+
+/* If it does not, try again to have it say so.  -1 with errno, after a
+ * message, if that cannot be written.
+ */
+extern int dirty_tell (struct dirty *d);
 
 /* What the file says: a bit an area, in so many words. */
 extern size_t dirty_nr_words (const struct dirty *d);

@@ -301,7 +301,11 @@ int
 dirty_file_distrust (struct dirty_file *f)
 {
   memset (f->header + 32, 0, BOOT_ID_LEN);
-  return node_pwrite (f->node, f->header, HEADER_SIZE, 0);
+  if (node_pwrite (f->node, f->header, HEADER_SIZE, 0) == 0)
+    return 0;
+  f->failed = true;
+  f->distrusted = false;
+  return -1;
 }
 
 /* The file lacks something, so let the next user distrust it. */
@@ -319,6 +323,15 @@ bool
 dirty_file_is_wrong (const struct dirty_file *f)
 {
   return f->failed && !f->distrusted;
+}
+
+int
+dirty_file_tell (struct dirty_file *f)
+{
+  if (!dirty_file_is_wrong (f))
+    return 0;
+  f->distrusted = dirty_file_distrust (f) == 0;
+  return f->distrusted ? 0 : -1;
 }
 
 void

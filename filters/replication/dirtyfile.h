@@ -96,13 +96,18 @@ extern int dirty_file_put_partner (struct dirty_file *f,
                                    const struct pairing *parted);
 
 /* If the process dies now, all areas count as dirty; until the next of the
- * function above.
+ * function above.  If that fails the file is wrong, since its user goes on.
  */
 extern int dirty_file_distrust (struct dirty_file *f);
 
 /* Has it missed something, without being distrusted for that by the next one?
  */
 extern bool dirty_file_is_wrong (const struct dirty_file *f);
+
+/* If so, try again to have it distrusted.  -1 with errno, after a message, if
+ * it still is wrong.
+ */
+extern int dirty_file_tell (struct dirty_file *f);
 
 /* Write words first..last of the map. */
 extern int dirty_file_write (struct dirty_file *f, const uint64_t *map,

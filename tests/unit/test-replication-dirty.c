@@ -309,6 +309,7 @@ test_bytes_of_all (void **state)
 /* The medium of the file: a write of it takes as long as this is set. */
 static atomic_bool hold_writes;
 static atomic_uint nr_held;
+static atomic_uint nr_to_fail;  /* of the next writes */
 
 extern ssize_t __real_pwrite (int fd, const void *buf, size_t count,
                               off_t offset) LINKED_AS ("__real_pwrite");
@@ -321,6 +322,11 @@ __wrap_pwrite (int fd, const void *buf, size_t count, off_t offset)
   while (atomic_load (&hold_writes))
     usleep (1000);
   atomic_fetch_sub (&nr_held, 1);
+  if (atomic_load (&nr_to_fail) > 0) {
+    atomic_fetch_sub (&nr_to_fail, 1);
+    errno = EIO;
+    return -1;
+  }
   return __real_pwrite (fd, buf, count, offset);
 }
 
@@ -366,6 +372,68 @@ test_nobody_waits_for_the_file_in_vain (void **state)
   open_map ();
   assert_false (dirty_is_clean (&map, 5));
   assert_false (dirty_is_clean (&map, 7));
+}
+
+/* Does the file as it is say to the next one that it cannot be trusted? */
+static bool
+says_that_it_failed (void)
+{
+  static const char none[36];
+  char boot[36];
+  const int fd = open (name[current], O_RDONLY);
+
+  assert_true (fd >= 0);
+  assert_int_equal (pread (fd, boot, sizeof boot, 32), sizeof boot);
+  close (fd);
+  return memcmp (boot, none, sizeof none) == 0;
+}
+
+/* A bit that cannot be written, and then not even that the file lacks it: as
+ * long as that is so nothing may change that the file does not know, as
+ * whoever is killed would leave a file that is believed.
+ */
+static void
+test_a_file_that_cannot_say_that_it_failed (void **state)
+{
+  (void) state;
+  assert_int_equal (dirty_mark (&map, 9 * DIRTY_AREA, 1), 0);
+  atomic_store (&nr_to_fail, 2);
+  assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA, 1), -1);
+  assert_true (dirty_is_wrong (&map));
+  assert_false (says_that_it_failed ());
+
+  /* The same area, another one, and one that the file has. */
+  for (uint64_t area = 5; area < 7; ++area) {
+    atomic_store (&nr_to_fail, 1);
+    assert_int_equal (dirty_mark (&map, area * DIRTY_AREA, 1), -1);
+    assert_true (dirty_is_wrong (&map));
+    assert_int_equal (atomic_load (&nr_to_fail), 0);
+  }
+  assert_int_equal (dirty_mark (&map, 9 * DIRTY_AREA, 1), 0);
+  assert_true (dirty_is_wrong (&map));
+
+  assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA, 1), 0);
+  assert_false (dirty_is_wrong (&map));
+  assert_true (says_that_it_failed ());
+  assert_int_equal (dirty_mark (&map, 8 * DIRTY_AREA, 1), 0);
+}
+
+/* The same where all of the map was to be another one. */
+static void
+test_a_map_that_cannot_be_replaced (void **state)
+{
+  (void) state;
+  atomic_store (&nr_to_fail, 1);
+  assert_int_equal (dirty_forget (&map), -1);
+  for (int i = 0; i < 2 && dirty_is_wrong (&map); ++i) {
+    atomic_store (&nr_to_fail, 1);
+    assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA, 1), -1);
+    assert_int_equal (atomic_load (&nr_to_fail), 0);
+  }
+  atomic_store (&nr_to_fail, 0);
+  assert_int_equal (dirty_mark (&map, 5 * DIRTY_AREA, 1), 0);
+  assert_false (dirty_is_wrong (&map));
+  assert_true (says_that_it_failed ());
 }
 
 static int
@@ -446,6 +514,8 @@ main (void)
     TEST (test_passes),
     TEST (test_bytes_of_all),
     TEST (test_nobody_waits_for_the_file_in_vain),
+    TEST (test_a_file_that_cannot_say_that_it_failed),
+    TEST (test_a_map_that_cannot_be_replaced),
     TEST (test_whatever_differs_is_dirty),
     TEST (test_a_file_that_a_crash_has_left),
   };

@@ -273,6 +273,19 @@ take_their_map (struct mirror *m, char cause[CAUSE_LEN])
   return r;
 }
 
+/* What the remote is sent from now on is not to be known in memory only, with
+ * a bitmap that says something else and would be believed.
+ */
+static int
+check_bitmap (struct mirror *m, char cause[CAUSE_LEN])
+{
+  if (dirty_tell (m->dirty) == 0)
+    return 0;
+  snprintf (cause, CAUSE_LEN, "the bitmap can neither note what the remote "
+            "lacks nor be marked as incomplete: %s", strerror (errno));
+  return -1;
+}
+
 /* What of the disk the remote lacks.  That everything is dirty is noted before
  * the map is about this one, so that it does not get lost if we are killed in
  * between.
@@ -282,7 +295,7 @@ begin_map (struct mirror *m, enum meeting meeting,
            const struct disk_identity *remote, char cause[CAUSE_LEN])
 {
   if (meeting == MEETING_IN_STEP)
-    return 0;
+    return check_bitmap (m, cause);
   if (meeting == MEETING_PARTED && take_their_map (m, cause) == -1)
     return -1;
   if (meeting == MEETING_OVERWRITE || meeting == MEETING_AGAIN ||
@@ -300,7 +313,7 @@ begin_map (struct mirror *m, enum meeting meeting,
   if (dirty_set_history (m->dirty, &remote->history) == -1)
     replication_error_set (m->error, "writing the bitmap: %s",
                            strerror (errno));
-  return 0;
+  return check_bitmap (m, cause);
 }
 
 /* What is known of the remote. */

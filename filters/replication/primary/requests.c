@@ -40,6 +40,33 @@ struct change {
   struct claim claim;           /* if tracked */
 };
 
+/* Note that its range differs from now on.  A bitmap that fails says that it
+ * is not to be trusted, and the guest goes on; but where it cannot even be
+ * made to say that, who is killed would leave one that is believed.
+ */
+static int
+track_change (struct primary *p, struct change *c, uint64_t count)
+{
+  unsigned long more;
+  int err;
+
+  claim_acquire (&p->claims, &c->claim, c->offset, count, CLAIM_SHARED);
+  if (dirty_mark (&p->dirty, c->offset, count) == 0)
+    return 0;
+  err = errno;
+  replication_error_set (&p->error, "writing the bitmap: %s", strerror (err));
+  if (!dirty_is_wrong (&p->dirty))
+    return 0;
+  claim_release (&p->claims, &c->claim);
+  if (replication_may_tell (&p->refusals, &more))
+    msg_error ("%s: %s at offset %" PRIu64 ": not possible while the bitmap "
+               "can neither note it nor be marked as incomplete: %s%s",
+               p->node.name, c->what, c->offset, strerror (err),
+               more ? "; others before were refused, too" : "");
+  errno = EIO;
+  return -1;
+}
+
 /* Begin it.  After 0 end it with end_change. */
 static int
 begin_change (struct primary *p, struct change *c, const char *what,
@@ -57,11 +84,12 @@ begin_change (struct primary *p, struct change *c, const char *what,
     return -1;
   }
   c->tracked = p->remote && count > 0 && atomic_load (&p->tracking);
-  if (c->tracked) {
-    claim_acquire (&p->claims, &c->claim, offset, count, CLAIM_SHARED);
-    if (dirty_mark (&p->dirty, offset, count) == -1)
-      replication_error_set (&p->error, "writing the bitmap: %s",
-                             strerror (errno));
+  if (c->tracked && track_change (p, c, count) == -1) {
+    const int err = errno;
+
+    request_end (&p->drain);
+    errno = err;
+    return -1;
   }
   return 0;
 }

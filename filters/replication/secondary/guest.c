@@ -218,16 +218,15 @@ guest_change (struct node *n, const struct change *c)
     break;
   case REPLICATION_FAILOVER:
   case REPLICATION_FAILOVER_FAILED:
-    map_mark (s, c);
     if (c->kind == ZERO && (c->flags & NODE_FAST))
       errno = ENOTSUP;          /* two places are not fast */
-    else
+    else if (map_mark (s, c) == 0)
       r = change_vector (s, stage, c);
     break;
   case REPLICATION_DONE:
     take_disk (s);
-    map_mark (s, c);
-    r = change_apply (s->disk, c);
+    if (map_mark (s, c) == 0)
+      r = change_apply (s->disk, c);
     break;
   }
   request_leave (s);

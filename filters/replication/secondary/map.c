@@ -210,11 +210,16 @@ map_part (struct secondary *s, const struct pairing *pair)
     secondary_note_error (s, "writing the bitmap");
 }
 
-void
+int
 map_mark (struct secondary *s, const struct change *c)
 {
-  if (s->has_map && dirty_mark (&s->map, c->offset, c->count) == -1)
-    secondary_note_error (s, "writing the bitmap");
+  if (!s->has_map || dirty_mark (&s->map, c->offset, c->count) == 0)
+    return 0;
+  secondary_note_error (s, "writing the bitmap");
+  if (!dirty_is_wrong (&s->map))
+    return 0;
+  errno = EIO;
+  return -1;
 }
 
 int

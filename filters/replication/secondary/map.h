@@ -39,8 +39,10 @@ extern bool map_is_forgotten (struct secondary *s);
  */
 extern void map_part (struct secondary *s, const struct pairing *pair);
 
-/* After a failover, before this change goes to the disk. */
-extern void map_mark (struct secondary *s, const struct change *c);
+/* After a failover, before this change goes to the disk.  -1 with errno if it
+ * must not: if we were killed the file would be believed, and lack it.
+ */
+extern int map_mark (struct secondary *s, const struct change *c);
 
 /* For a flush: -1 with errno as long as the file may say something wrong. */
 extern int map_settle (struct secondary *s);
