@@ -32,7 +32,7 @@
  */
 #define GAP 2
 
-/* Milliseconds between two passes over what is dirty: four times what
+/* Milliseconds between two passes over what is dirty: five times what
  * the pass took, within limits, so that where both share a processor the
  * guest has most of it, and what it writes again meanwhile is sent once.
  */
