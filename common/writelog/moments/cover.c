@@ -279,9 +279,8 @@ cover_memory (const struct cover *c)
     c->first[2 * c->nr_pieces] * sizeof *c->ids;
 }
 
-/* How many of nr ascending numbers are below limit? */
-static size_t
-count_below (const uint32_t *ids, size_t nr, uint64_t limit)
+size_t
+cover_count_below (const uint32_t *ids, size_t nr, uint64_t limit)
 {
   size_t from = 0, to = nr;
 
@@ -305,8 +304,8 @@ cover_below (const struct cover *c, size_t piece, uint64_t limit,
   lists->nr = 0;
   for (size_t node = piece + c->nr_pieces; node > 0; node /= 2) {
     const uint32_t *ids = c->ids + c->first[node];
-    const size_t nr = count_below (ids, c->first[node + 1] - c->first[node],
-                                   limit);
+    const size_t nr =
+      cover_count_below (ids, c->first[node + 1] - c->first[node], limit);
 
     if (nr > 0) {
       lists->list[lists->nr].ids = ids;
@@ -320,8 +319,8 @@ void
 cover_cut (struct cover_lists *lists, uint64_t limit)
 {
   for (unsigned i = 0; i < lists->nr;) {
-    lists->list[i].nr = count_below (lists->list[i].ids, lists->list[i].nr,
-                                     limit);
+    lists->list[i].nr =
+      cover_count_below (lists->list[i].ids, lists->list[i].nr, limit);
     if (lists->list[i].nr > 0)
       i++;
     else

@@ -66,6 +66,10 @@ struct cover_lists {
 extern void cover_below (const struct cover *c, size_t piece,
                          uint64_t limit, struct cover_lists *lists);
 
+/* How many of nr ascending numbers are below limit? */
+extern size_t cover_count_below (const uint32_t *ids, size_t nr,
+                                 uint64_t limit);
+
 /* Leave only the numbers below limit in lists. */
 extern void cover_cut (struct cover_lists *lists, uint64_t limit);
 

@@ -73,17 +73,7 @@ append (struct entry_list *list, uint32_t entry)
 size_t
 entry_list_below (const struct entry_list *list, uint64_t n)
 {
-  size_t low = 0, high = list->nr;
-
-  while (low < high) {
-    const size_t middle = low + (high - low) / 2;
-
-    if (list->numbers[middle] < n)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return cover_count_below (list->numbers, list->nr, n);
 }
 
 static int
